@@ -1,0 +1,47 @@
+# The Python that makes the virtual environments (3.11 or later).
+PYTHON ?= python3
+# For `make test` and `make test-oldest`: pytest's arguments, e.g. PYTEST_ARGS="-n 0 -k segmentation". The last -n wins.
+PYTEST_ARGS ?=
+# For `make demo`: passed on as --model, --video and --family; ARGS goes on as it is.
+MODEL ?=
+VIDEO ?=
+FAMILY ?=
+ARGS ?=
+demo_options = $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(FAMILY),--family "$(FAMILY)")
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-oldest lint format clean env env-oldest
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: env  ## Run scripts/demo.py (MODEL=, VIDEO=, FAMILY=, ARGS=)
+	.venv/bin/python scripts/demo.py $(strip $(demo_options) $(ARGS))
+
+# Two test processes, with one thread each: torch's threads would otherwise fight for the same cores.
+test test-oldest: export OMP_NUM_THREADS ?= 1
+
+test: env  ## Run the tests with the newest supported versions (PYTEST_ARGS=)
+	.venv/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+test-oldest: env-oldest  ## Run the tests with the oldest supported transformers (PYTEST_ARGS=)
+	.venv-oldest/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+lint: env  ## Check style, format and types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: env  ## Format the code and mend what ruff can
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+clean:  ## Remove the environments, caches and build output
+	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+env:
+	@$(PYTHON) scripts/setup_env.py
+
+env-oldest:
+	@$(PYTHON) scripts/setup_env.py --venv .venv-oldest --constraints constraints-oldest.txt --extras test

@@ -1,0 +1,1 @@
+from .compression import CompressedVideo, CompressionConfig, compress_video, exact_num_tokens  # noqa: F401

@@ -1,0 +1,91 @@
+"""The key/value cache of a compressed prompt."""
+
+from collections.abc import Callable
+
+import torch
+from transformers import DynamicCache
+
+from .report import CompressionReport
+
+
+class FlashVIDCache(DynamicCache):
+    """A `DynamicCache` that holds fewer tokens than the prompt had, and fewer still above the pruning layer.
+
+    `get_seq_length()` counts the tokens of the original sequence, because that is what `generate` slices its inputs
+    by and what positions continue from.
+
+    Args:
+        lower_mask, upper_mask: which cached columns are real tokens below and from the pruning layer on, with shape
+            (B, cached columns) each; `None` where nothing is padded.
+        num_dropped: columns of the original sequence that the lower layers do not hold.
+        pruned: whether the layers from the pruning layer on hold fewer columns than those below.
+        reports: what was compressed, a report for every prefill that had videos.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.lower_mask: torch.Tensor | None = None
+        self.upper_mask: torch.Tensor | None = None
+        self.num_dropped = 0
+        self.pruned = False
+        self.reports: tuple[CompressionReport, ...] = ()
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the cache holds a compressed prompt."""
+        return bool(self.reports)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return super().get_seq_length(layer_idx) + self.num_dropped
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.num_cached(layer_idx)
+
+    def num_cached(self, layer_idx: int = 0) -> int:
+        """Columns that a layer really holds."""
+        return super().get_seq_length(layer_idx)
+
+    def account(
+        self,
+        lower_mask: torch.Tensor | None,
+        upper_mask: torch.Tensor | None,
+        num_dropped: int,
+        pruned: bool,
+        report: CompressionReport | None,
+    ) -> None:
+        """Note what a call has added: masks over all columns now cached, and what was dropped and reported."""
+        self.lower_mask, self.upper_mask = lower_mask, upper_mask
+        self.num_dropped += num_dropped
+        self.pruned = self.pruned or pruned
+        if report is not None:
+            self.reports = (*self.reports, report)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)
+        if tokens_to_remove:
+            self._update_masks(lambda mask: mask[:, : -abs(tokens_to_remove)])
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._update_masks(lambda mask: mask.index_select(0, beam_idx.to(mask.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._update_masks(lambda mask: mask.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._update_masks(lambda mask: mask[indices])
+
+    def reset(self) -> None:
+        super().reset()
+        self._clear()
+
+    def _update_masks(self, update: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        if self.lower_mask is not None:
+            self.lower_mask = update(self.lower_mask)
+        if self.upper_mask is not None:
+            self.upper_mask = update(self.upper_mask)

@@ -1,0 +1,285 @@
+"""FlashVID's compression of a video before the language model: DySeg, ADTS, TSTM (paper section 3).
+
+The compression is decided once, without gradient, and then applied to the features as one weighted sum of rows. In
+behavior "paper" every size follows from `exact_num_tokens`, so nothing waits for the device.
+
+Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens. A flat
+index is t * N + n.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .released import released_segment_lengths
+from .segmentation import frame_similarity, segment_video
+from .token_merging import inverse_norms, merge_tokens, weighted_sums
+from .token_selection import TOKEN_SELECTION_METHODS, select_tokens
+from .validation import check_choice, check_number
+
+BEHAVIORS = ("paper", "released")
+
+
+@dataclass(frozen=True)
+class CompressionConfig:
+    """Settings of the compression, under the reference implementation's names.
+
+    Args:
+        retention_ratio: share of the video tokens that a layer of the language model sees, averaged over the layers;
+            above 0, at most 1. Where `retention_ratio * expansion` reaches 1, the video stays as it is.
+        expansion: `retention_ratio * expansion` is the share that enters the language model; at least 1. The
+            pruning inside the language model makes up for it.
+        alpha: share of the kept tokens that are selected (ADTS); the others are merged (TSTM); 0 to 1.
+        token_selection_method: "attn", "div", "attn_div" or "attn_div_v2", see `select_tokens`.
+        temporal_threshold: smallest cosine that links a token to the frame before; at least -1. From 1 on nothing is
+            merged over time.
+        do_segment: cut the video into segments (DySeg); otherwise it is one segment.
+        segment_threshold: cosine of neighbouring frames below which a segment ends; at least -1.
+        min_segment_num: segments that `complementary_segment` aims at; at least 1.
+        complementary_segment: cut further where too few cuts pass the threshold.
+        behavior: "paper", or "released" to reproduce the numbers of the released code with its deviations.
+
+    Raises:
+        ValueError: a field is outside of its range.
+    """
+
+    retention_ratio: float = 0.25
+    expansion: float = 1.25
+    alpha: float = 0.7
+    token_selection_method: str = "attn_div_v2"
+    temporal_threshold: float = 0.8
+    do_segment: bool = True
+    segment_threshold: float = 0.9
+    min_segment_num: int = 8
+    complementary_segment: bool = True
+    behavior: str = "paper"
+
+    def __post_init__(self):
+        check_number("retention_ratio", self.retention_ratio, above=0, most=1)
+        check_number("expansion", self.expansion, least=1)
+        check_number("alpha", self.alpha, least=0, most=1)
+        check_choice("token_selection_method", self.token_selection_method, TOKEN_SELECTION_METHODS)
+        check_number("temporal_threshold", self.temporal_threshold, least=-1)
+        check_number("segment_threshold", self.segment_threshold, least=-1)
+        check_number("min_segment_num", self.min_segment_num, least=1, integer=True)
+        check_choice("do_segment", self.do_segment, (True, False))
+        check_choice("complementary_segment", self.complementary_segment, (True, False))
+        check_choice("behavior", self.behavior, BEHAVIORS)
+
+    @property
+    def segmentation(self) -> dict:
+        """The arguments of `segment_video`."""
+        return {
+            "segment_threshold": self.segment_threshold,
+            "min_segment_num": self.min_segment_num,
+            "complementary_segment": self.complementary_segment,
+        }
+
+    def frame_budget(self, tokens_per_frame: int) -> tuple[int, int]:
+        """Kept tokens of a frame and how many of them are selected rather than merged (paper section 3.1)."""
+        budget = math.ceil(tokens_per_frame * self.retention_ratio * self.expansion)
+        return min(budget, tokens_per_frame), math.ceil(budget * self.alpha)
+
+
+@dataclass(frozen=True)
+class CompressedVideo:
+    """A compressed video, and how it came about.
+
+    Args:
+        tokens: kept tokens in the order of `indices`, with shape (M, D), in the dtype of the features.
+        indices: flat index of each kept token, ascending, with shape (M,). Unique in behavior "paper".
+        starts: True at the first frame of every segment, with shape (T,).
+        selected: which tokens ADTS selected, with shape (T, N); they are kept unchanged.
+        trees: flat index of the root of the tree that each token joined, with shape (T, N); its own if it joined none.
+        slots: the row of `tokens` that each token went into, with shape (T, N); -1 if it was dropped.
+    """
+
+    tokens: torch.Tensor
+    indices: torch.Tensor
+    starts: torch.Tensor
+    selected: torch.Tensor
+    trees: torch.Tensor
+    slots: torch.Tensor
+    _segment_lengths: torch.Tensor | None = None
+
+    @property
+    def segment_lengths(self) -> torch.Tensor:
+        """Frames of every segment, with shape (S,). Computed when asked for, because S depends on the video."""
+        if self._segment_lengths is not None:
+            return self._segment_lengths
+        first = self.starts.nonzero()[:, 0]
+        return first.diff(append=first.new_tensor([len(self.starts)]))
+
+
+def exact_num_tokens(num_frames: int, tokens_per_frame: int, config: CompressionConfig) -> int:
+    """How many tokens `compress_video` keeps in behavior "paper", from the sizes alone.
+
+    Args:
+        num_frames: T, at least 1.
+        tokens_per_frame: N, at least 1.
+
+    Raises:
+        ValueError: a size is not a positive integer, or the behavior is "released", whose count depends on the video.
+    """
+    check_number("num_frames", num_frames, least=1, integer=True)
+    check_number("tokens_per_frame", tokens_per_frame, least=1, integer=True)
+    if config.behavior != "paper":
+        raise ValueError(
+            f"`behavior` is {config.behavior!r}: the number of tokens is known beforehand only for 'paper'. "
+            "Compress the video and count, or use `behavior='paper'`."
+        )
+    return num_frames * config.frame_budget(tokens_per_frame)[0]
+
+
+def compress_video(
+    video_features: torch.Tensor, attention: torch.Tensor, config: CompressionConfig
+) -> CompressedVideo:
+    """Select and merge the tokens of one video (paper section 3, Algorithm 1).
+
+    Computes in float32 whatever the dtype of the input; deterministic; the inputs stay as they are. Gradients flow
+    through the merged tokens, not through the decision.
+
+    Args:
+        video_features: tokens as they would enter the language model, with shape (T, N, D).
+        attention: attention that each token receives in the last vision block, averaged over heads and queries, with
+            shape (T, N). Needed for every method but "div".
+
+    Raises:
+        ValueError: the shapes do not fit together.
+    """
+    _check_inputs(video_features, attention)
+    num_frames, num_tokens, _ = video_features.shape
+    if config.frame_budget(num_tokens)[0] == num_tokens:
+        return _keep_everything(video_features)
+    with torch.autocast(video_features.device.type, enabled=False):
+        features = video_features.float()
+        with torch.no_grad():
+            decision = _decide(features, attention.float(), config)
+        tokens = weighted_sums(
+            features.reshape(num_frames * num_tokens, -1), *decision.pop("entries"), num_slots=len(decision["indices"])
+        )
+    return CompressedVideo(tokens=tokens.to(video_features.dtype), **decision)
+
+
+def event_relevance(features: torch.Tensor, frame_features: torch.Tensor, segment: torch.Tensor) -> torch.Tensor:
+    """Mean dot product of each token with the frame means of its segment (paper section 3.3), with shape (T, N).
+
+    Args:
+        features: with shape (T, N, D).
+        frame_features: mean token of every frame, with shape (T, D).
+        segment: the segment of each frame, with shape (T,).
+    """
+    together = (segment[:, None] == segment[None, :]).float()  # (T, T)
+    segment_features = (together / together.sum(-1, keepdim=True)) @ frame_features
+    return torch.bmm(features, segment_features[:, :, None])[..., 0]
+
+
+def _decide(features: torch.Tensor, attention: torch.Tensor, config: CompressionConfig) -> dict:
+    """The fields of a `CompressedVideo` but the tokens, and the `entries` of the weighted sums that make them."""
+    num_frames, num_tokens, _ = features.shape
+    budget, num_selected = config.frame_budget(num_tokens)
+    num_merged = budget - num_selected
+    released = config.behavior == "released"
+    flat_index = torch.arange(num_frames * num_tokens, device=features.device)
+    frame_features = features.mean(1)
+
+    # DySeg
+    starts = flat_index[:num_frames] == 0
+    if config.do_segment:
+        starts = segment_video(frame_features, **config.segmentation)
+    segment = starts.cumsum(0) - 1
+
+    # ADTS
+    similarity = torch.bmm(features, features.mT)  # inner products first, then cosines in the same memory
+    inverse_norm = inverse_norms(similarity.diagonal(dim1=1, dim2=2))
+    similarity.mul_(inverse_norm[:, :, None]).mul_(inverse_norm[:, None, :])
+    relevance = None
+    if config.token_selection_method == "attn_div_v2":
+        relevance = event_relevance(features, frame_features, segment)
+    chosen = select_tokens(
+        similarity.neg_().add_(1),
+        attention,
+        num_selected,
+        method=config.token_selection_method,
+        event_relevance=relevance,
+        allow_repeats=released,
+    )
+    selected = torch.zeros_like(attention, dtype=torch.bool).scatter_(1, chosen, True)
+    kept = (chosen + flat_index[:num_frames, None] * num_tokens).view(-1)
+    source, weight = kept, torch.ones_like(kept, dtype=torch.float32)
+    roots = flat_index
+
+    # TSTM
+    merged = None
+    if num_merged:
+        merged = merge_tokens(
+            features, inverse_norm, selected, segment,
+            tokens_per_frame=budget, num_merged=num_merged, temporal_threshold=config.temporal_threshold,
+            released=released,
+        )  # fmt: skip
+        centers = merged.centers.view(-1)
+        num_centers = int(centers.sum()) if released else num_frames * num_merged  # "paper": known beforehand
+        kept = torch.cat([kept, centers.byte().argsort(descending=True, stable=True)[:num_centers]])
+        source, weight = torch.cat([source, flat_index]), torch.cat([weight, merged.weight])
+        roots = merged.roots
+
+    # One row for every kept token, in the order of the video.
+    indices, order = kept.sort(stable=True)
+    rows = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    slot = rows[: num_frames * num_selected]
+    slots = torch.full_like(flat_index, -1)
+    if merged is not None:
+        row_of_center = slots.scatter(0, kept[len(slot) :], rows[len(slot) :])
+        slots = torch.where(merged.weight > 0, row_of_center[merged.cluster], -1)
+        # Dropped tokens count with weight 0, spread over the rows so that none gets many.
+        slot = torch.cat([slot, torch.where(slots < 0, flat_index % len(order), slots)])
+    slots = slots.scatter(0, source[: num_frames * num_selected], slot[: num_frames * num_selected])
+
+    lengths = None
+    if released and config.do_segment:
+        lengths = released_segment_lengths(frame_similarity(frame_features), **config.segmentation)
+    shape = (num_frames, num_tokens)
+    return {
+        "indices": indices,
+        "starts": starts,
+        "selected": selected,
+        "trees": roots.view(shape),
+        "slots": slots.view(shape),
+        "entries": (source, slot, weight),
+        "_segment_lengths": lengths,
+    }
+
+
+def _keep_everything(video_features: torch.Tensor) -> CompressedVideo:
+    num_frames, num_tokens, _ = video_features.shape
+    indices = torch.arange(num_frames * num_tokens, device=video_features.device)
+    grid = indices.view(num_frames, num_tokens)
+    return CompressedVideo(
+        tokens=video_features.flatten(0, 1).clone(),
+        indices=indices,
+        starts=indices[:num_frames] == 0,
+        selected=torch.ones_like(grid, dtype=torch.bool),
+        trees=grid,
+        slots=grid,
+    )
+
+
+def _check_inputs(video_features: torch.Tensor, attention: torch.Tensor) -> None:
+    if video_features.ndim != 3 or 0 in video_features.shape:
+        raise ValueError(
+            f"`video_features` has shape {tuple(video_features.shape)}: it must be (frames, tokens per frame, width), "
+            "each at least 1. Pass the features of one video, after the projector and any pooling."
+        )
+    if not video_features.is_floating_point():
+        raise ValueError(f"`video_features` has dtype {video_features.dtype}: it must be a floating point dtype.")
+    if attention.shape != video_features.shape[:2]:
+        raise ValueError(
+            f"`attention` has shape {tuple(attention.shape)} and `video_features` {tuple(video_features.shape)}: "
+            f"`attention` must have shape {tuple(video_features.shape[:2])}, one value for every token."
+        )
+    if attention.device != video_features.device:
+        raise ValueError(
+            f"`attention` is on {attention.device} and `video_features` on {video_features.device}: "
+            "move one of them, both must be on one device."
+        )

@@ -1,0 +1,136 @@
+"""The configuration fields of FlashVID, shared by the configurations of all model families."""
+
+import copy
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .compression import CompressionConfig
+from .validation import check_number
+
+
+@dataclass(kw_only=True)
+class FlashVIDConfigMixin:
+    """Settings of the compression as flat fields of a model's configuration, under the reference's names.
+
+    A family's configuration derives from this and from its upstream configuration, and says which checkpoints it
+    accepts.
+
+    Args:
+        retention_ratio ... behavior: see `CompressionConfig`.
+        pruning_layer: the first layer of the language model that sees only part of the video tokens that entered it;
+            at least 1; from the number of layers on nothing is pruned. Default: near 5/7 of the depth.
+        llm_retention_ratio: the part that it sees; above 0, at most 1, which is no pruning. Default: what makes
+            `retention_ratio` the average over all layers (paper section 3.5).
+
+    Raises:
+        ValueError: a field is outside of its range.
+    """
+
+    # `model_type` of the upstream checkpoints that load into this configuration.
+    base_model_type = ""
+    # Which class of which published module an Auto class loads: the `auto_map` of the folders that models save.
+    auto_classes = {}
+
+    # Typed `Any`, because the checks of `CompressionConfig` say more than those of upstream's strict dataclasses.
+    retention_ratio: Any = 0.25
+    expansion: Any = 1.25
+    alpha: Any = 0.7
+    token_selection_method: Any = "attn_div_v2"
+    temporal_threshold: Any = 0.8
+    do_segment: Any = True
+    segment_threshold: Any = 0.9
+    min_segment_num: Any = 8
+    complementary_segment: Any = True
+    behavior: Any = "paper"
+    pruning_layer: Any = None
+    llm_retention_ratio: Any = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        depth = self.get_text_config().num_hidden_layers
+        check_number("expansion", self.expansion, least=1)
+        if self.pruning_layer is None:
+            self.pruning_layer = default_pruning_layer(depth, self.expansion)
+        check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
+        if self.llm_retention_ratio is None:
+            self.llm_retention_ratio = default_llm_retention_ratio(depth, self.pruning_layer, self.expansion)
+        self.check_flashvid()
+
+    @property
+    def compression(self) -> CompressionConfig:
+        """The settings of `compress_video`, validated."""
+        return CompressionConfig(**{field.name: getattr(self, field.name) for field in fields(CompressionConfig)})
+
+    @property
+    def compresses(self) -> bool:
+        """Whether the settings leave anything to compress; otherwise the model is the upstream model."""
+        return self.retention_ratio * self.expansion < 1
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the language model drops video tokens at `pruning_layer`."""
+        depth = self.get_text_config().num_hidden_layers
+        return self.compresses and self.pruning_layer < depth and self.llm_retention_ratio < 1
+
+    def check_flashvid(self) -> None:
+        """Raise a `ValueError` for a field that is outside of its range."""
+        self.compression  # noqa: B018 -- validates on construction
+        check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
+        check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = config_dict.get("model_type")
+        if model_type not in (None, cls.model_type):
+            if model_type != cls.base_model_type:
+                raise ValueError(
+                    f"`model_type` of {str(pretrained_model_name_or_path)!r} is {model_type!r}: {cls.__name__} reads "
+                    f"{cls.model_type!r} and {cls.base_model_type!r}. Choose the class of that family."
+                )
+            config_dict = {**config_dict, "model_type": cls.model_type}
+            config_dict.pop("architectures", None)
+        return config_dict, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        # Upstream sets overrides on the finished object, unchecked; ours go through construction.
+        names = {field.name for field in fields(FlashVIDConfigMixin)}
+        overrides = {name: kwargs.pop(name) for name in names & kwargs.keys()}
+        if overrides.keys() & {"expansion", "pruning_layer"} and "llm_retention_ratio" not in overrides:
+            stored = cls(**copy.deepcopy(config_dict))
+            depth = stored.get_text_config().num_hidden_layers
+            derived = default_llm_retention_ratio(depth, stored.pruning_layer, stored.expansion)
+            if stored.llm_retention_ratio == derived:  # a derived ratio stays derived, so the average stays the same
+                overrides["llm_retention_ratio"] = None
+        return super().from_dict({**config_dict, **overrides}, **kwargs)
+
+
+def default_pruning_layer(num_layers: int, expansion: float) -> int:
+    """The layer near 5/7 of the depth, or the last before which pruning can make up for the expansion."""
+    deepest = math.ceil(num_layers / expansion) - 1
+    return max(1, min(round(num_layers * 5 / 7), deepest))
+
+
+def default_llm_retention_ratio(num_layers: int, pruning_layer: int, expansion: float) -> float:
+    """The share that layers from `pruning_layer` on keep, so that `retention_ratio` is the average over the layers.
+
+    With L layers, r solves expansion * (pruning_layer + r * (L - pruning_layer)) = L (paper section 3.5).
+
+    Raises:
+        ValueError: not even r = 0 would do.
+    """
+    if pruning_layer >= num_layers:
+        return 1.0
+    remaining = num_layers - expansion * pruning_layer
+    if remaining <= 0:
+        raise ValueError(
+            f"`pruning_layer` is {pruning_layer} and `expansion` is {expansion}: with {num_layers} layers no pruning "
+            f"keeps the average at `retention_ratio`. Choose a `pruning_layer` below {num_layers / expansion:g}, a "
+            "smaller `expansion`, or set `llm_retention_ratio` yourself."
+        )
+    return round(min(1.0, remaining / (expansion * (num_layers - pruning_layer))), 6)
+
+
+__all__ = ["FlashVIDConfigMixin"]

@@ -1,0 +1,68 @@
+"""Loading and saving: key names of the original checkpoints, and folders that bring their code along."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from .pipeline_flashvid import CUSTOM_PIPELINES
+
+# What a loader may pass on to find the files of a repository.
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+# What belongs to the model although a configuration would take it.
+_MODEL_ARGUMENTS = ("dtype", "torch_dtype", "quantization_config", "key_mapping")
+
+
+class FlashVIDPreTrainedMixin:
+    """`from_pretrained` and `save_pretrained` of every FlashVID model.
+
+    A family says how the names of its original checkpoint map to its own, because transformers applies the renaming
+    of a native model to classes of the library only: without it the weights would be random, with a warning.
+    """
+
+    # Patterns of names in the original checkpoint and what replaces them, tried in order.
+    checkpoint_key_mapping: dict[str, str] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *model_args: Any,
+        config: PreTrainedConfig | str | os.PathLike | None = None,
+        **kwargs: Any,
+    ):
+        """Load a FlashVID folder, or a checkpoint of the upstream family.
+
+        Args:
+            kwargs: as upstream; FlashVID's fields (`retention_ratio=0.1`) override those of `config.json`.
+
+        Raises:
+            ValueError: a field is outside of its range, or the checkpoint is of another family.
+        """
+        if not isinstance(config, PreTrainedConfig):
+            hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
+            held_back = {name: kwargs.pop(name) for name in _MODEL_ARGUMENTS if name in kwargs}
+            config, kwargs = cls.config_class.from_pretrained(
+                config or pretrained_model_name_or_path, return_unused_kwargs=True, **hub, **kwargs
+            )
+            kwargs = {**kwargs, **hub, **held_back}
+        kwargs["key_mapping"] = {**cls.checkpoint_key_mapping, **(kwargs.get("key_mapping") or {})}
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save a folder that loads with this package, and without it by `trust_remote_code=True`.
+
+        The code that is written beside the weights is this model's own: its module and all that it imports.
+        """
+        self.config.auto_map = dict(self.config.auto_classes)
+        self.config.custom_pipelines = {name: dict(pipeline) for name, pipeline in CUSTOM_PIPELINES.items()}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        module = sys.modules[type(self).__module__].__file__
+        for source in {module, *get_relative_import_files(module)}:
+            target = Path(save_directory, Path(source).name)
+            if not (target.exists() and target.samefile(source)):
+                shutil.copyfile(source, target)

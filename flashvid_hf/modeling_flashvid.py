@@ -1,0 +1,282 @@
+"""What the models of all families share: compressing the videos, running the language model, the loss.
+
+Legend: B batch, S columns of the input, M columns that enter the language model, L columns that are left from the
+pruning layer on.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+
+from .cache_flashvid import FlashVIDCache
+from .compression import CompressedVideo, compress_video
+from .packing import take
+from .prompt import Prompt
+from .pruning import PRUNING, TokenPruning, UpperLayers, join_masks
+from .released import released_repeats
+from .report import CompressionReport
+
+
+@dataclass
+class FlashVIDVideoOutput(BaseModelOutputWithPooling):
+    """Output of `get_video_features`.
+
+    Args:
+        pooler_output: kept tokens of every video, with shape (kept, D) each.
+        videos: how each video was compressed.
+    """
+
+    videos: tuple[CompressedVideo, ...] | None = None
+
+
+@dataclass
+class FlashVIDModelOutput(BaseModelOutputWithPast):
+    """Output of a base model.
+
+    Args:
+        last_hidden_state: with shape (B, L, D). `hidden_states` and `attentions` have M columns below the pruning
+            layer and L from it on.
+        token_index: input column of every row of `last_hidden_state`, with shape (B, L), -1 for padding. `None` in
+            calls without videos, where all columns are left.
+        report: what was compressed; `None` in calls without videos.
+    """
+
+    token_index: torch.Tensor | None = None
+    report: CompressionReport | None = None
+
+
+@dataclass
+class FlashVIDCausalLMOutput(CausalLMOutputWithPast):
+    """Output of a generative model.
+
+    Args:
+        loss: over the labels of the columns that are left.
+        logits: of the columns that are left, with shape (B, L, vocabulary).
+        token_index, report: see `FlashVIDModelOutput`.
+    """
+
+    token_index: torch.Tensor | None = None
+    report: CompressionReport | None = None
+
+
+class FlashVIDModelMixin:
+    """Compression inside the `forward` of a multimodal model that has a `language_model`."""
+
+    # Of a repeated index, the released code of some families enters the last vector only (`released_repeats`).
+    released_code_overwrites_repeats = False
+
+    def compress_videos(
+        self, outputs: BaseModelOutputWithPooling, features: list[torch.Tensor], attention: list[torch.Tensor]
+    ) -> FlashVIDVideoOutput:
+        """Compress the features (T, N, D) of each video by the attention (T, N) that its tokens receive."""
+        settings = self.config.compression
+        videos = tuple(compress_video(*video, settings) for video in zip(features, attention, strict=True))
+        tokens = tuple(video.tokens for video in videos)
+        if settings.behavior == "released" and self.released_code_overwrites_repeats:
+            tokens = tuple(released_repeats(video.tokens, video.indices) for video in videos)
+        return FlashVIDVideoOutput(
+            last_hidden_state=outputs.last_hidden_state, pooler_output=tokens, videos=videos
+        )
+
+    def placeholder_masks(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which columns are placeholders of images and of videos, with shape (B, S) each."""
+        if input_ids is not None:
+            return input_ids == self.config.image_token_id, input_ids == self.config.video_token_id
+        image_mask, video_mask = self.get_placeholder_mask(None, inputs_embeds=inputs_embeds)
+        return image_mask[..., 0], video_mask[..., 0]
+
+    def embed_prompt(
+        self,
+        prompt: Prompt,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        image_mask: torch.Tensor,
+        encoded: dict[str, BaseModelOutputWithPooling],
+    ) -> torch.Tensor:
+        """Embeddings of the columns that enter, images and kept video tokens in place, with shape (B, M, D)."""
+        if inputs_embeds is None:
+            embeddings = self.get_input_embeddings()(prompt.take(input_ids))
+        else:
+            embeddings = prompt.take(inputs_embeds)
+        if encoded.get("image") is not None:
+            features = torch.cat(tuple(encoded["image"].pooler_output))
+            embeddings = prompt.scatter(embeddings, prompt.take(image_mask), features)
+        if prompt.videos:
+            tokens = torch.cat(tuple(encoded["video"].pooler_output))
+            embeddings = prompt.scatter(embeddings, prompt.video_index >= 0, tokens)
+        return embeddings
+
+    def prepare_cache(
+        self, past_key_values: Cache | None, use_cache: bool | None, has_videos: bool
+    ) -> tuple[Cache | None, bool]:
+        """The cache of a call, made where the caller wants one and passed none, and whether to use it.
+
+        Raises:
+            ValueError: the cache cannot hold a compressed prompt.
+        """
+        config = self.config.get_text_config()
+        use_cache = config.use_cache if use_cache is None else use_cache
+        if self.training and self.language_model.gradient_checkpointing:
+            use_cache = False
+        if past_key_values is None and use_cache:
+            past_key_values = FlashVIDCache(config=config)
+        if has_videos and past_key_values is not None and not isinstance(past_key_values, FlashVIDCache):
+            raise ValueError(
+                f"`past_key_values` is a `{type(past_key_values).__name__}`: a compressed prompt needs a "
+                "`FlashVIDCache`. Pass none, or the cache that an earlier call of this model returned."
+            )
+        return past_key_values, use_cache
+
+    def run_language_model(
+        self,
+        inputs_embeds: torch.Tensor,
+        prompt: Prompt,
+        *,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        cache: FlashVIDCache | None,
+        use_cache: bool,
+        query_index: int | torch.Tensor | None,
+        **kwargs: Any,
+    ) -> FlashVIDModelOutput:
+        """Run the language model on the columns that entered, prune inside it, and account for both in the cache.
+
+        Args:
+            inputs_embeds: of the columns that entered, with shape (B, M, D); `position_ids` (..., B, M) likewise.
+            attention_mask: 2D mask of the whole sequence, earlier turns included, as the caller passed it.
+            query_index: column of the whole sequence that ranks the video tokens; by default the last.
+        """
+        config = self.config.get_text_config()
+        if "sliding_attention" in (config.layer_types or ()):
+            raise ValueError(
+                "`layer_types` of the language model has sliding-window layers: FlashVID needs full attention. "
+                "Set `use_sliding_window=False`, or `retention_ratio=1.0` to run without compression."
+            )
+        seen = cache.get_seq_length() if cache is not None else 0
+        past_lower, past_upper = _past_masks(cache, attention_mask)
+        lower_mask = join_masks(past_lower, cache.num_cached() if cache is not None else 0, prompt.mask, inputs_embeds)
+
+        upper = None
+        upper_args = (config, self.config.pruning_layer, cache, past_upper, prompt.mask)
+        if prompt.videos and self.config.prunes:
+            upper = TokenPruning(
+                *upper_args,
+                ratio=self.config.llm_retention_ratio,
+                prunable=prompt.prunable,
+                query=prompt.find_query(query_index, seen),
+                past_lower_mask=past_lower,
+                padding_side=prompt.padding_side,
+            )
+        elif cache is not None and cache.pruned:
+            upper = UpperLayers(*upper_args)
+        if upper is not None:
+            kwargs[PRUNING] = upper
+
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            attention_mask=lower_mask,
+            past_key_values=cache,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+        token_index = report = None
+        if prompt.videos:
+            token_index, video_index, mask = prompt.columns, prompt.video_index, prompt.mask
+            if isinstance(upper, TokenPruning):
+                token_index, video_index = (take(index, upper.columns) for index in (token_index, video_index))
+                mask = upper.new_mask
+            if mask is not None:
+                padding = ~mask.to(token_index.device)
+                token_index, video_index = (index.masked_fill(padding, -1) for index in (token_index, video_index))
+            report = prompt.report(video_index)
+        if cache is not None:
+            cache.account(
+                lower_mask=lower_mask,
+                upper_mask=lower_mask if upper is None else upper.mask,
+                num_dropped=prompt.num_columns - inputs_embeds.shape[1],
+                pruned=isinstance(upper, TokenPruning),
+                report=report,
+            )
+        return FlashVIDModelOutput(**outputs, token_index=token_index, report=report)
+
+
+class FlashVIDLanguageModelingMixin:
+    """Logits and loss on the columns that are left."""
+
+    def language_modeling_output(
+        self,
+        outputs: BaseModelOutputWithPast,
+        labels: torch.Tensor | None,
+        logits_to_keep: int | torch.Tensor,
+        **kwargs: Any,
+    ) -> FlashVIDCausalLMOutput:
+        """From the output of the base model to logits and, with labels, the loss.
+
+        Args:
+            labels: with shape (B, S); those of dropped columns do not count.
+            logits_to_keep: the last so many rows, or the indices of the rows to compute logits for; 0 for all.
+
+        Raises:
+            ValueError: `labels` with `logits_to_keep`.
+        """
+        rows = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, rows])
+        token_index = getattr(outputs, "token_index", None)
+        loss = None
+        if labels is not None:
+            if token_index is not None:
+                if logits.shape[1] != token_index.shape[1]:
+                    raise ValueError(
+                        f"`logits_to_keep` is {logits_to_keep!r} and `labels` are given: the loss of a compressed "
+                        "prompt needs the logits of all rows. Leave `logits_to_keep` at 0."
+                    )
+                kept = token_index.to(labels.device)
+                labels = labels.gather(1, kept.clamp(min=0)).masked_fill(kept < 0, -100)
+            vocab_size = self.config.get_text_config().vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        return FlashVIDCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            token_index=token_index,
+            report=getattr(outputs, "report", None),
+        )
+
+
+def check_placeholders(kind: str, mask: torch.Tensor, expected: int) -> None:
+    """Raise a `ValueError` unless the prompt has one placeholder for every feature of its videos or images."""
+    found = int(mask.sum())
+    if found != expected:
+        raise ValueError(
+            f"`input_ids` has {found} {kind} placeholders: the {kind} inputs need exactly {expected}. Make both with "
+            "one call of the processor, and cut neither."
+        )
+
+
+def is_compressed(cache: Cache | None) -> bool:
+    """Whether a cache holds a compressed prompt."""
+    return isinstance(cache, FlashVIDCache) and cache.compressed
+
+
+def _past_masks(
+    cache: FlashVIDCache | None, attention_mask: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Which cached columns are real, below and from the pruning layer on; `None` if all are."""
+    if cache is None:
+        return None, None
+    if cache.compressed:
+        return cache.lower_mask, cache.upper_mask
+    seen = cache.num_cached()
+    if attention_mask is None or not seen:
+        return None, None
+    past = attention_mask[:, :seen].bool()
+    return past, past

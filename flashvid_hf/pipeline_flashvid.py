@@ -1,0 +1,2 @@
+"""placeholder"""
+CUSTOM_PIPELINES = {}

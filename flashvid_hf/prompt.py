@@ -1,0 +1,123 @@
+"""The prompt of one call after the compression: which input columns enter the language model.
+
+Legend: B batch, S columns of the input, M columns that enter the language model, V videos.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .compression import CompressedVideo
+from .packing import pack, take
+from .report import CompressionReport
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One decision that is applied to embeddings, positions, masks and labels alike.
+
+    Args:
+        num_columns: S.
+        columns: input column of each column that enters, with shape (B, M); `None` where all of them enter.
+        mask: which of them are real rather than padding, with shape (B, M); `None` if all are.
+        padding_side: where shorter samples are padded.
+        videos: the compressed videos, in the order of their placeholders.
+        video_index: which video each column belongs to, with shape (B, M); -1 for other tokens. `None` without videos.
+    """
+
+    num_columns: int
+    columns: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    padding_side: str = "left"
+    videos: tuple[CompressedVideo, ...] = ()
+    video_index: torch.Tensor | None = None
+
+    @classmethod
+    def uncompressed(cls, num_columns: int, attention_mask: torch.Tensor | None) -> "Prompt":
+        """All columns of a call without videos. A single new column is never padding, so decoding asks nothing."""
+        mask = None
+        if num_columns > 1 and attention_mask is not None:
+            mask = attention_mask[:, -num_columns:].bool()
+            mask = None if bool(mask.all()) else mask
+        return cls(num_columns, mask=mask)
+
+    @classmethod
+    def compressed(
+        cls, video_mask: torch.Tensor, videos: tuple[CompressedVideo, ...], attention_mask: torch.Tensor | None
+    ) -> "Prompt":
+        """The columns that are left when only the kept tokens of the videos enter.
+
+        Args:
+            video_mask: which columns are placeholders of the videos, with shape (B, S).
+            attention_mask: 2D mask whose last S columns are these; earlier ones are earlier turns.
+        """
+        device, num_columns = video_mask.device, video_mask.shape[1]
+        # A column is taken once; that of a video token never, or twice where the released code repeats it.
+        kept = [_count(video.indices, video.selected.numel()).to(device) for video in videos]
+        counts = torch.ones_like(video_mask, dtype=torch.long).masked_scatter_(video_mask, torch.cat(kept))
+        padding_side = "left"
+        if attention_mask is not None:
+            valid = attention_mask[:, -num_columns:].to(device).bool()
+            padding_side = "left" if bool(valid[:, -1].all()) else "right"
+            counts = counts * valid
+        columns, mask = pack(counts, padding_side)
+        is_video = take(video_mask, columns)
+        is_video = is_video if mask is None else is_video & mask
+        lengths = torch.tensor([len(video.indices) for video in videos])
+        index = torch.arange(len(videos)).repeat_interleave(lengths).to(device)
+        video_index = torch.full_like(columns, -1).masked_scatter_(is_video, index)
+        return cls(num_columns, columns, mask, padding_side, videos, video_index)
+
+    @property
+    def prunable(self) -> torch.Tensor:
+        """Which columns the language model may drop: video tokens, except of videos that their budget leaves whole."""
+        assert self.video_index is not None, "only prompts with videos are pruned"
+        whole = [len(video.indices) == video.selected.numel() for video in self.videos]
+        return torch.tensor([not w for w in whole] + [False], device=self.video_index.device)[self.video_index]
+
+    def take(self, tensor: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        """The columns of a (..., B, S, ...) tensor that enter; `dim` is that of the columns."""
+        return tensor if self.columns is None else take(tensor, self.columns, dim)
+
+    def scatter(self, embeddings: torch.Tensor, where: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Write `features`, in order, to the entered columns that `where` (B, M) marks."""
+        where = where if self.mask is None else where & self.mask
+        return embeddings.masked_scatter(where[..., None].to(embeddings.device), features.to(embeddings))
+
+    def find_query(self, query_index: int | torch.Tensor | None, num_seen: int) -> torch.Tensor:
+        """Entered column of the token that ranks the video tokens, with shape (B,).
+
+        Args:
+            query_index: its column in the whole sequence, an integer or one for each sample; the last real one if
+                `None`.
+            num_seen: columns of the whole sequence before this call.
+        """
+        assert self.columns is not None
+        eligible = torch.ones_like(self.columns, dtype=torch.bool) if self.mask is None else self.mask
+        if query_index is not None:
+            limit = torch.as_tensor(query_index, device=self.columns.device).view(-1, 1) - num_seen
+            eligible = eligible & (self.columns <= limit)
+        place = torch.arange(1, self.columns.shape[1] + 1, device=self.columns.device)
+        return (eligible * place).argmax(-1)
+
+    def report(self, video_index: torch.Tensor) -> CompressionReport:
+        """What became of the videos, given the video of every column (B, L) that was left in the end."""
+        slots = video_index.flatten() + 1  # slot 0: other tokens
+        remained = torch.zeros(len(self.videos) + 1, dtype=torch.long, device=slots.device)
+        remained = remained.index_add_(0, slots, torch.ones_like(slots))
+        assert self.video_index is not None
+        sample = torch.arange(len(self.video_index), device=slots.device)[:, None].expand_as(self.video_index)
+        samples = torch.zeros_like(remained).scatter_(0, self.video_index.flatten() + 1, sample.flatten())
+        return CompressionReport(
+            videos=self.videos,
+            tokens=tuple(video.selected.numel() for video in self.videos),
+            entered=tuple(len(video.indices) for video in self.videos),
+            _remained=remained[1:],
+            _samples=samples[1:],
+        )
+
+
+def _count(indices: torch.Tensor, length: int) -> torch.Tensor:
+    """How often each of 0 ... length - 1 occurs."""
+    counts = torch.zeros(length, dtype=torch.long, device=indices.device)
+    return counts.index_add_(0, indices, torch.ones_like(indices))

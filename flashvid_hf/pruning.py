@@ -1,0 +1,185 @@
+"""Pruning inside the language model (paper section 3.5): from one layer on, only the best video tokens are left.
+
+The layers of upstream's language models pass unknown keyword arguments on. One of them carries the decision of the
+call; hooks on the layers of this one model instance apply it and do nothing in calls without it.
+
+Legend: B batch, M columns that entered the language model, L columns that are left from the pruning layer on.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.masking_utils import create_causal_mask
+
+from .cache_flashvid import FlashVIDCache
+from .packing import pack, take
+from .vision_attention import rotate
+
+# Name of the keyword argument that carries the decision through the language model.
+PRUNING = "pruning"
+
+
+class UpperLayers:
+    """What the layers from the pruning layer on see in one call: their attention mask, and after pruning their tokens.
+
+    Args:
+        config: configuration of the language model.
+        layer: the first layer that sees less.
+        cache: cache of the call, if any.
+        past_mask: which columns these layers have cached are real, with shape (B, cached); `None` if all are.
+        new_mask: which of the new columns are real, with shape (B, M); `None` if all are.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        layer: int,
+        cache: FlashVIDCache | None,
+        past_mask: torch.Tensor | None,
+        new_mask: torch.Tensor | None,
+    ):
+        self.config, self.layer, self.cache = config, layer, cache
+        self.past_mask, self.new_mask = past_mask, new_mask
+        self.mask: torch.Tensor | None = None  # over cached and new columns
+        self.attention_mask: Any = None  # the same in the form of the attention implementation
+        self.entered = False
+
+    def enter(self, layer_idx: int, hidden_states: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+        """Adapt the inputs of a layer from `layer` on; returns its hidden states."""
+        if not self.entered:
+            self.entered = True
+            past = self.cache.num_cached(self.layer) if self.cache is not None else 0
+            self.mask = join_masks(self.past_mask, past, self.new_mask, hidden_states)
+            self.attention_mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=self.mask,
+                past_key_values=self.cache,
+                layer_idx=self.layer,
+            )
+        mask = self.attention_mask
+        kwargs["attention_mask"] = mask.to(hidden_states.device) if isinstance(mask, torch.Tensor) else mask
+        return hidden_states
+
+
+class TokenPruning(UpperLayers):
+    """The decision which video tokens the layers from the pruning layer on see, for one call.
+
+    The score of a token is the attention that the query pays to it in the layer below, softmax over all visible keys,
+    mean over heads, in float32. Of every sample the best `ceil(ratio * video tokens)` stay, and all other tokens.
+
+    Args:
+        ratio: share of the prunable tokens to keep.
+        prunable: which of the new columns may be dropped, with shape (B, M).
+        query: column of the token that ranks the others, with shape (B,): the end of the prompt.
+        past_lower_mask: which columns the layers below have cached are real; `None` if all are.
+        padding_side: where shorter samples are padded.
+    """
+
+    def __init__(
+        self,
+        *upper: Any,
+        ratio: float,
+        prunable: torch.Tensor,
+        query: torch.Tensor,
+        past_lower_mask: torch.Tensor | None,
+        padding_side: str,
+    ):
+        super().__init__(*upper)
+        self.ratio, self.prunable, self.query = ratio, prunable, query
+        self.past_lower_mask, self.padding_side = past_lower_mask, padding_side
+        self.scores: torch.Tensor | None = None  # (B, M)
+        self.columns: torch.Tensor | None = None  # (B, L) into the columns that entered
+
+    @torch.no_grad()
+    def score(self, attention: nn.Module, hidden_states: torch.Tensor, position_embeddings: tuple) -> None:
+        """Rank the columns by the inputs of the self-attention below the pruning layer."""
+        if self.scores is not None:  # recomputation of a checkpointed layer
+            return
+        cos, sin = position_embeddings
+        batch, length, _ = hidden_states.shape
+        last = self.query.to(hidden_states.device)[:, None]
+        query = attention.q_proj(take(hidden_states, last)).view(batch, 1, -1, attention.head_dim)
+        key = attention.k_proj(hidden_states).view(batch, length, -1, attention.head_dim)
+        if hasattr(attention, "q_norm"):
+            query, key = attention.q_norm(query), attention.k_norm(key)
+        query = rotate(query.transpose(1, 2), take(cos, last)[:, None], take(sin, last)[:, None])
+        key = rotate(key.transpose(1, 2), cos[:, None], sin[:, None])
+        past = self.cache.num_cached(self.layer - 1) if self.cache is not None else 0
+        if self.cache is not None and past:  # earlier turns take part in the softmax
+            key = torch.cat([self.cache.layers[self.layer - 1].keys.to(key), key], dim=2)
+        visible = torch.arange(past + length, device=key.device) <= last + past  # (B, past + M)
+        real = join_masks(self.past_lower_mask, past, self.new_mask, hidden_states)
+        if real is not None:
+            visible = visible & real.to(visible.device)
+        with torch.autocast(key.device.type, enabled=False):
+            query = query.float().view(batch, key.shape[1], -1, key.shape[-1])  # (B, key heads, queries a key, width)
+            logits = query @ key.float().mT * attention.scaling
+            weights = logits.masked_fill(~visible[:, None, None], float("-inf")).softmax(-1)
+        self.scores = weights.mean((1, 2))[:, past:]
+
+    def enter(self, layer_idx: int, hidden_states: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+        if self.columns is None:
+            self._select()
+        if layer_idx == self.layer:
+            hidden_states = take(hidden_states, self.columns)
+        kwargs["position_embeddings"] = tuple(take(table, self.columns) for table in kwargs["position_embeddings"])
+        kwargs["position_ids"] = None  # only read to detect packed sequences, which gaps would look like
+        return super().enter(layer_idx, hidden_states, kwargs)
+
+    def _select(self) -> None:
+        assert self.scores is not None, "the layer below the pruning layer has scored the tokens"
+        prunable = self.prunable.to(self.scores.device)
+        scores = self.scores.masked_fill(~prunable, float("-inf"))
+        rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+        budget = (prunable.sum(-1, keepdim=True).double() * self.ratio).ceil()
+        keep = ~prunable | (rank < budget)
+        if self.new_mask is not None:
+            keep = keep & self.new_mask.to(keep.device)
+        self.columns, self.new_mask = pack(keep, self.padding_side)
+
+
+def join_masks(
+    past: torch.Tensor | None, num_past: int, new: torch.Tensor | None, like: torch.Tensor
+) -> torch.Tensor | None:
+    """Mask over cached and new columns, with shape (B, num_past + M); `None` where every column is real.
+
+    Args:
+        past, new: mask of either part; `None` if all of it is real.
+        like: hidden states of the new columns, with shape (B, M, width).
+    """
+    if past is None and new is None:
+        return None
+    batch, length = like.shape[:2]
+    past = torch.ones(batch, num_past, dtype=torch.bool, device=like.device) if past is None else past
+    new = torch.ones(batch, length, dtype=torch.bool, device=like.device) if new is None else new
+    return torch.cat([past.to(like.device), new.to(like.device)], dim=-1)
+
+
+def install_pruning(layers: nn.ModuleList) -> None:
+    """Let calls with a `pruning` argument prune between these layers of a language model."""
+    for layer in layers:
+        layer.register_forward_pre_hook(_enter_layer, with_kwargs=True)
+        layer.self_attn.register_forward_pre_hook(_enter_attention, with_kwargs=True)
+
+
+def _enter_layer(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
+    decision = kwargs.get(PRUNING)
+    if decision is None:
+        return args, kwargs
+    layer_idx = layer.self_attn.layer_idx
+    if layer_idx != decision.layer - 1:  # that layer passes it on to its attention, which scores the tokens
+        kwargs.pop(PRUNING)
+    if layer_idx >= decision.layer:
+        args = (decision.enter(layer_idx, args[0], kwargs), *args[1:])
+    return args, kwargs
+
+
+def _enter_attention(attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
+    decision = kwargs.pop(PRUNING, None)
+    if isinstance(decision, TokenPruning):
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        decision.score(attention, hidden_states, kwargs["position_embeddings"])
+    return args, kwargs

@@ -1,0 +1,44 @@
+"""DySeg: cut a video into segments where the scene changes (paper section 3.2).
+
+Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def segment_video(
+    frame_features: torch.Tensor,
+    *,
+    segment_threshold: float = 0.9,
+    min_segment_num: int = 8,
+    complementary_segment: bool = True,
+) -> torch.Tensor:
+    """Decide which frames begin a segment.
+
+    A cut lies between two neighbouring frames whose cosine similarity is below `segment_threshold`. If that gives
+    fewer than `min_segment_num` segments and `complementary_segment` is set, the least similar of the remaining
+    transitions are cut too, each at most once, until there are enough segments or no transition is left.
+
+    Args:
+        frame_features: mean token of every frame, with shape (T, D), float32.
+
+    Returns:
+        Boolean mask with shape (T,): True at the first frame of every segment (always at frame 0).
+    """
+    similarity = frame_similarity(frame_features)
+    cut = similarity < segment_threshold
+    if complementary_segment:
+        # Taken transitions rank behind all free ones, so `missing` counts down the free ones only.
+        by_similarity = similarity.masked_fill(cut, float("inf")).argsort(stable=True)
+        rank = by_similarity.argsort()
+        missing = min_segment_num - 1 - cut.sum()
+        cut = cut | (rank < missing)
+    return F.pad(cut, (1, 0), value=True)
+
+
+def frame_similarity(frame_features: torch.Tensor) -> torch.Tensor:
+    """Cosine similarity of neighbouring frames, with shape (T - 1,); 0 where a frame is zero."""
+    norm = frame_features.norm(dim=-1, keepdim=True)
+    unit = frame_features / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    return (unit[:-1] * unit[1:]).sum(-1)
