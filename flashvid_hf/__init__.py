@@ -1,1 +1,44 @@
-from .compression import CompressedVideo, CompressionConfig, compress_video, exact_num_tokens  # noqa: F401
+"""FlashVID for Hugging Face Transformers: video language models that keep about a tenth of their video tokens.
+
+Importing the package registers its models with the Auto classes and the pipeline `video-text-to-text`.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .cache_flashvid import FlashVIDCache
+from .compression import CompressedVideo, CompressionConfig, compress_video, exact_num_tokens
+from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
+from .modeling_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLForConditionalGeneration, FlashVIDQwen2_5_VLModel
+from .pipeline_flashvid import TASK, VideoTextToTextPipeline
+from .report import CompressionReport
+from .video_io import VideoClip, read_video
+
+__version__ = "0.1.0"
+
+# A model family: its configuration, its base model, its generative model.
+_FAMILIES = ((FlashVIDQwen2_5_VLConfig, FlashVIDQwen2_5_VLModel, FlashVIDQwen2_5_VLForConditionalGeneration),)
+
+for _config, _base, _generative in _FAMILIES:
+    AutoConfig.register(_config.model_type, _config)
+    AutoModel.register(_config, _base)
+    AutoModelForImageTextToText.register(_config, _generative)
+    AutoModelForMultimodalLM.register(_config, _generative)
+PIPELINE_REGISTRY.register_pipeline(
+    TASK, pipeline_class=VideoTextToTextPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
+)
+
+__all__ = [
+    "CompressedVideo",
+    "CompressionConfig",
+    "CompressionReport",
+    "FlashVIDCache",
+    "FlashVIDQwen2_5_VLConfig",
+    "FlashVIDQwen2_5_VLForConditionalGeneration",
+    "FlashVIDQwen2_5_VLModel",
+    "VideoClip",
+    "VideoTextToTextPipeline",
+    "compress_video",
+    "exact_num_tokens",
+    "read_video",
+]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
 from .report import CompressionReport
 
@@ -89,3 +90,17 @@ class FlashVIDCache(DynamicCache):
             self.lower_mask = update(self.lower_mask)
         if self.upper_mask is not None:
             self.upper_mask = update(self.upper_mask)
+
+
+def is_compressed(cache: Cache | None) -> bool:
+    """Whether a cache holds a compressed prompt."""
+    return isinstance(cache, FlashVIDCache) and cache.compressed
+
+
+def check_cache(cache: Cache | None) -> None:
+    """Raise a `ValueError` if a compressed prompt cannot be put into the cache."""
+    if cache is not None and not isinstance(cache, FlashVIDCache):
+        raise ValueError(
+            f"`past_key_values` is a `{type(cache).__name__}`: a compressed prompt needs a `FlashVIDCache`. Pass none, "
+            "or the cache that an earlier call of this model returned."
+        )

@@ -3,50 +3,65 @@
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .cache_flashvid import FlashVIDCache
+from .cache_flashvid import FlashVIDCache, check_cache
+
+# Values of `cache_implementation` that a compressed prompt can do with.
+_CACHE_IMPLEMENTATIONS = (None, "dynamic", "offloaded")
 
 
 class FlashVIDGenerationMixin:
     """Cache, ranking query and multimodal inputs of `generate`."""
 
-    def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any):
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ):
         """Upstream's `generate`, with the end of the prompt as the token that ranks the video tokens.
 
         The ranking token is the same in every step, so that decoding without a cache, with candidates or on from an
         earlier turn drops the same tokens as plain decoding.
 
         Raises:
-            ValueError: placeholders and videos do not fit together, or the settings ask for something that a
-                compressed prompt cannot do: a static or quantized cache, a prefill in chunks.
+            ValueError: before anything is encoded, if placeholders and videos do not fit together or the settings ask
+                for what a compressed prompt cannot do: a static, quantized or foreign cache, a prefill in chunks.
         """
-        prompt = next((t for t in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if t is not None), None)
         if self.config.compresses:
+            input_ids = inputs if inputs is not None else kwargs.get("input_ids")
+            prompt = kwargs.get("inputs_embeds") if input_ids is None else input_ids
             if prompt is not None:
                 kwargs.setdefault("query_index", prompt.shape[1] - 1)
-            self.check_inputs(inputs if inputs is not None else kwargs.get("input_ids"), kwargs)
-        return super().generate(inputs, *args, **kwargs)
+            if self.has_videos(kwargs):
+                self._check_generation(generation_config or self.generation_config, kwargs)
+            self.check_inputs(input_ids, kwargs)
+        return super().generate(inputs, generation_config, *args, **kwargs)
+
+    def _check_generation(self, generation_config: GenerationConfig, kwargs: dict[str, Any]) -> None:
+        def setting(name: str) -> Any:
+            return kwargs.get(name, getattr(generation_config, name, None))
+
+        if setting("prefill_chunk_size") is not None:
+            raise ValueError(
+                f"`prefill_chunk_size` is {setting('prefill_chunk_size')!r}: a compressed prompt is ranked as a whole. "
+                "Leave it at None; the compression makes the prefill short."
+            )
+        if setting("cache_implementation") not in _CACHE_IMPLEMENTATIONS:
+            raise ValueError(
+                f"`cache_implementation` is {setting('cache_implementation')!r}: a compressed prompt can be cached by "
+                f"{', '.join(map(repr, _CACHE_IMPLEMENTATIONS))}. Choose one of them."
+            )
+        check_cache(kwargs.get("past_key_values"))
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        if not self.config.compresses:
-            return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        has_videos = self.has_videos(model_kwargs)
-        if has_videos and getattr(generation_config, "prefill_chunk_size", None) is not None:
-            raise ValueError(
-                f"`prefill_chunk_size` is {generation_config.prefill_chunk_size}: a compressed prompt is ranked as a "
-                "whole. Leave it at None; the compression makes the prefill short."
-            )
-        supported = (None, "dynamic", "offloaded")
-        if has_videos and generation_config.cache_implementation not in supported:
-            raise ValueError(
-                f"`cache_implementation` is {generation_config.cache_implementation!r}: a compressed prompt can be "
-                f"cached by {', '.join(map(repr, supported))}. Choose one of them."
-            )
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
-        if type(cache) is DynamicCache and not getattr(cache, "_is_user_defined", False):
+        is_own = type(cache) is DynamicCache and not getattr(cache, "_is_user_defined", False)
+        if self.config.compresses and is_own:
             config = self.config.get_text_config(decoder=True)
             model_kwargs["past_key_values"] = FlashVIDCache(config=config, offloading=cache.offloading)
 

@@ -11,7 +11,7 @@ import torch
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
-from .cache_flashvid import FlashVIDCache
+from .cache_flashvid import FlashVIDCache, check_cache
 from .compression import CompressedVideo, compress_video
 from .packing import take
 from .prompt import Prompt
@@ -125,11 +125,8 @@ class FlashVIDModelMixin:
             use_cache = False
         if past_key_values is None and use_cache:
             past_key_values = FlashVIDCache(config=config)
-        if has_videos and past_key_values is not None and not isinstance(past_key_values, FlashVIDCache):
-            raise ValueError(
-                f"`past_key_values` is a `{type(past_key_values).__name__}`: a compressed prompt needs a "
-                "`FlashVIDCache`. Pass none, or the cache that an earlier call of this model returned."
-            )
+        if has_videos:
+            check_cache(past_key_values)
         return past_key_values, use_cache
 
     def run_language_model(
@@ -260,11 +257,6 @@ def check_placeholders(kind: str, mask: torch.Tensor, expected: int) -> None:
             f"`input_ids` has {found} {kind} placeholders: the {kind} inputs need exactly {expected}. Make both with "
             "one call of the processor, and cut neither."
         )
-
-
-def is_compressed(cache: Cache | None) -> bool:
-    """Whether a cache holds a compressed prompt."""
-    return isinstance(cache, FlashVIDCache) and cache.compressed
 
 
 def _past_masks(

@@ -10,6 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 from transformers.vision_utils import get_vision_window_index
 
+from .cache_flashvid import is_compressed
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
 from .generation_flashvid import FlashVIDGenerationMixin
 from .hub import FlashVIDPreTrainedMixin
@@ -20,7 +21,6 @@ from .modeling_flashvid import (
     FlashVIDModelOutput,
     FlashVIDVideoOutput,
     check_placeholders,
-    is_compressed,
 )
 from .prompt import Prompt
 from .pruning import install_pruning

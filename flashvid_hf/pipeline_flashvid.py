@@ -1,2 +1,219 @@
-"""placeholder"""
-CUSTOM_PIPELINES = {}
+"""`pipeline("video-text-to-text")`: ask a model about video files, decoded frames or chats."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, Pipeline
+from transformers.image_utils import load_image
+from transformers.utils import logging
+
+from .video_io import VideoClip, read_video
+
+logger = logging.get_logger(__name__)
+
+TASK = "video-text-to-text"
+# What a configuration says, so that `pipeline` finds the class below in a folder with code.
+CUSTOM_PIPELINES = {
+    TASK: {
+        "impl": "pipeline_flashvid.VideoTextToTextPipeline",
+        "pt": ["AutoModelForImageTextToText"],
+        "type": "multimodal",
+    }
+}
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One conversation, its videos read and its images loaded."""
+
+    messages: list[dict[str, Any]]
+    clips: list[VideoClip]
+    images: list[Any]
+
+
+class VideoTextToTextPipeline(Pipeline):
+    """Answers questions about videos.
+
+    ```python
+    pipe = pipeline("video-text-to-text", model="path/or/id", trust_remote_code=True)
+    pipe("clip.mp4", text="What happens?", num_frames=32, max_new_tokens=64)
+    ```
+
+    Each answer is a list with one dictionary for every returned sequence:
+
+    - `generated_text`: the new text;
+    - `video_tokens`: how many video tokens the prompt had (`total`), how many `entered` the language model and how many
+      `remained` in its upper layers. A model that does not compress has three times the same number.
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+    _pipeline_calls_generate = True
+    _default_generation_config = GenerationConfig(max_new_tokens=256)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if not hasattr(self.model.config, "retention_ratio"):
+            logger.warning_once(
+                f"`{type(self.model).__name__}` is no FlashVID model: the pipeline runs it, but nothing is compressed."
+            )
+
+    def __call__(self, videos: Any = None, text: str | list | None = None, **kwargs: Any):
+        """Answer one question or many.
+
+        Args:
+            videos: what `read_video` takes: a path, a URL, or decoded frames; or a list of such videos. Or, without
+                `text`, a chat (a list of messages whose content has parts like `{"type": "video", "path": ...}`), a
+                list of chats, dictionaries with "video" and "text", or a generator or dataset of any of these.
+            text: the question; a list of as many questions as videos; or one or more chats.
+            num_frames, fps: how to sample the frames of a file, see `read_video`.
+            batch_size: inputs that run together.
+            kwargs: arguments of `generate`, such as `max_new_tokens` or `streamer`.
+
+        Returns:
+            The answer, a list of dictionaries; a list of answers for a list of inputs.
+
+        Raises:
+            ValueError: a video cannot be read, or the inputs do not fit together.
+        """
+        if videos is None and text is None:
+            raise ValueError("`videos` and `text` are both None: pass a video and a question, or a chat.")
+        if videos is None or text is None:
+            given = text if videos is None else videos
+            if isinstance(given, (list, tuple)) and len(given) == 0:
+                raise ValueError("The list of inputs is empty: pass at least one video and question, or one chat.")
+            return super().__call__(given, **kwargs)
+        if not _is_list_of_videos(videos):
+            if isinstance(text, str):
+                return super().__call__({"video": videos, "text": text}, **kwargs)
+            videos = [videos] * len(text)
+        questions = [text] * len(videos) if isinstance(text, str) else list(text)
+        if len(questions) != len(videos):
+            raise ValueError(
+                f"`text` has {len(questions)} questions and `videos` {len(videos)} videos: pass as many of one as of "
+                "the other, or a single one."
+            )
+        return super().__call__([{"video": v, "text": t} for v, t in zip(videos, questions, strict=True)], **kwargs)
+
+    def _sanitize_parameters(
+        self, num_frames: int | None = None, fps: float | None = None, generate_kwargs: dict | None = None, **kwargs: Any
+    ):
+        sampling = {name: value for name, value in (("num_frames", num_frames), ("fps", fps)) if value is not None}
+        twice = sorted(kwargs.keys() & (generate_kwargs or {}).keys())
+        if twice:
+            raise ValueError(f"`{twice[0]}` is given twice, by itself and in `generate_kwargs`: pass it once.")
+        generate_kwargs = {**(generate_kwargs or {}), **kwargs}
+        return sampling, {"generate_kwargs": generate_kwargs} if generate_kwargs else {}, {}
+
+    def preprocess(self, inputs: Any, **sampling: Any) -> dict[str, _Request]:
+        clips, images, messages = [], [], []
+        for message in _to_messages(inputs):
+            content = message["content"]
+            if not isinstance(content, str):
+                parts = []
+                for part in content:
+                    if part["type"] == "video":
+                        metadata = part.get("video_metadata")
+                        clips.append(read_video(_source(part), video_metadata=metadata, **sampling))
+                    elif part["type"] == "image":
+                        images.append(load_image(_source(part)))
+                    parts.append({"type": part["type"]} if part["type"] in ("video", "image") else part)
+                content = parts
+            messages.append({**message, "content": content})
+        return {"request": _Request(messages, clips, images)}
+
+    def _forward(self, model_inputs: dict[str, Any], generate_kwargs: dict[str, Any] | None = None) -> dict[str, list]:
+        request = model_inputs["request"]
+        requests = request if isinstance(request, list) else [request]
+        inputs = self._process(requests).to(self.device)
+        generate_kwargs = dict(generate_kwargs or {})
+        if hasattr(self, "_prepare_generate_kwargs"):  # transformers 5.20
+            generate_kwargs = self._prepare_generate_kwargs(generate_kwargs, return_dict_in_generate=True)
+        else:
+            generate_kwargs = {"generation_config": self.generation_config, **generate_kwargs}
+            generate_kwargs["return_dict_in_generate"] = True
+        outputs = self.model.generate(**inputs, **generate_kwargs)
+        new = outputs.sequences[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(new, skip_special_tokens=True)
+        tokens = self._count_tokens(inputs["input_ids"], outputs.get("past_key_values"), len(new))
+        answers = [
+            {"generated_text": text, "video_tokens": counts} for text, counts in zip(texts, tokens, strict=True)
+        ]
+        each = len(answers) // len(requests)  # `num_return_sequences`
+        grouped = [answers[i * each : (i + 1) * each] for i in range(len(requests))]
+        return {"answers": grouped if isinstance(request, list) else grouped[0]}
+
+    def postprocess(self, model_outputs: dict[str, list]) -> list[dict[str, Any]]:
+        return model_outputs["answers"]
+
+    def _process(self, requests: list[_Request]):
+        """Prompts and frames of the conversations to the model's inputs, padded on the left."""
+        prompts = [
+            self.processor.apply_chat_template(request.messages, add_generation_prompt=True, tokenize=False)
+            for request in requests
+        ]
+        clips = [clip for request in requests for clip in request.clips]
+        images = [image for request in requests for image in request.images]
+        media: dict[str, Any] = {}
+        if clips:
+            media["videos"] = [clip.frames for clip in clips]
+            media["video_metadata"] = [clip.metadata for clip in clips]
+            media["do_sample_frames"] = False  # they are sampled; without metadata upstream would take them for 24 fps
+        if images:
+            media["images"] = images
+        return self.processor(text=prompts, padding=True, padding_side="left", return_tensors="pt", **media)
+
+    def _count_tokens(self, input_ids: torch.Tensor, cache: Any, num_sequences: int) -> list[dict[str, int | None]]:
+        """Video tokens of every returned sequence at each stage; `None` where the call kept no record (no cache)."""
+        report = next(iter(getattr(cache, "reports", ())), None)
+        compresses = getattr(self.model.config, "compresses", False)
+        counts = []
+        for row, total in enumerate((input_ids == self.model.config.video_token_id).sum(-1).tolist()):
+            entered = remained = None if compresses and total else total
+            if report is not None:
+                expanded = row * (report.num_samples // len(input_ids))  # beams are rows of their own
+                _, entered, remained = report.of_sample(expanded)
+            counts.append({"total": total, "entered": entered, "remained": remained})
+        each = num_sequences // len(input_ids)
+        return [counts[i // each] for i in range(num_sequences)]
+
+
+def _is_list_of_videos(videos: Any) -> bool:
+    """A list of files or of whole clips; a list of frames (pictures or 3D arrays) is one video."""
+    if not isinstance(videos, (list, tuple)) or not videos:
+        return False
+    first = videos[0]
+    return isinstance(first, (str, bytes, os.PathLike, list, tuple)) or getattr(first, "ndim", 0) == 4
+
+
+def _to_messages(inputs: Any) -> list[dict[str, Any]]:
+    """A conversation from what `__call__` passes on."""
+    if hasattr(inputs, "messages"):  # what upstream wraps a chat in
+        return inputs.messages
+    if isinstance(inputs, dict) and "text" in inputs:
+        video = [{"type": "video", "video": inputs["video"]}] if inputs.get("video") is not None else []
+        return [{"role": "user", "content": [*video, {"type": "text", "text": inputs["text"]}]}]
+    if isinstance(inputs, str):
+        return [{"role": "user", "content": [{"type": "text", "text": inputs}]}]
+    if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], dict) and "role" in inputs[0]:
+        return list(inputs)
+    raise ValueError(
+        f"The input is a `{type(inputs).__name__}`: pass a video with `text=`, a chat, or a dictionary with 'video' and "
+        "'text'."
+    )
+
+
+def _source(part: dict[str, Any]) -> Any:
+    """The video or image of a part of a message."""
+    for key in (part["type"], "path", "url"):
+        if part.get(key) is not None:
+            return part[key]
+    raise ValueError(
+        f"A part of a message has type {part['type']!r} but no {part['type']}: give it one under "
+        f"'{part['type']}', 'path' or 'url'."
+    )

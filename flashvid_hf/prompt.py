@@ -112,6 +112,7 @@ class Prompt:
             videos=self.videos,
             tokens=tuple(video.selected.numel() for video in self.videos),
             entered=tuple(len(video.indices) for video in self.videos),
+            num_samples=len(self.video_index),
             _remained=remained[1:],
             _samples=samples[1:],
         )

@@ -17,11 +17,13 @@ class CompressionReport:
         videos: how each video was compressed.
         tokens: video tokens before the compression.
         entered: video tokens that entered the language model.
+        num_samples: samples of the batch that ran, beams and returned sequences included.
     """
 
     videos: tuple[CompressedVideo, ...]
     tokens: tuple[int, ...]
     entered: tuple[int, ...]
+    num_samples: int
     _remained: torch.Tensor  # (V,)
     _samples: torch.Tensor  # (V,)
 
@@ -34,6 +36,11 @@ class CompressionReport:
     def samples(self) -> tuple[int, ...]:
         """Which sample of the batch each video belongs to."""
         return tuple(self._samples.tolist())
+
+    def of_sample(self, sample: int) -> tuple[int, int, int]:
+        """Video tokens of one sample of the batch: before, entered, remained."""
+        videos = [i for i, s in enumerate(self.samples) if s == sample]
+        return tuple(sum(stage[i] for i in videos) for stage in (self.tokens, self.entered, self.remained))
 
     @property
     def segment_lengths(self) -> tuple[tuple[int, ...], ...]:

@@ -1,0 +1,181 @@
+"""The reference numbers: where they lie, their cases, and which of them cannot be compared for which reason.
+
+`FLASHVID_GOLDENS` names their directory; without it, it is the selection in `tests/goldens`. What the numbers are is
+said in its README.md and in the `conventions` of its manifest.json.
+"""
+
+import itertools
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(os.environ.get("FLASHVID_GOLDENS") or Path(__file__).parent / "goldens")
+BEHAVIORS = ("released", "paper")
+# Name under which a test reports (kind, reason of the exclusion or None); conftest.py counts them.
+PROPERTY = "golden"
+
+# Of the largest |token| of a case, and in logits; both are the manifest's.
+TOKEN_TOLERANCE = 1e-5
+LOGITS_TOLERANCE = 2e-4
+# Below this distance of the two largest logits, the greedy token is not certain; the manifest's.
+MIN_MARGIN = 1e-3
+
+
+@cache
+def manifest() -> dict:
+    return json.loads((ROOT / "manifest.json").read_text())
+
+
+@cache
+def load(file: str) -> dict[str, torch.Tensor]:
+    return load_file(ROOT / file)
+
+
+def tensors(case: dict) -> dict[str, torch.Tensor]:
+    """The tensors of a case of the function level or of a stage, under their short names."""
+    stored = load(case["file"])
+    return {name: stored[key] for name, key in case["tensors"].items() if key is not None}
+
+
+@cache
+def _inputs() -> dict[str, dict]:
+    return {entry["name"]: entry for entry in manifest()["compression"]["inputs"]}
+
+
+def video(case: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (T, N, D) and attention (T, N) of a case of the function level, as fresh copies."""
+    entry = _inputs()[case["input"]]
+    stored = load(entry["file"])
+    return tuple(stored[entry["tensors"][name]].clone() for name in ("video_features", "cls_attention"))
+
+
+def compression_cases() -> list[dict]:
+    return manifest()["compression"]["cases"]
+
+
+def error_cases() -> list[dict]:
+    """Settings with which the released code raises."""
+    return manifest()["compression"]["errors"]
+
+
+def stage_cases(stage: str) -> list[dict]:
+    return [case for case in manifest()["stages"] if case["stage"] == stage]
+
+
+def e2e_cases(*families: str) -> list[dict]:
+    """Cases of whole models, of all families if none is named."""
+    return [case for case in manifest()["e2e"] if not families or case["family"] in families]
+
+
+def vision_cases() -> list[dict]:
+    """Cases of whole models of which the input and the output of the compression are recorded."""
+    return [case for case in e2e_cases() if case["kind"] != "vanilla"]
+
+
+def exclusion(case: dict, behavior: str) -> str | None:
+    """Why a case cannot be compared in a behavior; `None` if it must be equal.
+
+    Every robust and tie-free case whose budget stays below N must be equal in behavior "released". In "paper" it must
+    be if none of the released code's deviations touches it. Repeated indices exclude no case from "released"; the
+    order of their rows is undefined, so they are compared as sets.
+    """
+    if "exception" in case:
+        return f"released code raises {case['exception']}"
+    if "family" in case:
+        return _e2e_exclusion(case, behavior)
+    if not case.get("flags", {}).get("robust", True):
+        return "not robust"
+    if "stage" in case:
+        return {
+            "segment": _segment_exclusion,
+            "token_selection": _selection_exclusion,
+            "spatiotemporal_compression": _trees_exclusion,
+            "dpc_knn": _clusters_exclusion,
+            "fastv_prune": lambda case, behavior: None,
+        }[case["stage"]](case, behavior)
+    return _compression_exclusion(case, behavior)
+
+
+def _compression_exclusion(case: dict, behavior: str) -> str | None:
+    flags, derived, expected = case["flags"], case["derived"], case["expect"]
+    if flags["dpc_exact_boundary_ties"]:
+        return "tie"
+    if derived["token_budget_per_frame"] >= _inputs()[case["input"]]["N"]:
+        return "budget reaches N"
+    if behavior == "released":
+        return None
+    if flags["has_duplicates"]:
+        return "repeated index"
+    if flags["zero_length_segments"]:
+        return "zero-length segment"
+    if flags["tstm_wrong_divisor_tokens"]:
+        return "wrong divisor"
+    if expected["n_out"] != expected["budget_total"]:
+        return "budget missed"
+    # In a segment of one frame the released code clusters the selected tokens too. That changes the clusters even if,
+    # by luck, no selected token becomes a centre and so no index repeats. Without selected tokens it changes nothing.
+    if flags["single_frame_segments"] and derived["num_sttm_tokens"] and derived["num_attn_div_tokens"]:
+        return "selected tokens clustered"
+    return None
+
+
+def _segment_exclusion(case: dict, behavior: str) -> str | None:
+    return "zero-length segment" if behavior == "paper" and case["flags"]["zero_length_segments"] else None
+
+
+def _selection_exclusion(case: dict, behavior: str) -> str | None:
+    return "repeated index" if behavior == "paper" and case["flags"]["n_duplicates"] else None
+
+
+def _trees_exclusion(case: dict, behavior: str) -> str | None:
+    if behavior == "released":
+        return None
+    if case["flags"]["soft_threshold_used"]:  # there the released code makes one link less than fits
+        return "budget missed"
+    return "wrong divisor" if case["flags"]["tstm_wrong_divisor_tokens"] else None
+
+
+def _clusters_exclusion(case: dict, behavior: str) -> str | None:
+    params = case["params"]
+    if case["flags"]["all_densities_tie"]:
+        return "tie"
+    if params["k"] != min(params["num_clusters"], 7):  # the k with which the compression calls it
+        return "other k"
+    if params["num_clusters"] > num_valid_tokens(case):
+        return "more clusters than tokens"
+    return None
+
+
+def num_valid_tokens(case: dict) -> int:
+    """Tokens of a row of a `dpc_knn` case that are to be clustered."""
+    return tensors(case)["features"].shape[1] - (3 if case["params"]["valid_token_mask"] else 0)
+
+
+def _e2e_exclusion(case: dict, behavior: str) -> str | None:
+    if not case["robust"]:
+        return "not robust"
+    if case["kind"] == "vanilla":
+        return None
+    settings, result = case["flashvid"], case["result"]
+    if settings["retention_ratio"] * settings["expansion"] >= 1 and settings["alpha"] < 1:
+        return "budget reaches N"
+    if behavior == "released":
+        return None
+    # No flag says here whether a deviation touches the merging; without merging none does, unless indices repeat.
+    if settings["alpha"] < 1:
+        return "merges"
+    return "repeated index" if result["has_duplicates"] else None
+
+
+def largest_difference(indices: torch.Tensor, tokens: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference of two lists of rows (M, D); rows of a repeated index in the order that fits best."""
+    difference = (tokens - expected).abs().amax(-1)
+    for index in indices[1:][indices.diff() == 0].unique():
+        rows = (indices == index).nonzero()[:, 0]
+        orders = itertools.permutations(rows.tolist())
+        difference[rows] = min((tokens[list(order)] - expected[rows]).abs().max() for order in orders)
+    return difference.max().item()

@@ -1,0 +1,522 @@
+"""The reference numbers: every recorded case against every behavior it can be compared with.
+
+A case that cannot be compared still runs, for the promises that hold whatever the numbers are, and is counted with its
+reason (`goldens.exclusion`) in the table at the end of the run.
+"""
+
+import hashlib
+import itertools
+import math
+from collections import defaultdict
+from dataclasses import fields
+from functools import cache
+
+import goldens
+import pytest
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, Qwen2Config
+
+from flashvid_hf.compression import (
+    CompressedVideo,
+    CompressionConfig,
+    compress_video,
+    event_relevance,
+    exact_num_tokens,
+)
+from flashvid_hf.modeling_flashvid import FlashVIDVideoOutput
+from flashvid_hf.modeling_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLForConditionalGeneration
+from flashvid_hf.packing import take
+from flashvid_hf.pruning import PRUNING, TokenPruning
+from flashvid_hf.released import released_cluster_tokens, released_segment_lengths
+from flashvid_hf.segmentation import frame_similarity, segment_video
+from flashvid_hf.token_merging import (
+    cluster_tokens,
+    find_roots,
+    inverse_norms,
+    link_tokens,
+    merge_tokens,
+    weighted_sums,
+)
+from flashvid_hf.token_selection import select_tokens
+
+MODELS = {"qwen2_5_vl": FlashVIDQwen2_5_VLForConditionalGeneration}
+SETTINGS = [field.name for field in fields(CompressionConfig)]
+
+# What becomes of the cases: kind (behavior) -> reason of the exclusion, or None -> ids.
+TALLY: defaultdict[str, defaultdict[str | None, list[str]]] = defaultdict(lambda: defaultdict(list))
+
+
+def compare(kind, cases, behaviors=goldens.BEHAVIORS):
+    """Decorator: run a test for every case in every behavior, under a name (or a function of the case) in the table."""
+    params = []
+    for case, behavior in itertools.product(cases, behaviors):
+        name = f"{kind if isinstance(kind, str) else kind(case)} ({behavior})"
+        reason = goldens.exclusion(case, behavior)
+        TALLY[name][reason].append(case["id"])
+        params.append(pytest.param(case, behavior, (name, reason), id=f"{case['id']}-{behavior}"))
+    return pytest.mark.parametrize(("case", "behavior", "outcome"), params)
+
+
+@pytest.fixture
+def reason(outcome, record_property):
+    """Why the case is not compared, or `None`; noted for the table at the end of the run."""
+    record_property(goldens.PROPERTY, outcome)
+    return outcome[1]
+
+
+def in_tolerance(difference: float, expected: torch.Tensor) -> bool:
+    return difference <= goldens.TOKEN_TOLERANCE * expected.abs().max().item()
+
+
+# The whole compression
+
+
+@compare("compression", goldens.compression_cases())
+def test_compression(case, behavior, reason):
+    video = check_compression(case, behavior)
+    if reason is not None:
+        return
+    reference = goldens.tensors(case)
+    torch.testing.assert_close(video.indices, reference["kept_indices"].long(), rtol=0, atol=0)
+    assert video.segment_lengths.tolist() == case["expect"]["segment_lengths"]
+    assert video.segment_lengths.tolist() == reference["segment_lengths"].tolist()
+    tolerance = goldens.TOKEN_TOLERANCE * case["flags"]["max_abs_token"]
+    if "tokens" in reference:
+        assert goldens.largest_difference(video.indices, video.tokens, reference["tokens"]) <= tolerance
+    elif "tokens_proj" in reference:
+        projected = video.tokens @ goldens.load(case["file"])["input.proj"]
+        assert goldens.largest_difference(video.indices, projected, reference["tokens_proj"]) <= tolerance
+    else:
+        features, _ = goldens.video(case)
+        assert torch.equal(video.tokens, features.flatten(0, 1)[video.indices])
+
+
+@compare("compression where the released code raises", goldens.error_cases())
+def test_compression_where_the_released_code_raises(case, behavior, reason):
+    assert reason is not None
+    check_compression(case, behavior)
+
+
+def check_compression(case, behavior) -> CompressedVideo:
+    """Compress the video of a case; what must hold whatever the reference says."""
+    features, attention = goldens.video(case)
+    originals = features.clone(), attention.clone()
+    config = CompressionConfig(**case["params"], behavior=behavior)
+    video = compress_video(features, attention, config)
+    assert torch.equal(features, originals[0]) and torch.equal(attention, originals[1])
+    assert torch.isfinite(video.tokens).all()
+    assert len(video.tokens) == len(video.indices)
+    if behavior == "paper":
+        assert len(video.indices) == exact_num_tokens(*attention.shape, config)
+        assert (video.indices.diff() > 0).all()
+        assert video.segment_lengths.sum() == len(features) and (video.segment_lengths > 0).all()
+    if math.ceil(features.shape[1] * config.retention_ratio * config.expansion) >= features.shape[1]:
+        assert torch.equal(video.tokens, features.flatten(0, 1))
+        assert video.indices.tolist() == list(range(attention.numel()))
+    return video
+
+
+# Its parts
+
+
+@compare("segment", goldens.stage_cases("segment"))
+def test_segment(case, behavior, reason):
+    reference, params = goldens.tensors(case), case["params"]
+    starts = segment_video(reference["frame_features"], **params)
+    expected = reference["segment_lengths"].tolist()
+    assert expected == case["expect"]["segment_lengths"]
+    if behavior == "released":
+        assert released_segment_lengths(frame_similarity(reference["frame_features"]), **params).tolist() == expected
+    # The list of the released code may have empty segments; the frames are grouped alike in both.
+    lengths = starts.nonzero()[:, 0].diff(append=torch.tensor([len(starts)]))
+    assert lengths.tolist() == [length for length in expected if length]
+    if behavior == "paper" and reason is None:
+        assert lengths.tolist() == expected
+
+
+@compare("token_selection", goldens.stage_cases("token_selection"))
+def test_token_selection(case, behavior, reason):
+    reference, method, count = goldens.tensors(case), case["params"]["method"], case["params"]["num_retained_tokens"]
+    features = reference["features"]  # (T, N, D), one segment
+    similarity = torch.bmm(features, features.mT)
+    inverse_norm = inverse_norms(similarity.diagonal(dim1=1, dim2=2))
+    cosine = similarity * inverse_norm[:, :, None] * inverse_norm[:, None, :]
+    relevance = event_relevance(features, features.mean(1), torch.zeros(len(features), dtype=torch.long))
+    chosen = select_tokens(
+        1 - cosine,
+        reference["cls_attention"],
+        count,
+        method=method,
+        event_relevance=relevance if method == "attn_div_v2" else None,
+        allow_repeats=behavior == "released",
+    )
+    assert chosen.shape == (len(features), count)
+    if behavior == "paper":
+        assert (chosen.diff() > 0).all()
+    if reason is None:
+        torch.testing.assert_close(chosen, reference["indices"].long(), rtol=0, atol=0)
+
+
+@compare("spatiotemporal_compression", goldens.stage_cases("spatiotemporal_compression"))
+def test_spatiotemporal_compression(case, behavior, reason):
+    """The trees over time of one segment, before anything is merged within the frames."""
+    reference, params = goldens.tensors(case), case["params"]
+    features, selected = reference["video_features"], reference["token_mask"] == 0
+    num_frames, num_tokens, width = features.shape
+    per_frame = params["num_attn_div_tokens"] + params["num_sttm_tokens"]
+    one_segment = torch.zeros(num_frames, dtype=torch.long)
+    inverse_norm = inverse_norms(features.square().sum(-1))
+    flat_index = torch.arange(num_frames * num_tokens)
+    parent = link_tokens(
+        features,
+        inverse_norm,
+        selected,
+        one_segment,
+        max_links=torch.full_like(one_segment, (num_tokens - per_frame) * num_frames),
+        temporal_threshold=params["temporal_threshold"],
+        strict_limit=behavior == "released",
+    )
+    roots = find_roots(parent, num_frames)
+    members = torch.zeros_like(roots).index_add_(0, roots, torch.ones_like(roots))[roots]
+    is_root = (parent == flat_index) & ~selected.view(-1)
+    assert is_root.sum() + selected.sum() >= per_frame * num_frames  # never fewer than the budget
+    if reason is not None:
+        return
+    weight = members.float().reciprocal()
+    if behavior == "released":  # with as many clusters as tokens, every tree is one
+        weight = merge_tokens(
+            features,
+            inverse_norm,
+            selected,
+            one_segment,
+            tokens_per_frame=per_frame,
+            num_merged=num_tokens,
+            temporal_threshold=params["temporal_threshold"],
+            released=True,
+        ).weight
+    means = weighted_sums(features.reshape(-1, width), flat_index, roots, weight, len(roots))
+    assert is_root.view(num_frames, num_tokens).sum(1).tolist() == reference["counts_per_frame"].tolist()
+    assert (flat_index[is_root] % num_tokens).tolist() == reference["indices"].tolist()
+    assert in_tolerance((means[is_root] - reference["tokens"]).abs().max().item(), reference["tokens"])
+
+
+@compare("dpc_knn", goldens.stage_cases("dpc_knn"))
+def test_dpc_knn(case, behavior, reason):
+    reference, num_valid = goldens.tensors(case), goldens.num_valid_tokens(case)
+    features = reference["features"]
+    candidates = torch.arange(features.shape[1]).expand(features.shape[:2]) < num_valid
+    count = min(case["params"]["num_clusters"], num_valid)
+    cluster = cluster_tokens if behavior == "paper" else released_cluster_tokens
+    centers, joined = cluster(features, candidates, torch.full((len(features),), count))
+    assert centers.sum(1).tolist() == [count] * len(features)
+    assert centers.gather(1, joined)[candidates].all() and not centers[~candidates].any()
+    if reason is None:
+        expected = reference["centers"].long()
+        assert torch.equal(centers.nonzero()[:, 1].view_as(expected), expected.sort(-1).values)
+        joined_expected = expected.gather(1, reference["cluster_indices"].long())
+        assert torch.equal(joined[candidates], joined_expected[candidates])
+
+
+@compare("fastv_prune", goldens.stage_cases("fastv_prune"), ["released"])  # the behaviors share this code
+def test_fastv_prune(case, behavior, reason):
+    """Which columns the layers from the pruning layer on see, given the attention of the layer below."""
+    reference, params = goldens.tensors(case), case["params"]
+    hidden_states, last_query = reference["hidden_states"], reference["attentions"][:, :, -1]
+    column = torch.arange(hidden_states.shape[1])[None]
+    if params["variant"] == "mask_1d":
+        prunable = reference["visual_pos_masks"].bool()
+        assert prunable.sum() == params["visual_token_length"]
+    else:
+        start = params["visual_token_start_index"]
+        prunable = (column >= start) & (column < start + params["visual_token_length"])
+    config = Qwen2Config(num_hidden_layers=2, num_attention_heads=2, hidden_size=hidden_states.shape[-1])
+    pruning = TokenPruning(
+        config,
+        1,  # the pruning layer
+        None,  # no cache
+        None,
+        None,
+        ratio=params["llm_retention_ratio"],
+        prunable=prunable,
+        query=column[:, -1],
+        past_lower_mask=None,
+        padding_side="left",
+    )
+    pruning.scores = last_query.mean(1)
+    # One rotary table for all axes, as in the layers of the language models.
+    tables = tuple(t[0] if t.ndim == 4 else t for t in (reference["cos"], reference["sin"]))
+    kwargs = {"position_embeddings": tables, "position_ids": column}
+    pruned = pruning.enter(1, hidden_states, kwargs)
+
+    keep = reference["keep_indices"].long()
+    assert reason is None
+    assert torch.equal(pruning.columns, keep[None]) and pruning.new_mask is None
+    assert len(keep) == case["expect"]["n_keep"]
+    assert int(prunable[0, keep].sum()) == case["expect"]["n_visual_kept"]
+    assert torch.equal(pruned, hidden_states[:, keep])
+    for kept, table in zip(kwargs["position_embeddings"], tables, strict=True):
+        assert torch.equal(kept, table[:, keep])
+    positions = column + 7
+    if params["variant"] == "span_mrope":
+        positions = positions[None] + torch.arange(3)[:, None, None] - 7
+    assert torch.equal(take(positions, pruning.columns, positions.ndim - 1), reference["position_ids_out"].long())
+
+
+# The compression on what whole models computed
+
+
+@compare(lambda case: f"vision {case['family']}", goldens.vision_cases())
+def test_compression_of_recorded_features(case, behavior, reason):
+    vision, reference = goldens.load(case["vision_file"]), goldens.load(case["file"])
+    features, attention = vision["vision.video_features"], vision["vision.cls_attention"]
+    settings = {name: value for name, value in case["flashvid"].items() if name in SETTINGS}
+    video = compress_video(features, attention, CompressionConfig(**settings, behavior=behavior))
+    assert torch.isfinite(video.tokens).all()
+    if reason is not None:
+        return
+    assert torch.equal(video.indices, reference["vision.kept_indices"].long())
+    if math.ceil(features.shape[1] * settings["retention_ratio"] * settings["expansion"]) < features.shape[1]:
+        assert video.segment_lengths.tolist() == reference["vision.segment_lengths"].tolist()
+    if "vision.tokens" in reference:
+        expected = reference["vision.tokens"]
+        assert in_tolerance(goldens.largest_difference(video.indices, video.tokens, expected), expected)
+    else:
+        expected = reference["vision.token_norms"]
+        norms = video.tokens.norm(dim=-1)
+        assert in_tolerance(goldens.largest_difference(video.indices, norms[:, None], expected[:, None]), expected)
+
+
+# Whole models
+
+
+@cache
+def load_model(model_dir: str, family: str, settings: tuple):
+    model, info = MODELS[family].from_pretrained(
+        goldens.ROOT / model_dir, dtype=torch.float32, output_loading_info=True, **dict(settings)
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    return model.eval()
+
+
+class Recording:
+    """What a model's language model is given in every call, and what the first call of the base model returns."""
+
+    def __init__(self, model):
+        self.calls, self.outputs, self.model = [], [], model
+
+    def __enter__(self):
+        def enter(module, args, kwargs):
+            self.calls.append(kwargs)
+
+        def leave(module, args, output):
+            self.outputs.append(output)
+
+        language_model = self.model.model.language_model
+        self.hooks = [
+            language_model.register_forward_pre_hook(enter, with_kwargs=True),
+            self.model.model.register_forward_hook(leave),
+        ]
+        return self
+
+    def __exit__(self, *error):
+        for hook in self.hooks:
+            hook.remove()
+
+
+class Force(LogitsProcessor):
+    """Make greedy decoding follow given tokens, however close the runner-up is."""
+
+    def __init__(self, tokens: list[int], prompt_length: int):
+        self.tokens, self.prompt_length = tokens, prompt_length
+
+    def __call__(self, input_ids, scores):
+        forced = torch.full_like(scores, float("-inf"))
+        forced[:, self.tokens[input_ids.shape[1] - self.prompt_length]] = 0
+        return forced
+
+
+class Case:
+    """A case of a whole model: the model, its inputs and the reference."""
+
+    def __init__(self, case: dict, behavior: str):
+        settings = case["flashvid"] or {"retention_ratio": 1.0}
+        self.case, self.result = case, case["result"]
+        self.reference = goldens.load(case["file"])
+        self.model = load_model(case["model_dir"], case["family"], tuple({**settings, "behavior": behavior}.items()))
+        names = ("input_ids", "attention_mask", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+        stored = goldens.load(case["input_file"])
+        self.inputs = {name: stored[name] for name in names if name in stored}
+        self.prompt_length = self.inputs["input_ids"].shape[1]
+        self.is_video = self.inputs["input_ids"][0] == self.model.config.video_token_id
+        self.inputs["mm_token_type_ids"] = self.is_video[None].long() * 2
+        self.vanilla = next(
+            goldens.load(other["file"])
+            for other in goldens.e2e_cases(case["family"])
+            if other["kind"] == "vanilla" and other["input"] == case["input"]
+        )
+        if case["rope_positions_differ_in_transformers_5_23"]:
+            # `generate` wants the row of the text positions too; the layers do not read it.
+            row = torch.arange(self.prompt_length)[None, None]
+            self.inputs["position_ids"] = torch.cat([row, self.vanilla["position_ids"].long()])
+        self.compresses = self.model.config.compresses
+        self.prunes = "prune.keep_indices" in self.reference
+        assert self.compresses or case["kind"] == "vanilla" or case["flashvid"]["alpha"] == 1
+
+    def enter_recorded_tokens(self) -> None:
+        """From here on, let what the reference entered into its language model stand for the pixels.
+
+        For repeated indices: their rows come in no defined order, in the reference neither.
+        """
+        indices = self.reference["vision.kept_indices"].long()
+        start, length = self.result["prune_visual_start"], self.result["prune_visual_length"]
+        tokens = self.reference["lm.inputs_embeds"][0, start : start + length]
+        shape = goldens.load(self.case["vision_file"])["vision.cls_attention"].shape
+        grid = torch.arange(shape.numel()).view(shape)
+        starts = torch.zeros(shape[0], dtype=torch.bool)
+        starts[self.reference["vision.segment_lengths"].cumsum(0)[:-1]] = True
+        starts[0] = True
+        video = CompressedVideo(tokens, indices, starts, torch.zeros(shape, dtype=torch.bool), grid, grid)
+        self.encoded = FlashVIDVideoOutput(pooler_output=(tokens,), videos=(video,))
+        del self.inputs["pixel_values_videos"]
+
+    def arguments(self) -> dict:
+        encoded = {} if "pixel_values_videos" in self.inputs else {"mm_encoder_outputs": {"video": self.encoded}}
+        return {**self.inputs, **encoded}
+
+    def check_kept_indices(self, report) -> None:
+        video = report.videos[0]
+        assert torch.equal(video.indices, self.reference["vision.kept_indices"].long())
+        assert report.segment_lengths == (tuple(self.result["segment_lengths"]),)
+        assert report.tokens == (int(self.is_video.sum()),)
+        assert report.entered == (self.result["n_visual"],)
+        if not self.result["has_duplicates"]:
+            assert in_tolerance((video.tokens - self.reference["vision.tokens"]).abs().max().item(), video.tokens)
+
+    def check_logits(self, logits) -> None:
+        torch.testing.assert_close(
+            logits, self.reference["logits"][: len(logits)], rtol=0, atol=goldens.LOGITS_TOLERANCE
+        )
+
+
+@compare(lambda case: f"e2e {case['family']}, one forward", goldens.e2e_cases(*MODELS))
+@torch.no_grad()
+def test_forward(case, behavior, reason):
+    run = Case(case, behavior)
+    with Recording(run.model) as recording:
+        output = run.model(**run.arguments())
+    assert torch.isfinite(output.logits).all()
+    if reason is not None:
+        return
+    if not run.compresses:
+        assert output.report is None and output.token_index is None
+        torch.testing.assert_close(recording.calls[0]["position_ids"][-3:], run.vanilla["position_ids"].long())
+        run.check_logits(output.logits[0, -1:])
+        return
+    run.check_kept_indices(output.report)
+    if run.result["has_duplicates"]:
+        run.enter_recorded_tokens()
+        with Recording(run.model) as recording:
+            output = run.model(**run.arguments())
+    check_entered(run, recording)
+    check_pruned(run, recording, output)
+    run.check_logits(output.logits[0, -1:])
+
+
+def check_entered(run: Case, recording: Recording) -> None:
+    """What the language model was given."""
+    given, reference = recording.calls[0], run.reference
+    assert given["inputs_embeds"].shape[1] == run.result["seq_len_lm"]
+    expected = reference["lm.inputs_embeds"]
+    assert in_tolerance((given["inputs_embeds"] - expected).abs().max().item(), expected)
+    # The last three rows are the axes; a row before them only tells packed sequences apart.
+    assert torch.equal(given["position_ids"][-3:], reference["lm.position_ids"][-3:].long())
+
+
+def check_pruned(run: Case, recording: Recording, output) -> None:
+    """Which columns of the prompt were left in the end, and why."""
+    entered = run.reference["lm.kept_positions"].long()
+    if not run.prunes:
+        assert torch.equal(output.token_index, entered[None])
+        assert output.report.remained == output.report.entered
+        return
+    pruning = recording.calls[0][PRUNING]
+    keep = run.reference["prune.keep_indices"].long()
+    attention = run.reference["prune.last_query_attention"]
+    assert in_tolerance((pruning.scores - attention).abs().max().item(), attention)
+    assert torch.equal(pruning.columns, keep[None])
+    assert torch.equal(output.token_index, run.reference["prune.kept_positions"].long()[None])
+    assert torch.equal(output.token_index, entered[keep][None])
+    share = run.case["flashvid"]["llm_retention_ratio"] * run.result["prune_visual_length"]
+    assert output.report.remained == (math.ceil(share),)
+    assert len(keep) == run.result["seq_len_lm"] - run.result["prune_visual_length"] + math.ceil(share)
+
+
+@compare(lambda case: f"e2e {case['family']}, generate", goldens.e2e_cases(*MODELS))
+def test_generate(case, behavior, reason):
+    run = Case(case, behavior)
+    if reason is None and run.result["has_duplicates"]:
+        run.enter_recorded_tokens()
+    expected = run.reference["generated_ids"][0].tolist()
+    is_certain = run.result["min_top2_margin"] > goldens.MIN_MARGIN
+    with Recording(run.model) as recording:
+        output = run.model.generate(
+            **run.arguments(),
+            max_new_tokens=len(expected),
+            min_new_tokens=len(expected),
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+            logits_processor=LogitsProcessorList([] if is_certain else [Force(expected, run.prompt_length)]),
+        )
+    logits = torch.cat(output.logits)
+    assert logits.shape == run.reference["logits"].shape and torch.isfinite(logits).all()
+    if reason is not None:
+        return
+    assert output.sequences[0, run.prompt_length :].tolist() == expected
+    run.check_logits(logits)
+    if is_certain:
+        assert logits.argmax(-1).tolist() == expected
+    lengths = [layer.keys.shape[-2] for layer in output.past_key_values.layers]
+    if case["kind"] == "vanilla":
+        assert lengths == [run.prompt_length + len(expected) - 1] * len(lengths)
+    else:
+        assert lengths == run.result["cache_lengths"]
+        first = run.reference["decode.position_ids_first"][-3:].long()
+        assert torch.equal(recording.calls[1]["position_ids"][-3:], first)
+    if run.compresses:
+        assert len(output.past_key_values.reports) == 1
+        run.check_kept_indices(output.past_key_values.reports[0])
+
+
+# Nothing disappears
+
+
+# (compared, excluded) of each kind, for the sets of reference numbers that are known.
+COUNTS = {
+    "public": {},
+    "public, selection": {},
+}
+
+
+def test_every_case_is_compared_or_excluded(record_property):
+    for case in goldens.e2e_cases():
+        if case["family"] not in MODELS:
+            outcome = (f"e2e {case['family']}", "no model of this family")
+            record_property(goldens.PROPERTY, outcome)
+            TALLY[outcome[0]][outcome[1]].append(case["id"])
+    ids = {id for by_reason in TALLY.values() for group in by_reason.values() for id in group}
+    cases = [*goldens.compression_cases(), *goldens.error_cases(), *goldens.manifest()["stages"], *goldens.e2e_cases()]
+    missing = {case["id"] for case in cases} - ids
+    assert not missing
+    counts = {}
+    for kind, by_reason in TALLY.items():
+        compared = len(by_reason.get(None, []))
+        counts[kind] = (compared, sum(map(len, by_reason.values())) - compared)
+    name = goldens.manifest()["set"]
+    if name in COUNTS:
+        assert counts == COUNTS[name]
+
+
+def test_files_are_what_was_recorded():
+    for name, entry in goldens.manifest()["files"].items():
+        assert hashlib.sha256((goldens.ROOT / name).read_bytes()).hexdigest() == entry["sha256"], name
