@@ -9,6 +9,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .cache_flashvid import FlashVIDCache
 from .compression import CompressedVideo, CompressionConfig, compress_video, exact_num_tokens
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
+from .families import FAMILIES, Family, find_family
 from .modeling_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLForConditionalGeneration, FlashVIDQwen2_5_VLModel
 from .pipeline_flashvid import TASK, VideoTextToTextPipeline
 from .report import CompressionReport
@@ -16,14 +17,11 @@ from .video_io import VideoClip, read_video
 
 __version__ = "0.1.0"
 
-# A model family: its configuration, its base model, its generative model.
-_FAMILIES = ((FlashVIDQwen2_5_VLConfig, FlashVIDQwen2_5_VLModel, FlashVIDQwen2_5_VLForConditionalGeneration),)
-
-for _config, _base, _generative in _FAMILIES:
-    AutoConfig.register(_config.model_type, _config)
-    AutoModel.register(_config, _base)
-    AutoModelForImageTextToText.register(_config, _generative)
-    AutoModelForMultimodalLM.register(_config, _generative)
+for _family in FAMILIES:
+    AutoConfig.register(_family.config.model_type, _family.config)
+    AutoModel.register(_family.config, _family.base_model)
+    AutoModelForImageTextToText.register(_family.config, _family.generative_model)
+    AutoModelForMultimodalLM.register(_family.config, _family.generative_model)
 PIPELINE_REGISTRY.register_pipeline(
     TASK, pipeline_class=VideoTextToTextPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
 )
@@ -32,6 +30,8 @@ __all__ = [
     "CompressedVideo",
     "CompressionConfig",
     "CompressionReport",
+    "FAMILIES",
+    "Family",
     "FlashVIDCache",
     "FlashVIDQwen2_5_VLConfig",
     "FlashVIDQwen2_5_VLForConditionalGeneration",
@@ -40,5 +40,6 @@ __all__ = [
     "VideoTextToTextPipeline",
     "compress_video",
     "exact_num_tokens",
+    "find_family",
     "read_video",
 ]

@@ -132,9 +132,7 @@ def exact_num_tokens(num_frames: int, tokens_per_frame: int, config: Compression
     return num_frames * config.frame_budget(tokens_per_frame)[0]
 
 
-def compress_video(
-    video_features: torch.Tensor, attention: torch.Tensor, config: CompressionConfig
-) -> CompressedVideo:
+def compress_video(video_features: torch.Tensor, attention: torch.Tensor, config: CompressionConfig) -> CompressedVideo:
     """Select and merge the tokens of one video (paper section 3, Algorithm 1).
 
     Computes in float32 whatever the dtype of the input; deterministic; the inputs stay as they are. Gradients flow

@@ -3,7 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from .compression import CompressionConfig
 from .validation import check_number
@@ -28,9 +28,9 @@ class FlashVIDConfigMixin:
     """
 
     # `model_type` of the upstream checkpoints that load into this configuration.
-    base_model_type = ""
+    base_model_type: ClassVar[str] = ""
     # Which class of which published module an Auto class loads: the `auto_map` of the folders that models save.
-    auto_classes = {}
+    auto_classes: ClassVar[dict[str, str]] = {}
 
     # Typed `Any`, because the checks of `CompressionConfig` say more than those of upstream's strict dataclasses.
     retention_ratio: Any = 0.25
@@ -45,6 +45,8 @@ class FlashVIDConfigMixin:
     behavior: Any = "paper"
     pruning_layer: Any = None
     llm_retention_ratio: Any = None
+
+    get_text_config: ClassVar[Any]  # of upstream's configuration
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

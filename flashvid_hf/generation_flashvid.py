@@ -15,6 +15,10 @@ _CACHE_IMPLEMENTATIONS = (None, "dynamic", "offloaded")
 class FlashVIDGenerationMixin:
     """Cache, ranking query and multimodal inputs of `generate`."""
 
+    config: Any
+    generation_config: GenerationConfig
+    check_inputs: Any
+
     def generate(
         self,
         inputs: torch.Tensor | None = None,

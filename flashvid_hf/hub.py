@@ -24,6 +24,9 @@ class FlashVIDPreTrainedMixin:
     of a native model to classes of the library only: without it the weights would be random, with a warning.
     """
 
+    config: Any
+    config_class: Any
+
     # Patterns of names in the original checkpoint and what replaces them, tried in order.
     checkpoint_key_mapping: dict[str, str] = {}
 

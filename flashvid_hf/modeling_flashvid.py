@@ -65,6 +65,12 @@ class FlashVIDCausalLMOutput(CausalLMOutputWithPast):
 class FlashVIDModelMixin:
     """Compression inside the `forward` of a multimodal model that has a `language_model`."""
 
+    config: Any
+    language_model: Any
+    training: bool
+    get_input_embeddings: Any
+    get_placeholder_mask: Any
+
     # Of a repeated index, the released code of some families enters the last vector only (`released_repeats`).
     released_code_overwrites_repeats = False
 
@@ -77,9 +83,7 @@ class FlashVIDModelMixin:
         tokens = tuple(video.tokens for video in videos)
         if settings.behavior == "released" and self.released_code_overwrites_repeats:
             tokens = tuple(released_repeats(video.tokens, video.indices) for video in videos)
-        return FlashVIDVideoOutput(
-            last_hidden_state=outputs.last_hidden_state, pooler_output=tokens, videos=videos
-        )
+        return FlashVIDVideoOutput(last_hidden_state=outputs.last_hidden_state, pooler_output=tokens, videos=videos)
 
     def placeholder_masks(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
@@ -158,7 +162,7 @@ class FlashVIDModelMixin:
         past_lower, past_upper = _past_masks(cache, attention_mask)
         lower_mask = join_masks(past_lower, cache.num_cached() if cache is not None else 0, prompt.mask, inputs_embeds)
 
-        upper = None
+        upper: UpperLayers | None = None
         upper_args = (config, self.config.pruning_layer, cache, past_upper, prompt.mask)
         if prompt.videos and self.config.prunes:
             upper = TokenPruning(
@@ -206,6 +210,10 @@ class FlashVIDModelMixin:
 
 class FlashVIDLanguageModelingMixin:
     """Logits and loss on the columns that are left."""
+
+    config: Any
+    lm_head: Any
+    loss_function: Any
 
     def language_modeling_output(
         self,

@@ -19,13 +19,11 @@ from .modeling_flashvid import (
     FlashVIDLanguageModelingMixin,
     FlashVIDModelMixin,
     FlashVIDModelOutput,
-    FlashVIDVideoOutput,
     check_placeholders,
 )
 from .prompt import Prompt
 from .pruning import install_pruning
 from .vision_attention import RECORD, install_recording
-
 
 # Names in the published Qwen2.5-VL checkpoints and what they are called in the model since transformers 4.52.
 CHECKPOINT_KEY_MAPPING = {
@@ -73,29 +71,30 @@ class FlashVIDQwen2_5_VLModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, Qwen2
             window_size=vision.window_size,
             patch_size=vision.patch_size,
         )
-        # Patches come in window order: average those that the merger joins, then put them back in the order of the video.
+        # Patches come in window order: average those that the merger joins, then restore the order of the video.
         attention = record[0].view(-1, vision.spatial_merge_unit).mean(-1)
         attention = attention[window_index.to(attention.device).argsort()]
-        grids = [(int(t), len(f) // int(t)) for (t, _, _), f in zip(video_grid_thw.tolist(), outputs.pooler_output)]
-        features = [f.view(t, n, -1) for f, (t, n) in zip(outputs.pooler_output, grids)]
-        scores = [a.view(t, n) for a, (t, n) in zip(attention.split([t * n for t, n in grids]), grids)]
+        frames = video_grid_thw[:, 0].tolist()
+        features = [f.view(t, -1, f.shape[-1]) for f, t in zip(outputs.pooler_output, frames, strict=True)]
+        scores = attention.split([len(f) for f in outputs.pooler_output])
+        scores = [a.view(t, -1) for a, t in zip(scores, frames, strict=True)]
         compressed = self.compress_videos(outputs, features, scores)
         return compressed if return_dict is not False else compressed.to_tuple()
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         pixel_values: torch.Tensor | None = None,
         pixel_values_videos: torch.Tensor | None = None,
-        image_grid_thw: torch.LongTensor | None = None,
-        video_grid_thw: torch.LongTensor | None = None,
-        mm_token_type_ids: torch.IntTensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
         second_per_grid_ts: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         query_index: int | torch.Tensor | None = None,
@@ -198,18 +197,18 @@ class FlashVIDQwen2_5_VLForConditionalGeneration(
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         pixel_values: torch.Tensor | None = None,
         pixel_values_videos: torch.Tensor | None = None,
-        image_grid_thw: torch.LongTensor | None = None,
-        video_grid_thw: torch.LongTensor | None = None,
-        mm_token_type_ids: torch.IntTensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
         second_per_grid_ts: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,

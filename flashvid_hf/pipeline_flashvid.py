@@ -101,7 +101,11 @@ class VideoTextToTextPipeline(Pipeline):
         return super().__call__([{"video": v, "text": t} for v, t in zip(videos, questions, strict=True)], **kwargs)
 
     def _sanitize_parameters(
-        self, num_frames: int | None = None, fps: float | None = None, generate_kwargs: dict | None = None, **kwargs: Any
+        self,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        generate_kwargs: dict | None = None,
+        **kwargs: Any,
     ):
         sampling = {name: value for name, value in (("num_frames", num_frames), ("fps", fps)) if value is not None}
         twice = sorted(kwargs.keys() & (generate_kwargs or {}).keys())
@@ -141,9 +145,7 @@ class VideoTextToTextPipeline(Pipeline):
         new = outputs.sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
         tokens = self._count_tokens(inputs["input_ids"], outputs.get("past_key_values"), len(new))
-        answers = [
-            {"generated_text": text, "video_tokens": counts} for text, counts in zip(texts, tokens, strict=True)
-        ]
+        answers = [{"generated_text": text, "video_tokens": counts} for text, counts in zip(texts, tokens, strict=True)]
         each = len(answers) // len(requests)  # `num_return_sequences`
         grouped = [answers[i * each : (i + 1) * each] for i in range(len(requests))]
         return {"answers": grouped if isinstance(request, list) else grouped[0]}
@@ -203,8 +205,8 @@ def _to_messages(inputs: Any) -> list[dict[str, Any]]:
     if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], dict) and "role" in inputs[0]:
         return list(inputs)
     raise ValueError(
-        f"The input is a `{type(inputs).__name__}`: pass a video with `text=`, a chat, or a dictionary with 'video' and "
-        "'text'."
+        f"The input is a `{type(inputs).__name__}`: pass a video with `text=`, a chat, or a dictionary with 'video' "
+        "and 'text'."
     )
 
 

@@ -94,7 +94,7 @@ class TokenPruning(UpperLayers):
         self.columns: torch.Tensor | None = None  # (B, L) into the columns that entered
 
     @torch.no_grad()
-    def score(self, attention: nn.Module, hidden_states: torch.Tensor, position_embeddings: tuple) -> None:
+    def score(self, attention: Any, hidden_states: torch.Tensor, position_embeddings: tuple) -> None:
         """Rank the columns by the inputs of the self-attention below the pruning layer."""
         if self.scores is not None:  # recomputation of a checkpointed layer
             return
@@ -160,12 +160,13 @@ def join_masks(
 
 def install_pruning(layers: nn.ModuleList) -> None:
     """Let calls with a `pruning` argument prune between these layers of a language model."""
+    layer: Any
     for layer in layers:
         layer.register_forward_pre_hook(_enter_layer, with_kwargs=True)
         layer.self_attn.register_forward_pre_hook(_enter_attention, with_kwargs=True)
 
 
-def _enter_layer(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
+def _enter_layer(layer: Any, args: tuple, kwargs: dict[str, Any]):
     decision = kwargs.get(PRUNING)
     if decision is None:
         return args, kwargs

@@ -37,8 +37,8 @@ class CompressionReport:
         """Which sample of the batch each video belongs to."""
         return tuple(self._samples.tolist())
 
-    def of_sample(self, sample: int) -> tuple[int, int, int]:
-        """Video tokens of one sample of the batch: before, entered, remained."""
+    def of_sample(self, sample: int) -> tuple[int, ...]:
+        """Video tokens of one sample of the batch at the three stages: before, entered, remained."""
         videos = [i for i, s in enumerate(self.samples) if s == sample]
         return tuple(sum(stage[i] for i in videos) for stage in (self.tokens, self.entered, self.remained))
 

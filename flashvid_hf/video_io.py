@@ -4,9 +4,9 @@
     processor(text=..., videos=[clip.frames], video_metadata=[clip.metadata], do_sample_frames=False)
 
 What always holds: the frames are those that `metadata.frames_indices` names, or an error says why not; what the decoder
-notices to be damaged or cut short is an error. PyAV comes first: it alone shows timestamp and damage flag of each frame
-that it decodes. After a seek, decord and torchcodec return neighbouring frames in MPEG-TS, MPEG-PS and AVI (decord also
-in open-GOP video, which x265 writes by default), and OpenCV trusts the frame count in the header.
+notices to be damaged or cut short is an error. PyAV comes first: it lets each frame's timestamp and damage flag be
+checked. After a seek, decord and torchcodec return neighbouring frames in MPEG-TS, MPEG-PS and AVI (decord also in
+open-GOP video, which x265 writes by default), and OpenCV trusts the frame count in the header.
 
 A frame's time is index / fps, as in transformers: exact for a constant frame rate, based on the mean rate otherwise.
 """
@@ -61,26 +61,26 @@ def _read_pyav(path: str, choose: Choose) -> Decoded:
     av = importlib.import_module("av")
     with av.open(path) as container:
         if not container.streams.video:
-            raise ValueError("it has no video stream")
+            raise ValueError("no video stream can be found in it")
         stream = container.streams.video[0]
         fps = float(stream.average_rate or stream.guessed_rate or 0) or None
-        packets, end = [], 0.0
+        packets, end, is_intact = [], 0.0, True  # packets: timestamp, starts a decoding, is not shown (edit list)
         for packet in container.demux():
             if packet.size == 0 and packet.dts is None:  # end-of-stream marker
                 continue
-            if packet.pts is not None:  # of every stream: the header's duration is the longest stream's
+            if packet.pts is not None and packet.time_base:  # of all streams: the header's duration is the longest's
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream.index == stream.index:
-                packets.append(packet)
+                packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
+                is_intact = is_intact and not packet.is_corrupt
         expected, duration = stream.frames, (container.duration or 0) / 1e6  # microseconds
-        if len(packets) < expected or end + 1 < duration or any(packet.is_corrupt for packet in packets):
-            expected = expected or "?"
-            found = f"{len(packets)} of {expected} packets and {end:.1f} of {duration:.1f} seconds are there"
-            raise _DamagedVideo(f"it is damaged or cut short: {found}")
-        times = [packet.pts for packet in packets if not packet.is_discard]  # an edit list discards frames
+        if len(packets) < expected or end + 1 < duration or not is_intact:
+            found = f"{len(packets)} of {expected or '?'} packets, {end:.1f} of {duration:.1f} seconds"
+            raise _DamagedVideo(f"it is damaged or cut short, found {found}")
+        times = [time for time, _, is_hidden in packets if not is_hidden]
         if None not in times and len(set(times)) == len(times):
             indices = choose(len(times), fps)
-            keys = sorted(packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None)
+            keys = sorted(time for time, is_key, _ in packets if is_key and time is not None)
             frames = _seek_pyav(container, stream, np.sort(times)[indices].tolist(), keys)
             if frames is not None:
                 return frames, indices, len(times), fps
@@ -123,8 +123,8 @@ def _iterate_pyav(av: Any, path: str) -> Iterator[Any]:
 
 
 def _pyav_array(frame: Any) -> np.ndarray:
-    # Phones store portrait video lying on its side, with the turn (degrees, counter-clockwise) beside it.
-    return np.rot90(frame.to_ndarray(format="rgb24"), round(getattr(frame, "rotation", 0) / 90))
+    # Phones store portrait video lying on its side, with the turn beside it (degrees, counter-clockwise; av >= 14.1).
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
 def _read_torchcodec(path: str, choose: Choose) -> Decoded:
@@ -275,8 +275,10 @@ def _decode_file(path: str, label: str, choose: Choose, backend: str | None) -> 
         except Exception as error:  # each decoder raises its own kinds
             reasons.append(f"{name}: {(str(error).strip() or type(error).__name__).splitlines()[0][:160]}")
             if isinstance(error, _DamagedVideo):
+                reasons[-1] += "; repair the file, or name another, less strict `backend`"
                 break
         else:
+            fps = float(fps) if fps else None
             duration = total / fps if fps else None
             return VideoClip(frames, VideoMetadata(total, fps, width, height, duration, name, indices))
     why = "; ".join(reasons) or "no decoder is installed; `pip install av` provides one"

@@ -24,9 +24,7 @@ def install_recording(attentions: list[nn.Module]) -> None:
     attentions[-1].register_forward_pre_hook(_record, with_kwargs=True)
 
 
-def mean_received_attention(
-    query: torch.Tensor, key: torch.Tensor, lengths: list[int], scaling: float
-) -> torch.Tensor:
+def mean_received_attention(query: torch.Tensor, key: torch.Tensor, lengths: list[int], scaling: float) -> torch.Tensor:
     """Attention that each position receives: softmax over the keys, mean over heads and queries (paper section 3.3).
 
     Goes frame by frame, as no attention matrix of more than one frame should exist.
@@ -55,7 +53,7 @@ def _ignore(attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
 
 
 @torch.no_grad()
-def _record(attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
+def _record(attention: Any, args: tuple, kwargs: dict[str, Any]):
     record = kwargs.pop(RECORD, None)
     if record is not None:
         hidden_states = args[0] if args else kwargs["hidden_states"]
