@@ -273,7 +273,7 @@ def _decode_file(path: str, label: str, choose: Choose, backend: str | None) -> 
             frames = np.ascontiguousarray(frames)
             height, width = frames.shape[1:3]
         except Exception as error:  # each decoder raises its own kinds
-            reasons.append(f"{name}: {(str(error).strip() or type(error).__name__).splitlines()[0][:160]}")
+            reasons.append(f"{name}: {' '.join(str(error).split())[:160] or type(error).__name__}")
             if isinstance(error, _DamagedVideo):
                 reasons[-1] += "; repair the file, or name another, less strict `backend`"
                 break

@@ -627,7 +627,7 @@ def test_next_backend_is_tried(clip, monkeypatch):
     monkeypatch.setattr(
         video_io,
         "BACKENDS",
-        {"torchcodec": failing(RuntimeError("no FFmpeg\nlong story")), "pyav": video_io._read_pyav},
+        {"torchcodec": failing(RuntimeError("no\n FFmpeg")), "pyav": video_io._read_pyav},
     )
     monkeypatch.setattr(video_io, "available_backends", lambda: list(video_io.BACKENDS))
     result = read_video(clip("mp4"), num_frames=4)
@@ -694,23 +694,6 @@ def test_only_what_transformers_brings_is_mandatory():
     path = video_io.__file__
     assert set(get_imports(path)) - set(sys.stdlib_module_names) == {"numpy", "torch", "transformers"}
     assert get_relative_imports(path) == []
-
-
-def test_import_loads_no_decoder():
-    import subprocess
-
-    code = (
-        "import importlib.util, sys\n"
-        "import transformers.video_utils\n"
-        "before = set(sys.modules)\n"
-        f"spec = importlib.util.spec_from_file_location('video_io', {video_io.__file__!r})\n"
-        "sys.modules['video_io'] = module = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(module)\n"
-        "assert isinstance(module.available_backends(), list)\n"
-        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
-        "assert not new & {'av', 'decord', 'torchcodec', 'cv2'}, new\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # --- the demo clip ---

@@ -1,0 +1,157 @@
+"""Small checkpoints in folders, as users would download them, and a fresh interpreter to load them in.
+
+Importing this module does not import `flashvid_hf`: the programs that run without the package import it too.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from transformers import PreTrainedModel, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, set_seed
+
+TESTS = Path(__file__).resolve().parent
+sys.path.append(str(TESTS.parent / "scripts"))  # build_demo_model
+
+# What FLASHVID_FOLDER of the tests says, unless they say otherwise: two of six tokens a frame enter, and of eight three
+# remain, so that every stage counts differently.
+RETENTION_RATIO = 0.25
+
+
+def build_flashvid_folder(folder: Path, **flashvid: Any) -> Path:
+    """A complete FlashVID folder as it lies on the Hub: configuration, weights, code, processor, card."""
+    from build_demo_model import build_demo_model
+
+    return build_demo_model(folder, **{"retention_ratio": RETENTION_RATIO, **flashvid})
+
+
+def build_upstream_folder(folder: Path, tie_word_embeddings: bool = False) -> Path:
+    """A checkpoint of upstream's class, under the names that the published ones use, and the processor beside it."""
+    from build_demo_model import build_config, build_processor
+
+    processor = build_processor()
+    config = build_config(processor.tokenizer)
+    tokens = {name: value for name, value in config.to_dict().items() if name.endswith("_token_id")}
+    parts = {name: getattr(config, name).to_dict() for name in ("text_config", "vision_config")}
+    upstream = Qwen2_5_VLConfig(**parts, **tokens, tie_word_embeddings=tie_word_embeddings)
+    set_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(upstream).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(float(parameter.ndim == 1), 0.1)  # norms and biases too: no two tensors are equal
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def moving_frames(num_frames: int = 8, height: int = 56, width: int = 84, seed: int = 0) -> np.ndarray:
+    """A smooth random picture that moves sideways, with shape (T, H, W, 3), uint8. By default six tokens a frame."""
+    coarse = np.random.default_rng(seed).uniform(0, 255, (height // 14, width // 14, 3))
+    picture = np.kron(coarse, np.ones((14, 14, 1))).astype(np.uint8)
+    return np.stack([np.roll(picture, 5 * t, axis=1) for t in range(num_frames)])
+
+
+def video_inputs(processor: Any) -> dict[str, torch.Tensor]:
+    """The inputs of one question about one video."""
+    content = [{"type": "video"}, {"type": "text", "text": "What moves?"}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = processor(
+        text=[prompt],
+        videos=[moving_frames()],
+        video_metadata=[{"total_num_frames": 8, "fps": 4.0, "frames_indices": list(range(8))}],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+    return {name: torch.as_tensor(value) for name, value in inputs.items()}
+
+
+@torch.no_grad()
+def observe(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What a generative model makes of `video_inputs`: logits, greedy ids, and the counts of its reports."""
+    outputs = model.generate(**inputs, max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
+    reports = getattr(outputs.past_key_values, "reports", ())
+    return {
+        "logits": model(**inputs).logits,
+        "ids": outputs.sequences,
+        "reports": [(r.tokens, r.entered, r.remained, r.segment_lengths) for r in reports],
+    }
+
+
+def state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A copy of the weights."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Containers of tensors are equal, bit for bit."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def once(tmp_path_factory: Any, name: str, build: Callable[[Path], Any]) -> Path:
+    """The folder that `build` fills, built once for all processes of a test run."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # the workers' common folder
+    folder = root / name
+    with FileLock(root / f"{name}.lock"):
+        done = root / f"{name}.done"
+        if not done.exists():
+            build(folder)
+            done.touch()
+    return folder
+
+
+_PREAMBLE = """\
+import sys
+
+package, tests, num_threads, *arguments = sys.argv[1:]
+if package:
+    sys.path.insert(0, package)
+else:
+    class Blocked:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name.partition(".")[0] == "flashvid_hf":
+                raise ImportError("flashvid_hf is blocked")
+
+    sys.meta_path.insert(0, Blocked)
+sys.path.append(tests)
+
+import torch
+
+torch.set_num_threads(int(num_threads))
+"""
+
+
+def run_program(program: str, *arguments: Any, home: Path, with_package: bool = False) -> None:
+    """Run a program in a fresh interpreter that has no network and a cache of its own.
+
+    Args:
+        program: Python code; it finds `arguments`, as strings, under that name, and can import this module.
+        home: the interpreter's HF_HOME.
+        with_package: whether it can import `flashvid_hf`.
+
+    Raises:
+        AssertionError: the program fails; the message is what it wrote.
+    """
+    package = ""
+    if with_package:
+        import flashvid_hf
+
+        package = str(Path(flashvid_hf.__file__).parent.parent)
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_", "HUGGINGFACE_"))}
+    finished = subprocess.run(
+        [sys.executable, "-c", _PREAMBLE + program, package, TESTS, str(torch.get_num_threads()), *map(str, arguments)],
+        env={**inherited, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+        cwd=home.parent,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stdout

@@ -1,0 +1,415 @@
+"""The models of all families: equal to upstream where nothing is compressed, and to themselves in every other form."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from families import FAMILIES, IMAGE, VIDEO
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache, StaticCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.vision_utils import get_vision_window_index
+
+from flashvid_hf import FlashVIDCache, exact_num_tokens
+
+# Grids in patches; 4 patches make a token.
+SMALL, LARGE, WIDE = (2, 8, 4), (4, 8, 8), (3, 4, 8)
+# Batches by what they hold, each a list of prompts.
+BATCHES = {
+    "one video": [["text", LARGE, "text"]],
+    "videos of different length": [["text", LARGE, "text"], ["text", SMALL, "text"]],
+    "several videos in a prompt": [["text", SMALL, "text", WIDE, "text"], ["text", LARGE, "text"]],
+    "text beside videos": [["text", LARGE, "text"], ["text", "text"], ["text", SMALL, "text"]],
+    "image beside a video": [["text", "image", (1, 8, 8), "text", LARGE, "text"], [SMALL, "image", (1, 4, 8), "text"]],
+    "video at the end": [["text", LARGE], ["text", SMALL]],
+}
+NO_VIDEO = {
+    "text": [["text", "text"], ["text"]],
+    "image": [["text", "image", (1, 8, 8), "text"], ["image", (1, 4, 8), "text", "text"]],
+}
+
+pytestmark = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+
+
+def generate(model, inputs, **kwargs):
+    settings = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    # Random weights may answer with a placeholder, which upstream too takes for one of a video when it reads it again.
+    settings["suppress_tokens"] = [IMAGE, VIDEO]
+    return model.generate(**inputs, **{**settings, **kwargs})
+
+
+def logits(outputs) -> torch.Tensor:
+    return torch.stack(outputs.logits, dim=1)
+
+
+def assert_same(first, second):
+    """Same tokens; logits equal within the rounding of another order of summation."""
+    assert torch.equal(first.sequences, second.sequences)
+    torch.testing.assert_close(logits(first), logits(second), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [*BATCHES, *NO_VIDEO])
+def test_ratio_one_is_upstream_bit_for_bit(family, batch):
+    model = family.model(retention_ratio=1.0)
+    upstream = family.upstream(model)
+    inputs = family.inputs(*{**BATCHES, **NO_VIDEO}[batch])
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, upstream(**inputs).logits)
+    ours, theirs = generate(model, inputs), generate(upstream, inputs)
+    assert torch.equal(ours.sequences, theirs.sequences)
+    assert torch.equal(logits(ours), logits(theirs))
+
+
+@pytest.mark.parametrize("batch", NO_VIDEO)
+def test_without_videos_is_upstream_bit_for_bit(family, batch):
+    model = family.model()
+    upstream = family.upstream(model)
+    inputs = family.inputs(*NO_VIDEO[batch])
+    ours, theirs = generate(model, inputs), generate(upstream, inputs)
+    assert torch.equal(ours.sequences, theirs.sequences)
+    assert torch.equal(logits(ours), logits(theirs))
+    assert ours.past_key_values.reports == ()
+
+
+@pytest.mark.parametrize("behavior", ["paper", "released"])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_batch_equals_singles_and_cache_equals_none(family, batch, behavior):
+    model = family.model(behavior=behavior)
+    prompts = BATCHES[batch]
+    together = generate(model, family.inputs(*prompts))
+    assert_same(together, generate(model, family.inputs(*prompts), use_cache=False))
+    for row, prompt in enumerate(prompts):
+        alone = generate(model, family.inputs(prompt, seed=row))
+        torch.testing.assert_close(logits(alone)[0], logits(together)[row], atol=2e-5, rtol=1e-5)
+        assert torch.equal(alone.sequences[0, -6:], together.sequences[row, -6:])
+
+
+@pytest.mark.parametrize("batch", ["one video", "text beside videos"])
+def test_eager_equals_sdpa(family, batch):
+    inputs = family.inputs(*BATCHES[batch])
+    assert_same(generate(family.model("sdpa"), inputs), generate(family.model("eager"), inputs))
+
+
+def test_compression_changes_the_answer(family):
+    # A compressor that does nothing would pass every test of equality.
+    inputs = family.inputs(*BATCHES["one video"])
+    full, vision_only, both = (
+        logits(generate(family.model(**settings), inputs))[:, 0]
+        for settings in ({"retention_ratio": 1.0}, {"llm_retention_ratio": 1.0}, {})
+    )
+    assert (full - vision_only).abs().max() > 0.1
+    assert (vision_only - both).abs().max() > 0.01
+
+
+def test_counts_and_cache_lengths(family):
+    model = family.model()
+    inputs = family.inputs(*BATCHES["several videos in a prompt"])
+    outputs = generate(model, inputs)
+    (report,) = outputs.past_key_values.reports
+    grids = [(t, h * w // 4) for t, h, w in (SMALL, WIDE, LARGE)]
+    entered = [exact_num_tokens(t, n, model.config.compression) for t, n in grids]
+    assert report.tokens == tuple(t * n for t, n in grids)
+    assert report.entered == tuple(entered)
+    assert report.samples == (0, 0, 1)
+    assert [sum(lengths) for lengths in report.segment_lengths] == [t for t, _ in grids]
+    of_sample = [math.ceil(0.5 * (entered[0] + entered[1])), math.ceil(0.5 * entered[2])]
+    assert [report.remained[0] + report.remained[1], report.remained[2]] == of_sample
+    # Physical cache: text and what entered or remained of the longer sample, and the 5 tokens that were fed back.
+    dropped = inputs["input_ids"].shape[1] - (inputs["attention_mask"] * (inputs["input_ids"] != VIDEO)).sum(1)
+    text = inputs["input_ids"].shape[1] - dropped
+    lower = max(int(text[0]) + entered[0] + entered[1], int(text[1]) + entered[2]) + 5
+    upper = max(int(text[0]) + of_sample[0], int(text[1]) + of_sample[1]) + 5
+    assert [layer.get_seq_length() for layer in outputs.past_key_values.layers] == [lower] * 3 + [upper] * 3
+    assert outputs.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + 5
+
+
+def test_kept_tokens_keep_their_positions(family):
+    model = family.model()
+    inputs = family.inputs(*BATCHES["one video"])
+    seen = {}
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True
+    )
+    with torch.no_grad():
+        outputs = model(**inputs)
+    hook.remove()
+    positions, _ = model.model.get_rope_index(
+        **{name: value for name, value in inputs.items() if name != "pixel_values_videos"}
+    )
+    video = outputs.report.videos[0]
+    columns = (inputs["input_ids"][0] != VIDEO).nonzero()[:, 0].tolist()
+    first = inputs["input_ids"][0].tolist().index(VIDEO)
+    columns = sorted(columns + (video.indices + first).tolist())
+    assert torch.equal(seen["position_ids"], positions[:, :, columns])
+    # Rows of the output: all text, and the best half of the kept tokens.
+    left = outputs.token_index[0].tolist()
+    assert set(left) <= set(columns) and left == sorted(left)
+    assert len(left) == len(columns) - len(video.indices) + math.ceil(0.5 * len(video.indices))
+
+
+def test_inner_pruning_keeps_what_the_query_attends_to(family):
+    """The kept tokens are those with the largest attention of the last row, as eager attention computes it."""
+    pruned, whole = family.model("eager"), family.model("eager", llm_retention_ratio=1.0)
+    inputs = family.inputs(*BATCHES["one video"])
+    with torch.no_grad():
+        kept = pruned(**inputs).token_index[0]
+        outputs = whole(**inputs, output_attentions=True)
+    entered = outputs.token_index[0]
+    attention = outputs.attentions[2][0, :, -1].mean(0)  # of the layer below the pruning layer
+    is_video = inputs["input_ids"][0, entered] == VIDEO
+    best = attention.masked_fill(~is_video, -1).topk(math.ceil(0.5 * int(is_video.sum()))).indices
+    expected = torch.cat([entered[~is_video], entered[best]]).sort().values
+    assert torch.equal(kept, expected)
+
+
+def test_received_attention_equals_that_of_the_last_block(family):
+    """Recomputed scores against the weights that an attention function of our own sees."""
+    model = family.model()
+    seen, compressed = [], []
+
+    def probe(module, query, key, value, attention_mask=None, scaling=None, **kwargs):
+        weights = (query @ key.mT * scaling).softmax(-1)
+        seen.append(weights.mean((0, 1, 2)))
+        return (weights @ value).transpose(1, 2).contiguous(), weights
+
+    ALL_ATTENTION_FUNCTIONS.register("probe", probe)
+    try:
+        model.model.visual.set_attn_implementation("probe")
+        original = model.model.compress_videos
+        model.model.compress_videos = lambda *args: compressed.append(args) or original(*args)
+        inputs = family.inputs(*BATCHES["videos of different length"])
+        with torch.no_grad():
+            model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
+    finally:
+        ALL_ATTENTION_FUNCTIONS._global_mapping.pop("probe", None)
+    (_, features, scores), frames = compressed[0], 4 + 2
+    received = torch.cat(seen[-frames:]).view(-1, 4).mean(-1)  # window order, four patches a token
+    window, _ = get_vision_window_index(inputs["video_grid_thw"], spatial_merge_size=2, window_size=16, patch_size=4)
+    received = received[window.argsort()]
+    torch.testing.assert_close(torch.cat([s.flatten() for s in scores]), received, atol=1e-7, rtol=1e-5)
+    for video, of_video in zip(features, scores, strict=True):
+        assert video.shape[:2] == of_video.shape
+        # What the tokens of a frame receive, four patches each, adds up to 1.
+        torch.testing.assert_close(4 * of_video.sum(-1), torch.ones(len(of_video)))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the largest tensor that a softmax returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if "softmax" in function.name():
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+def test_no_attention_matrix_of_more_than_one_frame(family):
+    model = family.model()
+    inputs = family.inputs([(16, 8, 8), "text"])
+    with torch.no_grad(), LargestTensor() as seen:
+        model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
+    assert seen.largest == 2 * 64 * 64  # heads x patches of a frame x patches of a frame
+
+
+def test_right_padding_and_loss(family):
+    """The loss counts the labels of the columns that are left, whichever side is padded."""
+    model = family.model()
+    prompts = BATCHES["text beside videos"]
+    losses = []
+    for side in ("left", "right"):
+        inputs = family.inputs(*prompts, padding_side=side)
+        mask = inputs["attention_mask"]
+        # The first token has no row before it, so left padding alone would predict it, from a padding row.
+        unseen = (inputs["input_ids"] == VIDEO) | (mask == 0) | (mask.cumsum(-1) == 1)
+        labels = inputs["input_ids"].masked_fill(unseen, -100)
+        outputs = model(**inputs, labels=labels)
+        losses.append(outputs.loss)
+        kept = outputs.token_index
+        assert kept.shape == outputs.logits.shape[:2]
+        for row in range(len(prompts)):
+            assert (kept[row] >= 0).sum() == mask[row].sum() - sum(
+                tokens - remained
+                for tokens, remained, sample in zip(
+                    outputs.report.tokens, outputs.report.remained, outputs.report.samples, strict=True
+                )
+                if sample == row
+            )
+    torch.testing.assert_close(losses[0], losses[1])
+    losses[0].backward()
+    visual = model.model.visual.blocks[0].attn.qkv.weight.grad
+    assert visual is not None and visual.abs().sum() > 0
+
+
+def test_loss_refuses_part_of_the_logits(family):
+    inputs = family.inputs(*BATCHES["one video"])
+    with pytest.raises(ValueError, match="`logits_to_keep` is 1"):
+        family.model()(**inputs, labels=inputs["input_ids"], logits_to_keep=1)
+
+
+def test_beams_sequences_and_candidates(family):
+    model = family.model()
+    inputs = family.inputs(*BATCHES["videos of different length"])
+    beams = generate(model, inputs, num_beams=3)
+    assert torch.equal(beams.sequences, generate(model, inputs, num_beams=3, use_cache=False).sequences)
+    several = generate(model, inputs, num_beams=3, num_return_sequences=2)
+    assert torch.equal(several.sequences[::2], beams.sequences)
+    single = family.inputs(*BATCHES["one video"])
+    greedy = generate(model, single, max_new_tokens=12)
+    lookup = generate(model, single, max_new_tokens=12, prompt_lookup_num_tokens=3, max_matching_ngram_size=1)
+    assert torch.equal(greedy.sequences, lookup.sequences)
+
+
+def test_next_turn_on_the_returned_cache(family):
+    model = family.model()
+    inputs = family.inputs(*BATCHES["text beside videos"])
+    first = generate(model, inputs, max_new_tokens=6)
+    more = torch.arange(12).view(3, 4) + 20
+    ids = torch.cat([first.sequences, more], dim=1)
+    grown = ids.shape[1] - inputs["input_ids"].shape[1]
+    following = {
+        "input_ids": ids,
+        "attention_mask": torch.cat([inputs["attention_mask"], torch.ones(3, grown, dtype=torch.long)], 1),
+        "mm_token_type_ids": torch.cat([inputs["mm_token_type_ids"], torch.zeros(3, grown, dtype=torch.long)], 1),
+    }
+    second = generate(model, following, past_key_values=first.past_key_values)
+    with torch.no_grad():
+        whole = model(**{**inputs, **following}, query_index=inputs["input_ids"].shape[1] - 1)
+    torch.testing.assert_close(logits(second)[:, 0], whole.logits[:, -1], atol=2e-5, rtol=1e-5)
+
+
+def test_hidden_states_and_attentions_of_all_layers(family):
+    model = family.model("eager")
+    inputs = family.inputs(*BATCHES["one video"])
+    with torch.no_grad():
+        outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
+    lower = inputs["input_ids"].shape[1] - outputs.report.tokens[0] + outputs.report.entered[0]
+    upper = lower - outputs.report.entered[0] + outputs.report.remained[0]
+    assert [h.shape[1] for h in outputs.hidden_states] == [lower] * 4 + [upper] * 3
+    assert [a.shape[2:] for a in outputs.attentions] == [(lower, lower)] * 3 + [(upper, upper)] * 3
+    for attention in outputs.attentions:  # causal everywhere, every row a distribution
+        assert attention.triu(1).abs().max() == 0
+        torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention[..., 0]))
+
+
+def test_inputs_embeds_and_positional_input_ids(family):
+    model = family.model()
+    inputs = family.inputs(*BATCHES["one video"])
+    rest = {name: value for name, value in inputs.items() if name != "input_ids"}
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        assert torch.equal(model(inputs["input_ids"], **rest).logits, expected)
+        positions, _ = model.model.get_rope_index(
+            **{name: value for name, value in inputs.items() if name != "pixel_values_videos"}
+        )
+        embeds = model.get_input_embeddings()(inputs["input_ids"])
+        torch.testing.assert_close(model(inputs_embeds=embeds, position_ids=positions, **rest).logits, expected)
+        without_mask = {name: value for name, value in inputs.items() if name != "attention_mask"}
+        torch.testing.assert_close(model(**without_mask).logits, expected)
+        as_tuple = model(**inputs, return_dict=False)
+        assert torch.equal(as_tuple[0], expected)
+
+
+def test_low_precision(family):
+    inputs = family.inputs(*BATCHES["text beside videos"])
+    for dtype in (torch.bfloat16, torch.float16):
+        outputs = generate(family.model().to(dtype), inputs)
+        assert outputs.logits[0].isfinite().all()
+        assert outputs.past_key_values.reports[0].entered == (32, 8)
+
+
+def test_copies_and_other_models_of_the_class(family):
+    inputs = family.inputs(*BATCHES["one video"])
+    model = family.model()
+    upstream = family.upstream(model)
+    before = generate(upstream, inputs)
+    expected = generate(model, inputs)
+    assert torch.equal(logits(generate(upstream, inputs)), logits(before))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(logits(generate(other, inputs)), logits(expected))
+    assert not any(module._forward_pre_hooks for module in upstream.modules())
+
+
+def test_a_video_that_its_budget_leaves_whole(family):
+    # 6 tokens a frame: ceil(6 * 0.7 * 1.25) = 6, so nothing is dropped, not even inside the language model.
+    model = family.model(retention_ratio=0.7)
+    inputs = family.inputs(["text", (2, 4, 6), "text"])
+    outputs = generate(model, inputs)
+    (report,) = outputs.past_key_values.reports
+    assert (report.tokens, report.entered, report.remained) == ((12,), (12,), (12,))
+    torch.testing.assert_close(logits(outputs), logits(generate(family.upstream(model), inputs)), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cache_implementation": "static"}, "`cache_implementation` is 'static'"),
+        ({"cache_implementation": "quantized"}, "`cache_implementation` is 'quantized'"),
+        ({"prefill_chunk_size": 8}, "`prefill_chunk_size` is 8"),
+    ],
+)
+def test_unsupported_generation_is_refused_before_encoding(family, settings, message):
+    model = family.model()
+    model.model.visual = None  # encoding would fail differently
+    with pytest.raises(ValueError, match=message):
+        generate(model, family.inputs(*BATCHES["one video"]), **settings)
+
+
+def test_foreign_caches_are_refused_before_encoding(family):
+    model = family.model()
+    spatial_merge_unit = model.model.visual.spatial_merge_unit
+    inputs = family.inputs(*BATCHES["one video"])
+    for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=99)):
+        model.model.visual = torch.nn.Module()
+        model.model.visual.spatial_merge_unit = spatial_merge_unit
+        with pytest.raises(ValueError, match=f"`past_key_values` is a `{type(cache).__name__}`"):
+            generate(model, inputs, past_key_values=cache)
+        with pytest.raises(ValueError, match=f"`past_key_values` is a `{type(cache).__name__}`"):
+            model(**inputs, past_key_values=cache)
+
+
+def test_wrong_number_of_placeholders_is_refused_before_encoding(family):
+    model = family.model()
+    visual = model.model.visual
+    inputs = family.inputs(*BATCHES["one video"])
+    more, fewer = inputs["input_ids"].clone(), inputs["input_ids"].clone()
+    more[0, 0] = VIDEO
+    fewer[0, fewer[0].tolist().index(VIDEO)] = 5
+    model.model.visual = torch.nn.Module()
+    model.model.visual.spatial_merge_unit = visual.spatial_merge_unit
+    for ids, found in ((more, 65), (fewer, 63)):
+        for call in (lambda **kw: generate(model, kw), model):
+            with pytest.raises(ValueError, match=f"`input_ids` has {found} video placeholders.*need exactly 64"):
+                call(**{**inputs, "input_ids": ids})
+
+
+def test_sliding_window_layers_are_refused(family):
+    model = family.model()
+    model.config.text_config.sliding_window = 8
+    model.config.text_config.layer_types = ["full_attention"] * 5 + ["sliding_attention"]
+    with pytest.raises(ValueError, match="`layer_types`.*sliding"):
+        model(**family.inputs(*BATCHES["one video"]))
+
+
+def test_the_cache_can_be_cropped_reordered_and_reset(family):
+    model = family.model()
+    inputs = family.inputs(*BATCHES["text beside videos"])
+    with torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+    assert isinstance(cache, FlashVIDCache) and cache.compressed
+    length = cache.get_seq_length()
+    masks = cache.lower_mask.clone(), cache.upper_mask.clone()
+    cache.reorder_cache(torch.tensor([2, 0, 1]))
+    assert torch.equal(cache.lower_mask, masks[0][[2, 0, 1]]) and torch.equal(cache.upper_mask, masks[1][[2, 0, 1]])
+    cache.crop(-2)
+    assert cache.get_seq_length() == length - 2
+    assert cache.lower_mask.shape[1] == cache.num_cached(0) and cache.upper_mask.shape[1] == cache.num_cached(5)
+    cache.batch_repeat_interleave(2)
+    assert len(cache.lower_mask) == 6
+    cache.batch_select_indices(torch.tensor([0, 2]))
+    assert len(cache.upper_mask) == 2
+    cache.reset()
+    assert cache.get_seq_length() == cache.num_cached() and not cache.compressed and cache.lower_mask is None
