@@ -1,4 +1,4 @@
-"""FlashVID's compression of a video before the language model: DySeg, ADTS, TSTM (paper section 3).
+"""FlashVID (arXiv 2602.08024) before the language model: DySeg, ADTS and TSTM, one after the other.
 
 The compression is decided once, without gradient, and then applied to the features as one weighted sum of rows. In
 behavior "paper" every size follows from `exact_num_tokens`, so nothing waits for the device.
@@ -77,7 +77,7 @@ class CompressionConfig:
         }
 
     def frame_budget(self, tokens_per_frame: int) -> tuple[int, int]:
-        """Kept tokens of a frame and how many of them are selected rather than merged (paper section 3.1)."""
+        """Kept tokens of a frame and how many of them are selected rather than merged."""
         budget = math.ceil(tokens_per_frame * self.retention_ratio * self.expansion)
         return min(budget, tokens_per_frame), math.ceil(budget * self.alpha)
 
@@ -133,7 +133,7 @@ def exact_num_tokens(num_frames: int, tokens_per_frame: int, config: Compression
 
 
 def compress_video(video_features: torch.Tensor, attention: torch.Tensor, config: CompressionConfig) -> CompressedVideo:
-    """Select and merge the tokens of one video (paper section 3, Algorithm 1).
+    """Select and merge the tokens of one video.
 
     Computes in float32 whatever the dtype of the input; deterministic; the inputs stay as they are. Gradients flow
     through the merged tokens, not through the decision.
@@ -161,7 +161,7 @@ def compress_video(video_features: torch.Tensor, attention: torch.Tensor, config
 
 
 def event_relevance(features: torch.Tensor, frame_features: torch.Tensor, segment: torch.Tensor) -> torch.Tensor:
-    """Mean dot product of each token with the frame means of its segment (paper section 3.3), with shape (T, N).
+    """Event relevance of ADTS: mean dot product of each token with the frame means of its segment, with shape (T, N).
 
     Args:
         features: with shape (T, N, D).

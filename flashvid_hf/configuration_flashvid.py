@@ -21,7 +21,7 @@ class FlashVIDConfigMixin:
         pruning_layer: the first layer of the language model that sees only part of the video tokens that entered it;
             at least 1; from the number of layers on nothing is pruned. Default: near 5/7 of the depth.
         llm_retention_ratio: the part that it sees; above 0, at most 1, which is no pruning. Default: what makes
-            `retention_ratio` the average over all layers (paper section 3.5).
+            `retention_ratio` the average over all layers.
 
     Raises:
         ValueError: a field is outside of its range.
@@ -118,7 +118,7 @@ def default_pruning_layer(num_layers: int, expansion: float) -> int:
 def default_llm_retention_ratio(num_layers: int, pruning_layer: int, expansion: float) -> float:
     """The share that layers from `pruning_layer` on keep, so that `retention_ratio` is the average over the layers.
 
-    With L layers, r solves expansion * (pruning_layer + r * (L - pruning_layer)) = L (paper section 3.5).
+    With L layers, r solves expansion * (pruning_layer + r * (L - pruning_layer)) = L.
 
     Raises:
         ValueError: not even r = 0 would do.

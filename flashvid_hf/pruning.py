@@ -1,4 +1,4 @@
-"""Pruning inside the language model (paper section 3.5): from one layer on, only the best video tokens are left.
+"""Inner-LLM pruning of FlashVID (arXiv 2602.08024): from one layer on, only the best video tokens are left.
 
 The layers of upstream's language models pass unknown keyword arguments on. One of them carries the decision of the
 call; hooks on the layers of this one model instance apply it and do nothing in calls without it.

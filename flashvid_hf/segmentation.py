@@ -1,4 +1,4 @@
-"""DySeg: cut a video into segments where the scene changes (paper section 3.2).
+"""DySeg of FlashVID (arXiv 2602.08024): cut a video into segments where the scene changes.
 
 Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width.
 """

@@ -1,4 +1,4 @@
-"""TSTM: link tokens over time into trees, then merge the trees of a frame that lie close (paper section 3.4).
+"""TSTM of FlashVID (arXiv 2602.08024): link tokens over time into trees, then merge those of a frame that lie close.
 
 Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width. A flat index is
 t * N + n.

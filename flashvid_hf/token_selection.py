@@ -1,4 +1,4 @@
-"""ADTS: select informative and diverse tokens in every frame (paper section 3.3).
+"""ADTS of FlashVID (arXiv 2602.08024): select informative and diverse tokens in every frame.
 
 Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width.
 """

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -20,7 +21,7 @@ def check_number(
         above: the value must be larger than this.
         least, most: the value must be at least and at most this.
     """
-    is_number = isinstance(value, int if integer else (int, float)) and not isinstance(value, bool)
+    is_number = isinstance(value, Integral if integer else Real) and not isinstance(value, bool)
     fits = (
         is_number
         and math.isfinite(value)

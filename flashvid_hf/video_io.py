@@ -87,14 +87,16 @@ def _read_pyav(path: str, choose: Choose) -> Decoded:
     # The packets' timestamps are missing or not those of the frames (raw streams, AVI): decode to count, then to keep.
     total = sum(1 for _ in _iterate_pyav(av, path))
     indices = choose(total, fps)
-    frames = islice(_iterate_pyav(av, path), indices[-1] + 1)
-    return [_pyav_array(frame) for i, frame in enumerate(frames) if i in indices], indices, total, fps
+    decoded = islice(_iterate_pyav(av, path), indices[-1] + 1)
+    return [_pyav_array(frame) for i, frame in enumerate(decoded) if i in indices], indices, total, fps
 
 
 def _seek_pyav(container: Any, stream: Any, wanted: list[int], keys: list[int]) -> list[np.ndarray] | None:
     """Frames at the ascending timestamps `wanted`, or None if seeking does not lead to one of them."""
     stream.thread_type = "AUTO"
-    frames, decoder, now = [], iter(()), -math.inf
+    frames: list[np.ndarray] = []
+    decoder: Iterator[Any] = iter(())
+    now = -math.inf
     for time in wanted:
         key = keys[max(bisect_right(keys, time) - 1, 0)] if keys else time
         if not frames or key > now:  # a keyframe lies between: jump to it instead of decoding up to it

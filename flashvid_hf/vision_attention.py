@@ -25,7 +25,7 @@ def install_recording(attentions: list[nn.Module]) -> None:
 
 
 def mean_received_attention(query: torch.Tensor, key: torch.Tensor, lengths: list[int], scaling: float) -> torch.Tensor:
-    """Attention that each position receives: softmax over the keys, mean over heads and queries (paper section 3.3).
+    """Attention that each position receives: softmax over the keys, mean over heads and queries.
 
     Goes frame by frame, as no attention matrix of more than one frame should exist.
 

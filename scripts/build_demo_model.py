@@ -141,6 +141,9 @@ def build_demo_model(folder: str | Path, seed: int = 0, **flashvid) -> Path:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.1)  # large enough that attention and tokens differ
+    # Random weights answer with any byte: leave them the printable ones.
+    printable = {processor.tokenizer.convert_tokens_to_ids(chr(code)) for code in range(ord("!"), ord("~") + 1)}
+    model.generation_config.suppress_tokens = sorted(set(range(len(processor.tokenizer))) - printable)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "README.md").write_text(CARD.replace("{name}", folder.name))

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, Qwen2_5_VLConfig, Qwen2_5_VLForConditi
 TESTS = Path(__file__).resolve().parent
 sys.path.append(str(TESTS.parent / "scripts"))  # build_demo_model
 
-# What FLASHVID_FOLDER of the tests says, unless they say otherwise: two of six tokens a frame enter, and of eight three
-# remain, so that every stage counts differently.
+# Of the six tokens a frame of `moving_frames` two enter, and of eight that entered three remain: every stage counts
+# differently.
 RETENTION_RATIO = 0.25
 
 
@@ -43,7 +43,7 @@ def build_upstream_folder(folder: Path, tie_word_embeddings: bool = False) -> Pa
     model = Qwen2_5_VLForConditionalGeneration(upstream).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(float(parameter.ndim == 1), 0.1)  # norms and biases too: no two tensors are equal
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)  # norms and biases too: no two are equal
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -469,16 +469,19 @@ def test_uniform_sampling(total, num_frames):
     total=st.integers(1, 3000), source_fps=st.sampled_from([1, 8, 24, 25, 30000 / 1001, 60]), fps=st.floats(0.01, 60)
 )
 @settings(deadline=None)
-def test_sampling_by_fps_is_that_of_transformers(total, source_fps, fps):
+def test_sampling_by_fps(total, source_fps, fps):
     indices = video_io._choose_frames(total, source_fps, None, fps)
+    assert len(indices) == min(total, max(1, int(total / source_fps * fps)))
     assert indices == sorted(set(indices))
     assert indices[0] == 0 and indices[-1] < total
-    if max(1, int(total / source_fps * fps)) <= total:
-        metadata = VideoMetadata(total_num_frames=total, fps=source_fps)
-        number = max(1, int(total / source_fps * fps))  # transformers 5.17 has no lower limit of one frame
-        assert indices == default_sample_indices_fn(metadata, num_frames=number).tolist()
-    else:
-        assert indices == list(range(total))
+    steps = np.diff(indices)
+    assert len(steps) == 0 or steps.max() - steps.min() <= 1
+
+
+@pytest.mark.parametrize("total, source_fps, fps", [(250, 25, 1), (240, 24, 2), (132, 25, 0.5), (900, 30000 / 1001, 2)])
+def test_sampling_by_fps_is_that_of_transformers(total, source_fps, fps):
+    expected = default_sample_indices_fn(VideoMetadata(total_num_frames=total, fps=source_fps), fps=fps)
+    assert video_io._choose_frames(total, source_fps, None, fps) == expected.tolist()
 
 
 def test_more_frames_than_there_are_gives_each_once_and_a_warning(clip, monkeypatch):
