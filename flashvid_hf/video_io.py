@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import math
 import os
+import re
 import shutil
 import tempfile
 import urllib.request
@@ -36,6 +37,7 @@ from transformers.video_utils import VideoMetadata, load_video
 logger = logging.get_logger(__name__)
 
 DEFAULT_NUM_FRAMES = 32
+MAX_FRAMES_IN_ONE_PASS = 3000
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer of the server
 
 Choose = Callable[[int, float | None], list[int]]  # frames in the source, its fps -> ascending indices of those wanted
@@ -130,20 +132,24 @@ def _pyav_array(frame: Any) -> np.ndarray:
 
 
 def _read_torchcodec(path: str, choose: Choose) -> Decoded:
-    _require_exact_seeking(path)
+    if _container(path) is None:
+        raise ValueError("this decoder finds the right frames only in MP4, QuickTime, Matroska and WebM")
     frames, *rest = _read_with_transformers("torchcodec", path, choose)
     return frames.permute(0, 2, 3, 1).numpy(), *rest
 
 
 def _read_decord(path: str, choose: Choose) -> Decoded:
     # Not transformers' reader: its `get_batch` seeks, and misses by some frames in open-GOP video. One pass is exact.
-    _require_exact_seeking(path)
+    if _container(path) != "quicktime":
+        raise ValueError("this decoder finds the right frames only in MP4 and QuickTime")
     decord = importlib.import_module("decord")
     reader = decord.VideoReader(path, ctx=decord.cpu(0))
     if len(reader) and reader.get_frame_timestamp(0)[0] < 0:  # decord counts what the edit list discards
         raise ValueError("its edit list drops frames, which decord miscounts")
     fps = float(reader.get_avg_fps()) or None
     indices = choose(len(reader), fps)
+    if indices[-1] >= MAX_FRAMES_IN_ONE_PASS:
+        raise ValueError(f"this decoder is exact only in one pass, which is slow after {MAX_FRAMES_IN_ONE_PASS} frames")
     frames = (reader.next() for _ in range(indices[-1] + 1))
     # A program that has set one of decord's bridges gets tensors instead of decord's own arrays.
     arrays = (frame.asnumpy if hasattr(frame, "asnumpy") else frame.numpy for frame in frames)
@@ -158,18 +164,19 @@ def _read_with_transformers(name: str, path: str, choose: Choose) -> Decoded:
     return frames, metadata.frames_indices, metadata.total_num_frames, metadata.fps or None
 
 
-def _require_exact_seeking(path: str) -> None:
+def _container(path: str) -> str | None:
+    """ "quicktime" (MP4 and MOV), "matroska" (MKV and WebM) or None, by the first bytes."""
     with open(path, "rb") as file:
         head = file.read(8)
-    quicktime = head[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
-    if not quicktime and not head.startswith(b"\x1aE\xdf\xa3"):
-        raise ValueError("this decoder finds the right frames only in MP4, QuickTime, Matroska and WebM")
+    if head[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return "quicktime"
+    return "matroska" if head.startswith(b"\x1aE\xdf\xa3") else None
 
 
 BACKENDS: dict[str, Callable[[str, Choose], Decoded]] = {  # in the order in which they are tried
-    "pyav": _read_pyav,
-    "torchcodec": _read_torchcodec,
     "decord": _read_decord,
+    "torchcodec": _read_torchcodec,
+    "pyav": _read_pyav,
     "opencv": partial(_read_with_transformers, "opencv"),
 }
 _MODULES = {"pyav": "av", "torchcodec": "torchcodec", "decord": "decord", "opencv": "cv2"}
@@ -177,7 +184,7 @@ _PACKAGES = _MODULES | {"opencv": "opencv-python-headless"}
 
 
 def available_backends() -> list[str]:
-    """Names of the installed decoders in the order in which they are tried: pyav, torchcodec, decord, opencv."""
+    """Names of the installed decoders in the order in which they are tried: decord, torchcodec, pyav, opencv."""
     return [name for name in BACKENDS if importlib.util.find_spec(_MODULES[name]) is not None]
 
 
@@ -275,7 +282,8 @@ def _decode_file(path: str, label: str, choose: Choose, backend: str | None) -> 
             frames = np.ascontiguousarray(frames)
             height, width = frames.shape[1:3]
         except Exception as error:  # each decoder raises its own kinds
-            reasons.append(f"{name}: {' '.join(str(error).split())[:160] or type(error).__name__}")
+            reason = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", str(error))  # decord puts the place in its sources first
+            reasons.append(f"{name}: {' '.join(reason.split())[:160] or type(error).__name__}")
             if isinstance(error, _DamagedVideo):
                 reasons[-1] += "; repair the file, or name another, less strict `backend`"
                 break

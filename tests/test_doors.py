@@ -1,7 +1,6 @@
 """The doors to a model: the package, remote code in an interpreter without the package, and saving from either."""
 
 import ast
-import importlib
 import json
 import shutil
 import sys
@@ -467,10 +466,10 @@ def test_checkpoint_of_another_family_is_refused(tmp_path, folder, loader):
 def assert_complete(saved: Path, original: Path) -> None:
     """The folder brings the code along, and its configuration names it as the original's did."""
     config, expected = (json.loads((folder / "config.json").read_text()) for folder in (saved, original))
+    for part in ("text_config", "vision_config"):
+        config[part].pop("dtype", None)  # upstream adds it when it loads weights
     assert config == expected
-    assert {"AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"} <= {
-        *config["auto_map"]
-    }
+    assert sorted(config["auto_map"]) == sorted(AUTO_CLASSES)
     assert config["custom_pipelines"]["video-text-to-text"]["impl"] == "pipeline_flashvid.VideoTextToTextPipeline"
     code = {path.name for path in original.glob("*.py")}
     assert {path.name for path in saved.glob("*.py")} == code
@@ -578,10 +577,3 @@ def test_upstream_computes_the_same_beside_flashvid(work, folder, upstream, inpu
     assert Qwen2_5_VLForConditionalGeneration.forward.__module__ == Qwen2_5_VLForConditionalGeneration.__module__
     assert Qwen2_5_VLModel.forward.__module__ == Qwen2_5_VLModel.__module__
     assert before["reports"] == []
-
-
-def test_importing_again_is_harmless(folder):
-    module = importlib.import_module("flashvid_hf")
-    assert module is flashvid_hf
-    importlib.reload(module)
-    assert type(load(folder)) is FlashVIDQwen2_5_VLForConditionalGeneration
