@@ -100,6 +100,7 @@ class FlashVIDModelMixin:
         input_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
         image_mask: torch.Tensor,
+        video_mask: torch.Tensor,
         encoded: dict[str, BaseModelOutputWithPooling],
     ) -> torch.Tensor:
         """Embeddings of the columns that enter, images and kept video tokens in place, with shape (B, M, D)."""
@@ -110,9 +111,9 @@ class FlashVIDModelMixin:
         if encoded.get("image") is not None:
             features = torch.cat(tuple(encoded["image"].pooler_output))
             embeddings = prompt.scatter(embeddings, prompt.take(image_mask), features)
-        if prompt.videos:
+        if encoded.get("video") is not None:
             tokens = torch.cat(tuple(encoded["video"].pooler_output))
-            embeddings = prompt.scatter(embeddings, prompt.video_index >= 0, tokens)
+            embeddings = prompt.scatter(embeddings, prompt.take_videos(video_mask), tokens)
         return embeddings
 
     def prepare_cache(

@@ -43,18 +43,25 @@ class Prompt:
 
     @classmethod
     def compressed(
-        cls, video_mask: torch.Tensor, videos: tuple[CompressedVideo, ...], attention_mask: torch.Tensor | None
+        cls,
+        video_mask: torch.Tensor,
+        videos: tuple[CompressedVideo, ...],
+        attention_mask: torch.Tensor | None,
+        dropped: torch.Tensor | None = None,
     ) -> "Prompt":
         """The columns that are left when only the kept tokens of the videos enter.
 
         Args:
             video_mask: which columns are placeholders of the videos, with shape (B, S).
             attention_mask: 2D mask whose last S columns are these; earlier ones are earlier turns.
+            dropped: other columns that do not enter, with shape (B, S).
         """
         device, num_columns = video_mask.device, video_mask.shape[1]
         # A column is taken once; that of a video token never, or twice where the released code repeats it.
         kept = [_count(video.indices, video.selected.numel()).to(device) for video in videos]
         counts = torch.ones_like(video_mask, dtype=torch.long).masked_scatter_(video_mask, torch.cat(kept))
+        if dropped is not None:
+            counts = counts * ~dropped
         padding_side = "left"
         if attention_mask is not None:
             valid = attention_mask[:, -num_columns:].to(device).bool()
@@ -78,6 +85,10 @@ class Prompt:
     def take(self, tensor: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """The columns of a (..., B, S, ...) tensor that enter; `dim` is that of the columns."""
         return tensor if self.columns is None else take(tensor, self.columns, dim)
+
+    def take_videos(self, video_mask: torch.Tensor) -> torch.Tensor:
+        """Which columns that enter hold video tokens, given the placeholders (B, S) of the videos."""
+        return video_mask if self.video_index is None else self.video_index >= 0
 
     def scatter(self, embeddings: torch.Tensor, where: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Write `features`, in order, to the entered columns that `where` (B, M) marks."""

@@ -35,7 +35,7 @@ from flashvid_hf import (
 TASK = "video-text-to-text"
 QUESTION = "What moves?"
 OTHER_QUESTION = "Where to, and how fast does it go?"
-GREEDY = {"max_new_tokens": 5, "do_sample": False}
+GREEDY = {"max_new_tokens": 8, "do_sample": False}
 
 
 def write_video(path: Path, frames: np.ndarray, fps: int = 4) -> Path:
@@ -229,7 +229,7 @@ def test_dictionaries(pipe, files, answer, kind):
 
 def test_generator_of_chats(pipe, files, answer):
     chats = (chat(QUESTION, {"type": "video", "path": path}) for path in (files.clip, files.other))
-    answers = pipe(chats, **GREEDY)
+    answers = iter(pipe(chats, **GREEDY))
     assert next(answers) == answer("clip")
     assert next(answers) == answer("other")
 
@@ -532,7 +532,7 @@ from checkpoints import moving_frames
 from transformers import pipeline
 
 folder, clip, other, out = arguments
-settings = {"max_new_tokens": 5, "do_sample": False}
+settings = {"max_new_tokens": 8, "do_sample": False}
 question = "What moves?"
 chat = [{"role": "user", "content": [{"type": "video", "path": clip}, {"type": "text", "text": question}]}]
 frames = {"type": "video", "video": moving_frames(8), "video_metadata": {"fps": 4.0}}
