@@ -9,8 +9,10 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .cache_flashvid import FlashVIDCache
 from .compression import CompressedVideo, CompressionConfig, compress_video, exact_num_tokens
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
+from .configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
 from .families import FAMILIES, Family, find_family
 from .modeling_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLForConditionalGeneration, FlashVIDQwen2_5_VLModel
+from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
 from .pipeline_flashvid import TASK, VideoTextToTextPipeline
 from .report import CompressionReport
 from .video_io import VideoClip, read_video
@@ -36,6 +38,9 @@ __all__ = [
     "FlashVIDQwen2_5_VLConfig",
     "FlashVIDQwen2_5_VLForConditionalGeneration",
     "FlashVIDQwen2_5_VLModel",
+    "FlashVIDQwen3VLConfig",
+    "FlashVIDQwen3VLForConditionalGeneration",
+    "FlashVIDQwen3VLModel",
     "VideoClip",
     "VideoTextToTextPipeline",
     "compress_video",

@@ -19,7 +19,7 @@ class FlashVIDConfigMixin:
     Args:
         retention_ratio ... behavior: see `CompressionConfig`.
         pruning_layer: the first layer of the language model that sees only part of the video tokens that entered it;
-            at least 1; from the number of layers on nothing is pruned. Default: near 5/7 of the depth.
+            at least 1; from the number of layers on nothing is pruned. Default: near `pruning_depth` of the depth.
         llm_retention_ratio: the part that it sees; above 0, at most 1, which is no pruning. Default: what makes
             `retention_ratio` the average over all layers.
 
@@ -29,6 +29,8 @@ class FlashVIDConfigMixin:
 
     # `model_type` of the upstream checkpoints that load into this configuration.
     base_model_type: ClassVar[str] = ""
+    # Where the default `pruning_layer` lies in the depth of the language model, as in the reference's scripts.
+    pruning_depth: ClassVar[float] = 5 / 7
     # Which class of which published module an Auto class loads: the `auto_map` of the folders that models save.
     auto_classes: ClassVar[dict[str, str]] = {}
 
@@ -53,7 +55,7 @@ class FlashVIDConfigMixin:
         depth = self.get_text_config().num_hidden_layers
         check_number("expansion", self.expansion, least=1)
         if self.pruning_layer is None:
-            self.pruning_layer = default_pruning_layer(depth, self.expansion)
+            self.pruning_layer = default_pruning_layer(depth, self.expansion, self.pruning_depth)
         check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
         if self.llm_retention_ratio is None:
             self.llm_retention_ratio = default_llm_retention_ratio(depth, self.pruning_layer, self.expansion)
@@ -109,10 +111,10 @@ class FlashVIDConfigMixin:
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
 
-def default_pruning_layer(num_layers: int, expansion: float) -> int:
-    """The layer near 5/7 of the depth, or the last before which pruning can make up for the expansion."""
+def default_pruning_layer(num_layers: int, expansion: float, pruning_depth: float) -> int:
+    """The layer nearest `pruning_depth` of all, or the last at which pruning can still make up for the expansion."""
     deepest = math.ceil(num_layers / expansion) - 1
-    return max(1, min(round(num_layers * 5 / 7), deepest))
+    return max(1, min(round(num_layers * pruning_depth), deepest))
 
 
 def default_llm_retention_ratio(num_layers: int, pruning_layer: int, expansion: float) -> float:

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 from transformers import AutoConfig
 
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
+from .configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
 from .modeling_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLForConditionalGeneration, FlashVIDQwen2_5_VLModel
+from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
 
 
 class Family(NamedTuple):
@@ -19,6 +21,7 @@ class Family(NamedTuple):
 FAMILIES = (
     # One line for each family.
     Family(FlashVIDQwen2_5_VLConfig, FlashVIDQwen2_5_VLModel, FlashVIDQwen2_5_VLForConditionalGeneration),
+    Family(FlashVIDQwen3VLConfig, FlashVIDQwen3VLModel, FlashVIDQwen3VLForConditionalGeneration),
 )
 
 

@@ -27,9 +27,11 @@ class FlashVIDVideoOutput(BaseModelOutputWithPooling):
     Args:
         pooler_output: kept tokens of every video, with shape (kept, D) each.
         videos: how each video was compressed.
+        deepstack_features: for each level, rows of every video's kept tokens; only of families that have them.
     """
 
     videos: tuple[CompressedVideo, ...] | None = None
+    deepstack_features: list[tuple[torch.Tensor, ...]] | None = None
 
 
 @dataclass
@@ -154,7 +156,7 @@ class FlashVIDModelMixin:
             query_index: column of the whole sequence that ranks the video tokens; by default the last.
         """
         config = self.config.get_text_config()
-        if "sliding_attention" in (config.layer_types or ()):
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
             raise ValueError(
                 "`layer_types` of the language model has sliding-window layers: FlashVID needs full attention. "
                 "Set `use_sliding_window=False`, or `retention_ratio=1.0` to run without compression."
