@@ -141,7 +141,7 @@ def compress_video(video_features: torch.Tensor, attention: torch.Tensor, config
     Args:
         video_features: tokens as they would enter the language model, with shape (T, N, D).
         attention: attention that each token receives in the last vision block, averaged over heads and queries, with
-            shape (T, N). Needed for every method but "div".
+            shape (T, N). The method "div" does not look at it.
 
     Raises:
         ValueError: the shapes do not fit together.
@@ -151,9 +151,9 @@ def compress_video(video_features: torch.Tensor, attention: torch.Tensor, config
     if config.frame_budget(num_tokens)[0] == num_tokens:
         return _keep_everything(video_features)
     with torch.autocast(video_features.device.type, enabled=False):
-        features = video_features.float()
+        features = video_features.float().contiguous()
         with torch.no_grad():
-            decision = _decide(features, attention.float(), config)
+            decision = _decide(features, attention.float().contiguous(), config)
         tokens = weighted_sums(
             features.reshape(num_frames * num_tokens, -1), *decision.pop("entries"), num_slots=len(decision["indices"])
         )

@@ -481,6 +481,8 @@ def test_generate(case, behavior, reason):
         assert lengths == [run.prompt_length + len(expected) - 1] * len(lengths)
     else:
         assert lengths == run.result["cache_lengths"]
+        seen = output.past_key_values.get_seq_length()  # of the prompt before the compression
+        assert seen == run.result["decode_cache_position_first"] + len(expected) - 1
         first = run.reference["decode.position_ids_first"][-3:].long()
         assert torch.equal(recording.calls[1]["position_ids"][-3:], first)
     if run.compresses:

@@ -618,4 +618,4 @@ BAD = {
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
 def test_bad_input(pipe, files, arguments, message):
     with pytest.raises(ValueError, match=message):
-        pipe(**arguments(files))
+        pipe(**{"max_new_tokens": 1, **arguments(files)})
