@@ -37,9 +37,10 @@ class FlashVIDQwen3VLModel(FlashVIDPreTrainedMixin, FlashVIDQwenModelMixin, Qwen
     ) -> FlashVIDVideoOutput:
         compressed = super().compress_videos(outputs, features, attention)
         # Deepstack features are not merged: a kept token takes those of its own place.
+        sizes = [video.selected.numel() for video in compressed.videos]
         compressed.deepstack_features = [
-            tuple(level[video.indices.to(level.device)] for level, video in zip(levels, compressed.videos, strict=True))
-            for levels in outputs.deepstack_features
+            tuple(rows[video.indices.to(rows.device)] for rows, video in zip(level, compressed.videos, strict=True))
+            for level in _split_levels(outputs.deepstack_features, sizes)
         ]
         return compressed
 
@@ -63,11 +64,11 @@ class FlashVIDQwen3VLModel(FlashVIDPreTrainedMixin, FlashVIDQwenModelMixin, Qwen
             return {}
         visual = torch.stack([masks[kind] for kind in outputs]).any(0)  # (B, M)
         deepstack = []
-        for levels in zip(*(output.deepstack_features for output in outputs.values()), strict=True):
-            rows = torch.cat(tuple(levels[0]))
-            joint = rows.new_zeros(int(visual.sum()), rows.shape[-1])
-            for kind, level in zip(outputs, levels, strict=True):
-                joint[masks[kind][visual].to(joint.device)] = torch.cat(tuple(level))
+        for level in zip(*(output.deepstack_features for output in outputs.values()), strict=True):
+            rows = [part if isinstance(part, torch.Tensor) else torch.cat(tuple(part)) for part in level]
+            joint = rows[0].new_zeros(int(visual.sum()), rows[0].shape[-1])
+            for kind, of_kind in zip(outputs, rows, strict=True):
+                joint[masks[kind][visual].to(joint.device)] = of_kind
             deepstack.append(joint)
         return {"visual_pos_masks": visual, "deepstack_visual_embeds": deepstack}
 
@@ -105,6 +106,11 @@ class FlashVIDQwen3VLModel(FlashVIDPreTrainedMixin, FlashVIDQwenModelMixin, Qwen
             "use_cache": use_cache,
         }
         return self.forward_flashvid(super().forward, inputs, query_index, **kwargs)
+
+
+def _split_levels(deepstack_features: list, sizes: list[int]) -> list[tuple[torch.Tensor, ...]]:
+    """Rows of each video at every level; before transformers 5.18 a level is one tensor for all videos."""
+    return [level.split(sizes) if isinstance(level, torch.Tensor) else level for level in deepstack_features]
 
 
 class FlashVIDQwen3VLForConditionalGeneration(

@@ -142,7 +142,9 @@ def main() -> None:
     parser.add_argument("--extras", default="test,dev", help="the project's extras, comma-separated (%(default)s)")
     options = parser.parse_args()
     if sys.version_info < (3, 11):
-        parser.error(f"the tested versions need Python 3.11 or later; this is {sys.version.split()[0]} (make PYTHON=...)")
+        parser.error(
+            f"the tested versions need Python 3.11 or later; this is {sys.version.split()[0]} (make PYTHON=...)"
+        )
 
     environment, constraints = options.venv.absolute(), options.constraints.resolve()
     python, stamp = interpreter(environment), environment / STAMP

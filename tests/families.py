@@ -5,52 +5,76 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, set_seed
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    set_seed,
+)
+from transformers.vision_utils import get_vision_window_index
 
-from flashvid_hf import FlashVIDQwen2_5_VLConfig, FlashVIDQwen2_5_VLForConditionalGeneration
+from flashvid_hf import (
+    FlashVIDQwen2_5_VLConfig,
+    FlashVIDQwen2_5_VLForConditionalGeneration,
+    FlashVIDQwen3VLConfig,
+    FlashVIDQwen3VLForConditionalGeneration,
+)
 
 IMAGE, VIDEO, VISION_START, VISION_END = 90, 91, 92, 93
 FLASHVID = {"retention_ratio": 0.4, "pruning_layer": 3, "llm_retention_ratio": 0.5}
 
 
+IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
+TEXT = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+VISION = {
+    "depth": 4,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 2,
+    "patch_size": 4,
+    "out_hidden_size": 32,
+}
+
+
 def qwen2_5_vl_config(config_class: type, **overrides: Any):
     """Six language layers, four vision blocks of which the last sees whole frames, windows of 2x2 tokens."""
-    text = {
-        "vocab_size": 100,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": 0,
-    }
-    vision = {
-        "depth": 4,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_heads": 2,
-        "patch_size": 4,
-        "out_hidden_size": 32,
-        "window_size": 16,
-        "fullatt_block_indexes": [1, 3],
-    }
-    ids = {
-        "image_token_id": IMAGE,
-        "video_token_id": VIDEO,
-        "vision_start_token_id": VISION_START,
-        "vision_end_token_id": VISION_END,
-    }
-    return config_class(text_config=text, vision_config=vision, **ids, **overrides)
+    text = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+    vision = {**VISION, "window_size": 16, "fullatt_block_indexes": [1, 3]}
+    return config_class(text_config=text, vision_config=vision, **IDS, **overrides)
 
 
-def qwen2_5_vl_prompt(parts: Sequence[str | tuple[int, int, int]], seed: int) -> tuple[list[int], list[int], dict]:
+def qwen3_vl_config(config_class: type, **overrides: Any):
+    """Six language layers of which the first three take in deepstack features."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    text = {**TEXT, "head_dim": 8, "rope_parameters": rope}
+    vision = {**VISION, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2]}
+    return config_class(text_config=text, vision_config=vision, **IDS, **overrides)
+
+
+def qwen_prompt(
+    parts: Sequence[str | tuple[int, int, int]], seed: int, runs: bool = False
+) -> tuple[list[int], list[int], dict]:
     """Token ids, token types and media of one prompt.
 
     Args:
         parts: "text", or the grid (T, height, width in patches) of a video, or that of an image (T = 1) after "image".
+        runs: whether every frame of a video is a run of placeholders of its own, after a timestamp.
     """
     generator = torch.Generator().manual_seed(seed)
     ids, types, media = [], [], {"image": [], "video": []}
@@ -62,13 +86,26 @@ def qwen2_5_vl_prompt(parts: Sequence[str | tuple[int, int, int]], seed: int) ->
             words = torch.randint(1, 90, (5,), generator=generator).tolist()
             ids, types = ids + words, types + [0] * 5
         else:
-            patches = part[0] * part[1] * part[2]
+            frames, tokens = part[0], part[1] * part[2] // 4
             token, token_type = (IMAGE, 1) if kind == "image" else (VIDEO, 2)
-            ids += [VISION_START] + [token] * (patches // 4) + [VISION_END]
-            types += [0] + [token_type] * (patches // 4) + [0]
-            media[kind].append((part, torch.randn(patches, 3 * 2 * 4 * 4, generator=generator)))
+            repeat, length = (frames, tokens) if runs else (1, frames * tokens)
+            for _ in range(repeat):
+                stamp = torch.randint(1, 90, (2,), generator=generator).tolist() if runs and kind == "video" else []
+                ids += stamp + [VISION_START] + [token] * length + [VISION_END]
+                types += [0] * len(stamp) + [0] + [token_type] * length + [0]
+            media[kind].append((part, torch.randn(4 * frames * tokens, 3 * 2 * 4 * 4, generator=generator)))
             kind = "video"
     return ids, types, media
+
+
+def qwen3_vl_prompt(parts: Sequence[str | tuple[int, int, int]], seed: int):
+    return qwen_prompt(parts, seed, runs=True)
+
+
+def qwen2_5_vl_order(attention: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
+    """From the window order of the vision tower to the order of its output."""
+    window, _ = get_vision_window_index(video_grid_thw, spatial_merge_size=2, window_size=16, patch_size=4)
+    return attention[window.argsort()]
 
 
 @dataclass(frozen=True)
@@ -82,6 +119,8 @@ class TinyFamily:
     upstream_config_class: type
     make_config: Any
     make_prompt: Any
+    vision_order: Any
+    position_inputs: tuple[str, ...]
 
     def model(self, attn_implementation: str = "sdpa", **flashvid: Any):
         """A FlashVID model with random weights, the same for the same family."""
@@ -119,7 +158,9 @@ class TinyFamily:
             if media:
                 batch[grid] = torch.tensor([shape for shape, _ in media])
                 batch[pixels] = torch.cat([values for _, values in media])
-                if kind == "video":  # a quarter of a second between grids: neighbouring positions
+                if (
+                    kind == "video" and "second_per_grid_ts" in self.position_inputs
+                ):  # a quarter of a second between grids: neighbouring positions
                     batch["second_per_grid_ts"] = torch.full((len(media),), 0.25)
         return batch
 
@@ -141,6 +182,19 @@ FAMILIES = (
         Qwen2_5_VLForConditionalGeneration,
         Qwen2_5_VLConfig,
         qwen2_5_vl_config,
-        qwen2_5_vl_prompt,
+        qwen_prompt,
+        qwen2_5_vl_order,
+        ("input_ids", "mm_token_type_ids", "video_grid_thw", "attention_mask", "second_per_grid_ts"),
+    ),
+    TinyFamily(
+        "qwen3_vl",
+        FlashVIDQwen3VLForConditionalGeneration,
+        FlashVIDQwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLConfig,
+        qwen3_vl_config,
+        qwen3_vl_prompt,
+        lambda attention, video_grid_thw: attention,
+        ("input_ids", "mm_token_type_ids", "video_grid_thw", "attention_mask"),
     ),
 )

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flashvid_hf.compression import CompressionConfig, compress_video, exact_num_tokens
 from flashvid_hf.token_merging import cluster_tokens
-from flashvid_hf.token_selection import TOKEN_SELECTION_METHODS
+from flashvid_hf.token_selection import TOKEN_SELECTION_METHODS, select_tokens
 
 BEHAVIORS = ("paper", "released")
 KINDS = ("random", "scenes", "static", "repeated tokens", "repeated frames", "zero", "some zero", "opposite", "one hot")
@@ -217,6 +217,19 @@ def test_released_never_fails(inputs, config):
     assert torch.isfinite(video.tokens).all() and video.tokens.dtype == features.dtype
     assert video.segment_lengths.sum() == len(features)
     assert_same(video, compress_video(features, attention, config))
+
+
+def test_released_chooses_again_where_the_relevance_is_negative():
+    features, attention = make_video("random", 3, 8, 6, seed=0)
+    unit = torch.nn.functional.normalize(features, dim=-1)
+    relevance = -torch.ones_like(attention)
+    repeated, distinct = (
+        select_tokens(1 - unit @ unit.mT, attention, 4, event_relevance=relevance, allow_repeats=allow_repeats)
+        for allow_repeats in (True, False)
+    )
+    assert (distinct.diff() > 0).all()
+    assert (repeated.diff() == 0).all()  # at distance 0 from itself, the first token stays the farthest
+    assert (distinct == repeated[:, :1]).any(1).all()
 
 
 # Both

@@ -476,7 +476,7 @@ def assert_complete(saved: Path, original: Path) -> None:
     named = {*config["auto_map"].values(), config["custom_pipelines"]["video-text-to-text"]["impl"]}
     assert {f"{name.partition('.')[0]}.py" for name in named} <= code
     for name in code:
-        assert (saved / name).read_bytes() == (PACKAGE / name).read_bytes(), name
+        assert (saved / name).read_bytes() == (original / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("name", [*SAVED_BY_PACKAGE, *SAVED_BY_REMOTE_CODE])
@@ -486,6 +486,12 @@ def test_saved_folder_opens_through_both_doors(work, folder, remote, observed, i
     by_remote_code = remote["models"][name]
     assert by_remote_code["missing"] == by_remote_code["unexpected"] == []
     assert_same(by_remote_code["observed"], observed)
+
+
+def test_saved_code_is_the_package(tmp_path, folder):
+    load(folder).save_pretrained(tmp_path)
+    for path in tmp_path.glob("*.py"):
+        assert path.read_bytes() == (PACKAGE / path.name).read_bytes(), path.name
 
 
 def test_saving_keeps_settings(tmp_path, folder):

@@ -10,7 +10,6 @@ from families import FAMILIES, IMAGE, VIDEO
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.vision_utils import get_vision_window_index
 
 from flashvid_hf import FlashVIDCache, exact_num_tokens
 
@@ -135,13 +134,11 @@ def test_kept_tokens_keep_their_positions(family):
     with torch.no_grad():
         outputs = model(**inputs)
     hook.remove()
-    positions, _ = model.model.get_rope_index(
-        **{name: value for name, value in inputs.items() if name != "pixel_values_videos"}
-    )
+    positions, _ = model.model.get_rope_index(**{name: inputs[name] for name in family.position_inputs})
     video = outputs.report.videos[0]
     columns = (inputs["input_ids"][0] != VIDEO).nonzero()[:, 0].tolist()
-    first = inputs["input_ids"][0].tolist().index(VIDEO)
-    columns = sorted(columns + (video.indices + first).tolist())
+    placeholders = (inputs["input_ids"][0] == VIDEO).nonzero()[:, 0]
+    columns = sorted(columns + placeholders[video.indices].tolist())
     assert torch.equal(seen["position_ids"], positions[:, :, columns])
     # Rows of the output: all text, and the best half of the kept tokens.
     left = outputs.token_index[0].tolist()
@@ -185,9 +182,8 @@ def test_received_attention_equals_that_of_the_last_block(family):
     finally:
         ALL_ATTENTION_FUNCTIONS._global_mapping.pop("probe", None)
     (_, features, scores), frames = compressed[0], 4 + 2
-    received = torch.cat(seen[-frames:]).view(-1, 4).mean(-1)  # window order, four patches a token
-    window, _ = get_vision_window_index(inputs["video_grid_thw"], spatial_merge_size=2, window_size=16, patch_size=4)
-    received = received[window.argsort()]
+    received = torch.cat(seen[-frames:]).view(-1, 4).mean(-1)  # four patches a token
+    received = family.vision_order(received, inputs["video_grid_thw"])
     torch.testing.assert_close(torch.cat([s.flatten() for s in scores]), received, atol=1e-7, rtol=1e-5)
     for video, of_video in zip(features, scores, strict=True):
         assert video.shape[:2] == of_video.shape
@@ -302,9 +298,7 @@ def test_inputs_embeds_and_positional_input_ids(family):
     with torch.no_grad():
         expected = model(**inputs).logits
         assert torch.equal(model(inputs["input_ids"], **rest).logits, expected)
-        positions, _ = model.model.get_rope_index(
-            **{name: value for name, value in inputs.items() if name != "pixel_values_videos"}
-        )
+        positions, _ = model.model.get_rope_index(**{name: inputs[name] for name in family.position_inputs})
         embeds = model.get_input_embeddings()(inputs["input_ids"])
         torch.testing.assert_close(model(inputs_embeds=embeds, position_ids=positions, **rest).logits, expected)
         without_mask = {name: value for name, value in inputs.items() if name != "attention_mask"}
