@@ -44,18 +44,18 @@ def released_clusters(num_roots: torch.Tensor, num_clusters: torch.Tensor, all_r
 
 
 def released_cluster_tokens(
-    features: torch.Tensor, candidates: torch.Tensor, num_clusters: torch.Tensor
+    features: torch.Tensor, candidates: torch.Tensor, num_clusters: torch.Tensor, num_neighbors: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`cluster_tokens` with the ties and the rounding of the released code; same arguments and results."""
     centers = torch.zeros_like(candidates)
     joined = torch.arange(candidates.shape[1], device=candidates.device).repeat(len(candidates), 1)
-    for frame, count in enumerate(num_clusters.tolist()):
+    for frame, (count, neighbors) in enumerate(zip(num_clusters.tolist(), num_neighbors.tolist(), strict=True)):
         if count == 0:
             continue
         tokens = candidates[frame].nonzero()[:, 0]
         members = features[frame, tokens]
         distance = torch.cdist(members[None], members[None])[0] / math.sqrt(features.shape[-1])
-        nearest = distance.topk(min(count, 7), dim=-1, largest=False).values
+        nearest = distance.topk(neighbors, dim=-1, largest=False).values
         density = (-(nearest**2)).mean(-1).exp()
         denser = density[None, :] > density[:, None]
         separation = torch.where(denser, distance, distance.max()).amin(-1)

@@ -114,10 +114,11 @@ def merge_tokens(
     all_roots = segment_sums(num_roots, segment)  # of the segment of each frame, (T,)
     if released:
         frame_clusters = released_clusters(num_roots, num_clusters, all_roots)
-        centers, joined = released_cluster_tokens(means, candidates, frame_clusters)
+        cluster_frames = released_cluster_tokens
     else:
         frame_clusters = share_clusters(num_roots, num_clusters, all_roots, segment)
-        centers, joined = cluster_tokens(means, candidates, frame_clusters)
+        cluster_frames = cluster_tokens
+    centers, joined = cluster_frames(means, candidates, frame_clusters, frame_clusters.clamp(max=_MAX_NEIGHBORS))
     joined = (joined + flat_index[:num_frames, None] * num_tokens).view(-1)  # flat index
 
     counted = (candidates & (frame_clusters > 0)[:, None]).view(-1)
@@ -219,18 +220,19 @@ def share_clusters(
 
 
 def cluster_tokens(
-    features: torch.Tensor, candidates: torch.Tensor, num_clusters: torch.Tensor
+    features: torch.Tensor, candidates: torch.Tensor, num_clusters: torch.Tensor, num_neighbors: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """DPC-kNN in every frame: density peaks become cluster centres, every candidate joins the nearest one.
 
     Distances are Euclidean / sqrt(D); the density of a token is exp(-mean of its k smallest squared distances), itself
-    included, with k = min(clusters, 7); its separation is the distance to the nearest denser token, or the largest
+    included, with k = `num_neighbors`; its separation is the distance to the nearest denser token, or the largest
     distance of the frame if none is denser. Centres have the largest density * separation; ties go to the lower index.
 
     Args:
         features: with shape (T, N, D), float32.
         candidates: boolean mask with shape (T, N) of the tokens to cluster.
         num_clusters: with shape (T,), at most the candidates of the frame.
+        num_neighbors: with shape (T,), at most 7.
 
     Returns:
         Tuple of the mask of the centres and, for every token, the index within its frame of the centre that it joins
@@ -243,7 +245,7 @@ def cluster_tokens(
     squared.clamp_(min=0).div_(features.shape[2])
     squared.diagonal(dim1=1, dim2=2).masked_fill_(candidates, 0)  # exactly, whatever the rounding above
 
-    num_neighbors = num_clusters.clamp(max=_MAX_NEIGHBORS)[:, None, None]
+    num_neighbors = num_neighbors[:, None, None]
     nearest = squared.topk(min(_MAX_NEIGHBORS, num_tokens), dim=-1, largest=False).values
     counted = torch.arange(nearest.shape[-1], device=nearest.device) < num_neighbors
     density = (-nearest.masked_fill(~counted, 0).sum(-1) / num_neighbors[..., 0].clamp(min=1)).exp()

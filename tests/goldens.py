@@ -143,8 +143,6 @@ def _clusters_exclusion(case: dict, behavior: str) -> str | None:
     params = case["params"]
     if case["flags"]["all_densities_tie"]:
         return "tie"
-    if params["k"] != min(params["num_clusters"], 7):  # the k with which the compression calls it
-        return "other k"
     if params["num_clusters"] > num_valid_tokens(case):
         return "more clusters than tokens"
     return None
@@ -169,6 +167,17 @@ def _e2e_exclusion(case: dict, behavior: str) -> str | None:
     if settings["alpha"] < 1:
         return "merges"
     return "repeated index" if result["has_duplicates"] else None
+
+
+def whole_model_exclusion(case: dict, behavior: str) -> str | None:
+    """As `exclusion`, of what the whole model computes: the released code drops more columns of some families."""
+    reason = exclusion(case, behavior)
+    if reason is None and case["family"] == "qwen3_vl" and case["kind"] != "vanilla":
+        if behavior == "paper":
+            return "vision_start and vision_end dropped"
+        if case["flashvid"]["retention_ratio"] * case["flashvid"]["expansion"] >= 1:  # there we are the upstream model
+            return "budget reaches N"
+    return reason
 
 
 def largest_difference(indices: torch.Tensor, tokens: torch.Tensor, expected: torch.Tensor) -> float:

@@ -231,6 +231,13 @@ def test_released_chooses_again_where_the_relevance_is_negative():
     assert (repeated.diff() == 0).all()  # at distance 0 from itself, the first token stays the farthest
     assert (distinct == repeated[:, :1]).any(1).all()
 
+    # Through the compression: a faint second frame, turned away from the mean of both.
+    features = torch.cat([features[:1] + 2, -0.1 * (features[1:2] + 2)])
+    config = CompressionConfig(retention_ratio=0.4, alpha=1, do_segment=False)
+    repeated = compress_video(features, attention[:2], replace(config, behavior="released")).indices.tolist()
+    distinct = compress_video(features, attention[:2], config).indices.tolist()
+    assert repeated[:4] == distinct[:4] and len(set(repeated[4:])) == 1 and len(set(distinct)) == 8
+
 
 # Both
 
@@ -394,7 +401,9 @@ def test_ties_between_clusters_go_to_the_lower_index(num_clusters):
         features[0, 2 * pair : 2 * pair + 2, pair] = 8
         features[0, 2 * pair + 1, (pair + 1) % 4] = 1
     candidates = torch.ones(1, 8, dtype=torch.bool)
-    centers, joined = cluster_tokens(features, candidates, torch.tensor([num_clusters]))
+    centers, joined = cluster_tokens(
+        features, candidates, torch.tensor([num_clusters]), torch.tensor([min(num_clusters, 7)])
+    )
     assert centers[0].nonzero()[:, 0].tolist() == list(range(num_clusters))
     clusters = reference.density_peaks(list(features[0].double()), num_clusters)
     assert sorted(clusters) == list(range(num_clusters))

@@ -406,11 +406,20 @@ def test_settings_of_the_pipeline(pipe, files, answer):
     )
 
 
-def test_calls_leave_no_trace(pipe, files, answer):
-    before = pipe.model.generation_config.to_dict(), pipe.model.config.to_dict()
-    pipe(files.clip, text=QUESTION, num_frames=2, num_beams=2, max_new_tokens=3, use_cache=False)
-    assert (pipe.model.generation_config.to_dict(), pipe.model.config.to_dict()) == before
-    assert pipe(files.clip, text=QUESTION, **GREEDY) == answer()
+def test_special_tokens_are_no_text(pipe, files, calls):
+    end = pipe.model.generation_config.eos_token_id
+    (answer,) = pipe(files.clip, text=QUESTION, prefix_allowed_tokens_fn=lambda *_: [end], **GREEDY)
+    assert calls[0].outputs.sequences[0, -1] == end
+    assert answer["generated_text"] == ""
+
+
+def test_calls_leave_no_trace(folder, pipe, files, answer):
+    model = FlashVIDQwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    before = model.generation_config.to_dict(), model.config.to_dict()
+    made = pipeline(TASK, model=model, processor=pipe.processor, device="cpu")
+    made(files.clip, text=QUESTION, num_frames=2, num_beams=2, max_new_tokens=3, use_cache=False)
+    assert (model.generation_config.to_dict(), model.config.to_dict()) == before
+    assert made(files.clip, text=QUESTION, **GREEDY) == answer()
 
 
 def test_text_streamer(pipe, files, answer, capsys):
