@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig, Pipeline
 from transformers.image_utils import load_image
 from transformers.utils import logging
+from transformers.video_utils import VideoMetadata
 
 from .video_io import VideoClip, read_video
 
@@ -83,11 +84,10 @@ class VideoTextToTextPipeline(Pipeline):
         """
         if videos is None and text is None:
             raise ValueError("`videos` and `text` are both None: pass a video and a question, or a chat.")
+        if any(isinstance(given, (list, tuple)) and len(given) == 0 for given in (videos, text)):
+            raise ValueError("The list of inputs is empty: pass at least one video and question, or one chat.")
         if videos is None or text is None:
-            given = text if videos is None else videos
-            if isinstance(given, (list, tuple)) and len(given) == 0:
-                raise ValueError("The list of inputs is empty: pass at least one video and question, or one chat.")
-            return super().__call__(given, **kwargs)
+            return super().__call__(text if videos is None else videos, **kwargs)
         if not _is_list_of_videos(videos):
             if isinstance(text, str):
                 return super().__call__({"video": videos, "text": text}, **kwargs)
@@ -164,7 +164,7 @@ class VideoTextToTextPipeline(Pipeline):
         media: dict[str, Any] = {}
         if clips:
             media["videos"] = [clip.frames for clip in clips]
-            media["video_metadata"] = [clip.metadata for clip in clips]
+            media["video_metadata"] = [clip.metadata or VideoMetadata(len(clip.frames)) for clip in clips]
             media["do_sample_frames"] = False  # they are sampled; without metadata upstream would take them for 24 fps
         if images:
             media["images"] = images

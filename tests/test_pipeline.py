@@ -408,7 +408,9 @@ def test_settings_of_the_pipeline(pipe, files, answer):
 
 def test_special_tokens_are_no_text(pipe, files, calls):
     end = pipe.model.generation_config.eos_token_id
-    (answer,) = pipe(files.clip, text=QUESTION, prefix_allowed_tokens_fn=lambda *_: [end], **GREEDY)
+    (answer,) = pipe(
+        files.clip, text=QUESTION, prefix_allowed_tokens_fn=lambda *_: [end], suppress_tokens=[0], **GREEDY
+    )
     assert calls[0].outputs.sequences[0, -1] == end
     assert answer["generated_text"] == ""
 
