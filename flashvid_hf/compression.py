@@ -14,7 +14,7 @@ import torch
 
 from .released import released_segment_lengths
 from .segmentation import frame_similarity, segment_video
-from .token_merging import inverse_norms, merge_tokens, weighted_sums
+from .token_merging import gram_matrices, inverse_norms, merge_tokens, weighted_sums
 from .token_selection import TOKEN_SELECTION_METHODS, select_tokens
 from .validation import check_choice, check_number
 
@@ -189,9 +189,9 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
     segment = starts.cumsum(0) - 1
 
     # ADTS
-    similarity = torch.bmm(features, features.mT)  # inner products first, then cosines in the same memory
+    similarity = gram_matrices(features)  # and then cosines in the same memory
     inverse_norm = inverse_norms(similarity.diagonal(dim1=1, dim2=2))
-    similarity.mul_(inverse_norm[:, :, None]).mul_(inverse_norm[:, None, :])
+    similarity.mul_(inverse_norm[:, :, None] * inverse_norm[:, None, :])
     relevance = None
     if config.token_selection_method == "attn_div_v2":
         relevance = event_relevance(features, frame_features, segment)

@@ -69,6 +69,12 @@ class FlashVIDGenerationMixin:
             config = self.config.get_text_config(decoder=True)
             model_kwargs["past_key_values"] = FlashVIDCache(config=config, offloading=cache.offloading)
 
+    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any):
+        # Encoded videos are in the cache after the first step; transformers 5.17 would hand them on in every step.
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            kwargs.pop("mm_encoder_outputs", None)
+        return super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+
     def has_videos(self, model_kwargs: dict[str, Any]) -> bool:
         """Whether the arguments of a call bring videos, as pixels or encoded."""
         encoded = model_kwargs.get("mm_encoder_outputs") or {}

@@ -128,6 +128,16 @@ def merge_tokens(
     return MergedTokens(roots, centers, cluster, weight)
 
 
+def gram_matrices(features: torch.Tensor) -> torch.Tensor:
+    """Inner products within each frame, with shape (T, N, N), of features (T, N, D).
+
+    Exactly symmetric, which a matrix product need not be: tokens that are equally far from each other stay so, and a
+    tie goes to the lower index rather than to rounding.
+    """
+    products = torch.bmm(features, features.mT)
+    return torch.minimum(products, products.mT)
+
+
 def inverse_norms(squared_norms: torch.Tensor) -> torch.Tensor:
     """1 / norm; 0 where the norm is, so that a zero token is similar to nothing (cosine 0)."""
     inverse = squared_norms.rsqrt()
@@ -239,9 +249,10 @@ def cluster_tokens(
         (meaningless for other than candidates, and in frames without clusters), both with shape (T, N).
     """
     num_tokens = features.shape[1]
-    squared = torch.bmm(features, features.mT)  # Gram matrices first, then squared distances in the same memory
+    squared = gram_matrices(features)  # and then squared distances in the same memory
     norm = squared.diagonal(dim1=1, dim2=2).clone()
-    squared.mul_(-2).add_(norm[:, :, None]).add_(norm.masked_fill(~candidates, float("inf"))[:, None, :])
+    # The norms are added to each other first, which keeps the matrices symmetric and mutual neighbours tied.
+    squared.mul_(-2).add_(norm[:, :, None] + norm.masked_fill(~candidates, float("inf"))[:, None, :])
     squared.clamp_(min=0).div_(features.shape[2])
     squared.diagonal(dim1=1, dim2=2).masked_fill_(candidates, 0)  # exactly, whatever the rounding above
 

@@ -347,7 +347,6 @@ def test_zero_features_are_similar_to_nothing(behavior):
 
 @pytest.mark.parametrize("method", TOKEN_SELECTION_METHODS)
 def test_plain_reference(method):
-    compared = 0
     for seed in range(60):
         generator = torch.Generator().manual_seed(seed)
 
@@ -367,30 +366,12 @@ def test_plain_reference(method):
             min_segment_num=draw(1, 2, 4, 8),
             complementary_segment=draw(True, False),
         )
-        if method == "div" and isolated_pair(features):
-            continue
         tokens, indices, lengths = reference.compress(features, attention, config)
         video = compress_video(features, attention, config)
         assert video.segment_lengths.tolist() == lengths
-        # In a frame with two clusters, mutual nearest neighbours are equally dense and rounding decides between them.
-        num_tokens = features.shape[1]
-        num_selected = video.selected.sum(1).tolist()
-        per_frame = Counter(index // num_tokens for index in indices)
-        assert per_frame == Counter((video.indices // num_tokens).tolist())
-        certain = torch.tensor([per_frame[i // num_tokens] - num_selected[i // num_tokens] != 2 for i in indices])
-        assert torch.equal(video.indices[certain], torch.tensor(indices)[certain])
+        assert video.indices.tolist() == indices
         tolerance = 1e-5 * tokens.abs().max().item()
-        torch.testing.assert_close(video.tokens[certain].double(), tokens[certain], rtol=0, atol=tolerance)
-        compared += bool(certain.all())
-    assert compared >= 20
-
-
-def isolated_pair(features) -> bool:
-    """Whether the two tokens farthest from their nearest neighbours are each other's: the first choice is a tie."""
-    unit = torch.nn.functional.normalize(features.double(), dim=-1)
-    distance = 1 - torch.bmm(unit, unit.mT)
-    largest = distance.topk(2, dim=1, largest=False).values[:, 1].topk(2, dim=-1).values
-    return bool((largest[:, 0] - largest[:, 1] < 1e-6).any())
+        torch.testing.assert_close(video.tokens.double(), tokens, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("num_clusters", [1, 2, 3])

@@ -1,6 +1,7 @@
 """The doors to a model: the package, remote code in an interpreter without the package, and saving from either."""
 
 import ast
+import importlib
 import json
 import shutil
 import sys
@@ -492,6 +493,17 @@ def test_saved_code_is_the_package(tmp_path, folder):
     load(folder).save_pretrained(tmp_path)
     for path in tmp_path.glob("*.py"):
         assert path.read_bytes() == (PACKAGE / path.name).read_bytes(), path.name
+
+
+def test_saving_over_the_code_that_runs(tmp_path, monkeypatch, folder, observed, inputs):
+    """A folder can be imported from where it lies, and then its model's code need not be copied there."""
+    shutil.copytree(folder, tmp_path / "downloaded_model")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("downloaded_model.modeling_flashvid_qwen2_5_vl")
+    model = load(tmp_path / "downloaded_model", module.FlashVIDQwen2_5_VLForConditionalGeneration)
+    model.save_pretrained(tmp_path / "downloaded_model")
+    assert_complete(tmp_path / "downloaded_model", folder)
+    assert_same(observe(load(tmp_path / "downloaded_model"), inputs), observed)
 
 
 def test_saving_keeps_settings(tmp_path, folder):

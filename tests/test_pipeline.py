@@ -407,7 +407,7 @@ def test_settings_of_the_pipeline(pipe, files, answer):
 
 
 def test_special_tokens_are_no_text(pipe, files, calls):
-    end = pipe.model.generation_config.eos_token_id
+    end = pipe.model.generation_config.eos_token_id  # which the demo checkpoint's own `suppress_tokens` forbid
     (answer,) = pipe(
         files.clip, text=QUESTION, prefix_allowed_tokens_fn=lambda *_: [end], suppress_tokens=[0], **GREEDY
     )
