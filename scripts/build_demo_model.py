@@ -1,10 +1,10 @@
-"""Build a small Qwen2.5-VL-shaped FlashVID checkpoint with random weights, as a complete Hub folder.
+"""Build a small FlashVID checkpoint with random weights, shaped like a model family, as a complete Hub folder.
 
 It has everything that a published folder has (configuration, weights, generation settings, processor, tokenizer with
 Qwen's special tokens, the code, a card) and runs in seconds on a CPU. Its weights are random: it shows how many tokens
 there are and what they cost, and says nothing sensible.
 
-    python scripts/build_demo_model.py build/flashvid-demo
+    python scripts/build_demo_model.py build/flashvid-demo --family qwen2_5_vl
 """
 
 import argparse
@@ -14,14 +14,17 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, pre_tokenizers
 from transformers import (
+    ProcessorMixin,
     Qwen2_5_VLProcessor,
     Qwen2Tokenizer,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
     set_seed,
 )
 
-from flashvid_hf import FlashVIDQwen2_5_VLConfig, FlashVIDQwen2_5_VLForConditionalGeneration
+from flashvid_hf import FAMILIES
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -59,7 +62,7 @@ tags: [video, token-compression, flashvid]
 ---
 # FlashVID demo
 
-A small Qwen2.5-VL-shaped model with **random weights**, compressed by FlashVID (arXiv 2602.08024). It exists to try the
+A small {family}-shaped model with **random weights**, compressed by FlashVID (arXiv 2602.08024). It exists to try the
 mechanics without a download; its answers mean nothing.
 
 ```python
@@ -71,19 +74,43 @@ print(pipe("clip.mp4", text="What happens?", max_new_tokens=16))
 """
 
 
-def build_processor() -> Qwen2_5_VLProcessor:
+# What tells the families apart: processor, video processor, sizes of both towers.
+ROPE = {"rope_type": "default", "rope_theta": 1e6}
+SHAPES = {
+    "qwen2_5_vl": {
+        "processor": Qwen2_5_VLProcessor,
+        "video_processor": Qwen2VLVideoProcessor,
+        "video_settings": {"cap_pixels_per_frame": False},
+        "patch_size": 14,
+        "text": {"rope_parameters": {**ROPE, "mrope_section": [2, 3, 3]}},
+        "vision": {"fullatt_block_indexes": [1, 3]},
+    },
+    "qwen3_vl": {
+        "processor": Qwen3VLProcessor,
+        "video_processor": Qwen3VLVideoProcessor,
+        "video_settings": {},
+        "patch_size": 16,
+        "text": {"head_dim": 16, "rope_parameters": {**ROPE, "mrope_section": [3, 3, 2], "mrope_interleaved": True}},
+        "vision": {"deepstack_visual_indexes": [0, 1, 2]},
+    },
+}
+
+
+def build_processor(family: str = "qwen2_5_vl") -> ProcessorMixin:
     """Upstream's processor with a byte-level tokenizer that has Qwen's special tokens."""
+    shape = SHAPES[family]
     vocab = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Qwen2Tokenizer(vocab={**vocab, "<|endoftext|>": len(vocab)}, merges=[], padding_side="left")
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    patches = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
-    size = {"shortest_edge": 4 * 28 * 28, "longest_edge": 256 * 28 * 28}
-    return Qwen2_5_VLProcessor(
+    patches = {"patch_size": shape["patch_size"], "temporal_patch_size": 2, "merge_size": 2}
+    token = (2 * shape["patch_size"]) ** 2  # pixels
+    size = {"shortest_edge": 4 * token, "longest_edge": 256 * token}
+    return shape["processor"](
         image_processor=Qwen2VLImageProcessor(size=size, **patches),
-        video_processor=Qwen2VLVideoProcessor(
+        video_processor=shape["video_processor"](
             size={**size, "longest_edge": 16 * size["longest_edge"]},
-            cap_pixels_per_frame=False,
             do_sample_frames=False,
+            **shape["video_settings"],
             **patches,
         ),
         tokenizer=tokenizer,
@@ -91,8 +118,8 @@ def build_processor() -> Qwen2_5_VLProcessor:
     )
 
 
-def build_config(tokenizer: Qwen2Tokenizer, **flashvid) -> FlashVIDQwen2_5_VLConfig:
-    """Qwen2.5-VL's proportions in small: 14 layers, pruning at layer 10."""
+def build_config(tokenizer: Qwen2Tokenizer, family: str = "qwen2_5_vl", **flashvid):
+    """The family's proportions in small, with 14 language layers."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     text = {
         "vocab_size": len(tokenizer),
@@ -101,20 +128,21 @@ def build_config(tokenizer: Qwen2Tokenizer, **flashvid) -> FlashVIDQwen2_5_VLCon
         "num_hidden_layers": 14,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
         "bos_token_id": None,
         "eos_token_id": ids["<|im_end|>"],
         "pad_token_id": ids["<|endoftext|>"],
+        **SHAPES[family]["text"],
     }
     vision = {
         "depth": 4,
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_heads": 4,
+        "patch_size": SHAPES[family]["patch_size"],
         "out_hidden_size": 64,
-        "fullatt_block_indexes": [1, 3],
+        **SHAPES[family]["vision"],
     }
-    return FlashVIDQwen2_5_VLConfig(
+    return _classes(family).config(
         text_config=text,
         vision_config=vision,
         image_token_id=ids["<|image_pad|>"],
@@ -125,18 +153,19 @@ def build_config(tokenizer: Qwen2Tokenizer, **flashvid) -> FlashVIDQwen2_5_VLCon
     )
 
 
-def build_demo_model(folder: str | Path, seed: int = 0, **flashvid) -> Path:
+def build_demo_model(folder: str | Path, family: str = "qwen2_5_vl", seed: int = 0, **flashvid) -> Path:
     """Write the folder, replacing an earlier one, and return its path.
 
     Args:
+        family: one of `SHAPES`.
         seed: of the random weights.
         flashvid: FlashVID's fields that differ from the family's defaults.
     """
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
-    processor = build_processor()
+    processor = build_processor(family)
     set_seed(seed)
-    model = FlashVIDQwen2_5_VLForConditionalGeneration(build_config(processor.tokenizer, **flashvid)).eval()
+    model = _classes(family).generative_model(build_config(processor.tokenizer, family, **flashvid)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -146,11 +175,17 @@ def build_demo_model(folder: str | Path, seed: int = 0, **flashvid) -> Path:
     model.generation_config.suppress_tokens = sorted(set(range(len(processor.tokenizer))) - printable)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    (folder / "README.md").write_text(CARD.replace("{name}", folder.name))
+    (folder / "README.md").write_text(CARD.replace("{name}", folder.name).replace("{family}", family))
     return folder
+
+
+def _classes(family: str):
+    return next(classes for classes in FAMILIES if classes.config.base_model_type == family)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", default="build/flashvid-demo")
-    print(build_demo_model(parser.parse_args().folder))
+    parser.add_argument("--family", default="qwen2_5_vl", choices=SHAPES)
+    arguments = parser.parse_args()
+    print(build_demo_model(arguments.folder, arguments.family))

@@ -11,22 +11,20 @@ import time
 from pathlib import Path
 
 import torch
-from build_demo_model import build_demo_model
+from build_demo_model import SHAPES, build_demo_model
 from tqdm import tqdm
 from transformers import AutoProcessor, pipeline
 from transformers.utils import logging as transformers_logging
 
-from flashvid_hf import FAMILIES, find_family
+from flashvid_hf import find_family
 
 ROOT = Path(__file__).resolve().parent.parent
-DEMO_MODEL = ROOT / "build" / "flashvid-demo"
-FAMILY_NAMES = [family.config.base_model_type for family in FAMILIES]
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or Hub id; default: the demo checkpoint, built once")
-    parser.add_argument("--family", default=FAMILY_NAMES[0], choices=FAMILY_NAMES, help="of the demo checkpoint")
+    parser.add_argument("--family", default="qwen2_5_vl", choices=SHAPES, help="of the demo checkpoint")
     parser.add_argument("--video", default=ROOT / "examples" / "clip.mp4", help="a video file")
     parser.add_argument("--question", default="What happens in this video?")
     parser.add_argument("--num-frames", type=int, default=32)
@@ -35,14 +33,20 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def prepare_demo_model(family: str) -> Path:
+    """The demo checkpoint, built once and again where the code that it carries has changed."""
+    folder = ROOT / "build" / ("flashvid-demo" if family == "qwen2_5_vl" else f"flashvid-demo-{family}")
+    weights = folder / "model.safetensors"
+    sources = [*(ROOT / "flashvid_hf").glob("*.py"), ROOT / "scripts" / "build_demo_model.py"]
+    if not weights.exists() or weights.stat().st_mtime < max(source.stat().st_mtime for source in sources):
+        build_demo_model(folder, family)
+    return folder
+
+
 def main() -> None:
     arguments = parse_arguments()
     transformers_logging.set_verbosity(logging.ERROR)
-    name = arguments.model
-    if name is None:
-        name = str(DEMO_MODEL)
-        if not (DEMO_MODEL / "model.safetensors").exists():
-            build_demo_model(DEMO_MODEL)
+    name = arguments.model or str(prepare_demo_model(arguments.family))
 
     on_gpu = torch.cuda.is_available()
     placement = {"device_map": "auto", "dtype": "auto"} if on_gpu else {}
