@@ -100,8 +100,7 @@ class FlashVIDConfigMixin:
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         # Upstream sets overrides on the finished object, unchecked; ours go through construction.
-        names = {field.name for field in fields(FlashVIDConfigMixin)}
-        overrides = {name: kwargs.pop(name) for name in names & kwargs.keys()}
+        overrides = {name: kwargs.pop(name) for name in METHOD_FIELDS & kwargs.keys()}
         if overrides.keys() & {"expansion", "pruning_layer"} and "llm_retention_ratio" not in overrides:
             stored = cls(**copy.deepcopy(config_dict))
             depth = stored.get_text_config().num_hidden_layers
@@ -109,6 +108,10 @@ class FlashVIDConfigMixin:
             if stored.llm_retention_ratio == derived:  # a derived ratio stays derived, so the average stays the same
                 overrides["llm_retention_ratio"] = None
         return super().from_dict({**config_dict, **overrides}, **kwargs)
+
+
+# The fields that FlashVID adds to a configuration.
+METHOD_FIELDS = frozenset(field.name for field in fields(FlashVIDConfigMixin))
 
 
 def default_pruning_layer(num_layers: int, expansion: float, pruning_depth: float) -> int:

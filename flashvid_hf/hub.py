@@ -1,5 +1,6 @@
 """Loading and saving: key names of the original checkpoints, and folders that bring their code along."""
 
+import copy
 import os
 import shutil
 import sys
@@ -9,12 +10,29 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from .configuration_flashvid import METHOD_FIELDS
 from .pipeline_flashvid import CUSTOM_PIPELINES
 
 # What a loader may pass on to find the files of a repository.
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 # What belongs to the model although a configuration would take it.
 _MODEL_ARGUMENTS = ("dtype", "torch_dtype", "quantization_config", "key_mapping")
+
+
+def _own_config(config_class: Any, config: Any, overrides: dict[str, Any]) -> Any:
+    """A FlashVID configuration with some fields replaced, from a FlashVID or an upstream one, which stays as it is."""
+    if config.model_type == config_class.base_model_type:
+        return config_class.from_dict({**config.to_dict(), "model_type": config_class.model_type}, **overrides)
+    if config.model_type == config_class.model_type:
+        config = copy.deepcopy(config)
+        for name, value in overrides.items():
+            setattr(config, name, value)
+        config.check_flashvid()
+        return config
+    raise ValueError(
+        f"`config` has the `model_type` {config.model_type!r}: {config_class.__name__} takes "
+        f"{config_class.model_type!r} and {config_class.base_model_type!r}. Choose the class of that family."
+    )
 
 
 class FlashVIDPreTrainedMixin:
@@ -53,6 +71,9 @@ class FlashVIDPreTrainedMixin:
                 config or pretrained_model_name_or_path, return_unused_kwargs=True, **hub, **kwargs
             )
             kwargs = {**kwargs, **hub, **held_back}
+        else:
+            overrides = {name: kwargs.pop(name) for name in METHOD_FIELDS & kwargs.keys()}
+            config = _own_config(cls.config_class, config, overrides)
         kwargs["key_mapping"] = {**cls.checkpoint_key_mapping, **(kwargs.get("key_mapping") or {})}
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
 

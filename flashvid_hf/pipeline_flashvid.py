@@ -15,6 +15,7 @@ from .video_io import VideoClip, read_video
 logger = logging.get_logger(__name__)
 
 TASK = "video-text-to-text"
+_FILE_TYPES = (str, bytes, os.PathLike)
 # What a configuration says, so that `pipeline` finds the class below in a folder with code.
 CUSTOM_PIPELINES = {
     TASK: {
@@ -86,8 +87,18 @@ class VideoTextToTextPipeline(Pipeline):
             raise ValueError("`videos` and `text` are both None: pass a video and a question, or a chat.")
         if any(isinstance(given, (list, tuple)) and len(given) == 0 for given in (videos, text)):
             raise ValueError("The list of inputs is empty: pass at least one video and question, or one chat.")
-        if videos is None or text is None:
-            return super().__call__(text if videos is None else videos, **kwargs)
+        if text is None:
+            if isinstance(videos, _FILE_TYPES) or _is_list_of_videos(videos):
+                raise ValueError(f"`text` is None and `videos` is {videos!r}: pass the question as `text=`.")
+            return super().__call__(videos, **kwargs)
+        if videos is None:
+            return super().__call__(text, **kwargs)
+        questions = [text] if isinstance(text, str) else text
+        if not isinstance(questions, (list, tuple)) or not all(isinstance(question, str) for question in questions):
+            raise ValueError(
+                f"`text` is {text!r}: beside `videos` it must be a question or a list of questions. Put the video into "
+                "the chat to pass a chat."
+            )
         if not _is_list_of_videos(videos):
             if isinstance(text, str):
                 return super().__call__({"video": videos, "text": text}, **kwargs)
@@ -107,12 +118,12 @@ class VideoTextToTextPipeline(Pipeline):
         generate_kwargs: dict | None = None,
         **kwargs: Any,
     ):
-        sampling = {name: value for name, value in (("num_frames", num_frames), ("fps", fps)) if value is not None}
+        # One way of sampling given in a call replaces the other given when the pipeline was made.
+        sampling = {"num_frames": num_frames, "fps": fps} if (num_frames, fps) != (None, None) else {}
         twice = sorted(kwargs.keys() & (generate_kwargs or {}).keys())
         if twice:
             raise ValueError(f"`{twice[0]}` is given twice, by itself and in `generate_kwargs`: pass it once.")
-        generate_kwargs = {**(generate_kwargs or {}), **kwargs}
-        return sampling, {"generate_kwargs": generate_kwargs} if generate_kwargs else {}, {}
+        return sampling, {**(generate_kwargs or {}), **kwargs}, {}
 
     def preprocess(self, inputs: Any, **sampling: Any) -> dict[str, _Request]:
         clips, images, messages = [], [], []
@@ -121,6 +132,11 @@ class VideoTextToTextPipeline(Pipeline):
             if not isinstance(content, str):
                 parts = []
                 for part in content:
+                    if part.get("type") not in ("video", "image", "text"):
+                        raise ValueError(
+                            f"A part of a message has the type {part.get('type')!r}: it must be 'video', 'image' or "
+                            f"'text'. Its keys are {sorted(part)}."
+                        )
                     if part["type"] == "video":
                         metadata = part.get("video_metadata")
                         clips.append(read_video(_source(part), video_metadata=metadata, **sampling))
@@ -131,11 +147,10 @@ class VideoTextToTextPipeline(Pipeline):
             messages.append({**message, "content": content})
         return {"request": _Request(messages, clips, images)}
 
-    def _forward(self, model_inputs: dict[str, Any], generate_kwargs: dict[str, Any] | None = None) -> dict[str, list]:
+    def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, list]:
         request = model_inputs["request"]
         requests = request if isinstance(request, list) else [request]
         inputs = self._process(requests).to(self.device)
-        generate_kwargs = dict(generate_kwargs or {})
         if hasattr(self, "_prepare_generate_kwargs"):  # transformers 5.20
             generate_kwargs = self._prepare_generate_kwargs(generate_kwargs, return_dict_in_generate=True)
         else:
@@ -190,23 +205,26 @@ def _is_list_of_videos(videos: Any) -> bool:
     if not isinstance(videos, (list, tuple)) or not videos:
         return False
     first = videos[0]
-    return isinstance(first, (str, bytes, os.PathLike, list, tuple)) or getattr(first, "ndim", 0) == 4
+    if isinstance(first, (list, tuple)):  # of frames; a list of messages is a chat
+        return not (first and isinstance(first[0], dict))
+    return isinstance(first, _FILE_TYPES) or getattr(first, "ndim", 0) == 4
 
 
 def _to_messages(inputs: Any) -> list[dict[str, Any]]:
     """A conversation from what `__call__` passes on."""
     if hasattr(inputs, "messages"):  # what upstream wraps a chat in
         return inputs.messages
-    if isinstance(inputs, dict) and "text" in inputs:
+    if isinstance(inputs, dict) and isinstance(inputs.get("text"), str) and inputs.keys() <= {"video", "text"}:
         video = [{"type": "video", "video": inputs["video"]}] if inputs.get("video") is not None else []
         return [{"role": "user", "content": [*video, {"type": "text", "text": inputs["text"]}]}]
     if isinstance(inputs, str):
         return [{"role": "user", "content": [{"type": "text", "text": inputs}]}]
     if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], dict) and "role" in inputs[0]:
         return list(inputs)
+    keys = f" with the keys {sorted(map(str, inputs))}" if isinstance(inputs, dict) else ""
     raise ValueError(
-        f"The input is a `{type(inputs).__name__}`: pass a video with `text=`, a chat, or a dictionary with 'video' "
-        "and 'text'."
+        f"The input is a `{type(inputs).__name__}`{keys}: pass a video with `text=`, a chat, or a dictionary with "
+        "'video' and 'text'."
     )
 
 

@@ -27,6 +27,8 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
+    LlamaConfig,
+    Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLModel,
     Qwen2VLConfig,
@@ -595,3 +597,22 @@ def test_upstream_computes_the_same_beside_flashvid(work, folder, upstream, inpu
     assert Qwen2_5_VLForConditionalGeneration.forward.__module__ == Qwen2_5_VLForConditionalGeneration.__module__
     assert Qwen2_5_VLModel.forward.__module__ == Qwen2_5_VLModel.__module__
     assert before["reports"] == []
+
+
+def test_configuration_objects(folder):
+    """A configuration that is already made is taken as it is, with fields replaced, and stays as it was."""
+    loader = FlashVIDQwen2_5_VLForConditionalGeneration
+    config = FlashVIDQwen2_5_VLConfig.from_pretrained(folder)
+    before = config.to_dict()
+    model = loader.from_pretrained(folder, config=config, retention_ratio=0.5)
+    assert model.config.retention_ratio == 0.5 and config.to_dict() == before
+    with pytest.raises(ValueError, match="`retention_ratio` is 5"):
+        loader.from_pretrained(folder, config=config, retention_ratio=5)
+    # Upstream's configuration gets FlashVID's defaults.
+    names = ("text_config", "vision_config", "image_token_id", "video_token_id", "vision_start_token_id")
+    upstream = Qwen2_5_VLConfig(**{name: config.to_dict()[name] for name in names})
+    model, info = loader.from_pretrained(folder, config=upstream, alpha=0.5, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert (model.config.alpha, model.config.retention_ratio, model.config.pruning_layer) == (0.5, 0.25, 10)
+    with pytest.raises(ValueError, match="`config` has the `model_type` 'llama'"):
+        loader.from_pretrained(folder, config=LlamaConfig())

@@ -621,7 +621,20 @@ BAD = {
     "empty lists": (lambda f: {"videos": [], "text": []}, "empty"),
     "video and no questions": (lambda f: {"videos": f.clip, "text": []}, "empty"),
     "number": (lambda f: {"videos": 5, "text": "?"}, "got int"),
-    "file without question": (lambda f: {"videos": f.clip}, "PosixPath|WindowsPath"),
+    "file without question": (lambda f: {"videos": f.clip}, "`text` is None and `videos` is .*pass the question"),
+    "path without question": (lambda f: {"videos": str(f.clip)}, "`text` is None and `videos` is .*pass the question"),
+    "files without question": (lambda f: {"videos": [f.clip, f.other]}, "`text` is None and `videos` is"),
+    "video beside a chat": (
+        lambda f: {"videos": f.clip, "text": chat("?", "video")},
+        "a question or a list of questions",
+    ),
+    "question that is no text": (lambda f: {"videos": f.clip, "text": [5]}, "a question or a list of questions"),
+    "unknown part": (
+        lambda f: {"videos": chat("?", {"type": "vidoe", "path": f.clip})},
+        "type 'vidoe'.*'video', 'image'",
+    ),
+    "part without type": (lambda f: {"videos": chat("?", {"path": f.clip})}, r"type None.*\['path'\]"),
+    "unknown key": (lambda f: {"videos": {"videos": f.clip, "text": "?"}}, r"keys \['text', 'videos'\]"),
     "dictionary without question": (lambda f: {"videos": {"video": f.clip}}, "'video' and 'text'"),
 }
 
@@ -630,3 +643,14 @@ BAD = {
 def test_bad_input(pipe, files, arguments, message):
     with pytest.raises(ValueError, match=message):
         pipe(**{"max_new_tokens": 1, **arguments(files)})
+
+
+def test_a_call_adds_to_the_settings_of_the_pipeline(pipe, files):
+    made = pipeline(
+        TASK, model=pipe.model, processor=pipe.processor, num_frames=4, generate_kwargs={"max_new_tokens": 2}
+    )
+    (answer,) = made(files.clip, text=QUESTION, do_sample=False)
+    assert answer == pipe(files.clip, text=QUESTION, do_sample=False, num_frames=4, max_new_tokens=2)[0]
+    # One way of sampling replaces the other.
+    (answer,) = made(files.clip, text=QUESTION, do_sample=False, fps=2)
+    assert answer == pipe(files.clip, text=QUESTION, do_sample=False, fps=2, max_new_tokens=2)[0]
