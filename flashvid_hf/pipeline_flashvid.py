@@ -179,7 +179,10 @@ class VideoTextToTextPipeline(Pipeline):
         media: dict[str, Any] = {}
         if clips:
             media["videos"] = [clip.frames for clip in clips]
-            media["video_metadata"] = [clip.metadata or VideoMetadata(len(clip.frames)) for clip in clips]
+            media["video_metadata"] = [
+                clip.metadata or VideoMetadata(len(clip.frames), frames_indices=list(range(len(clip.frames))))
+                for clip in clips
+            ]
             media["do_sample_frames"] = False  # they are sampled; without metadata upstream would take them for 24 fps
         if images:
             media["images"] = images

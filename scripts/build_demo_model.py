@@ -80,7 +80,6 @@ SHAPES = {
     "qwen2_5_vl": {
         "processor": Qwen2_5_VLProcessor,
         "video_processor": Qwen2VLVideoProcessor,
-        "video_settings": {"cap_pixels_per_frame": False},
         "patch_size": 14,
         "text": {"rope_parameters": {**ROPE, "mrope_section": [2, 3, 3]}},
         "vision": {"fullatt_block_indexes": [1, 3]},
@@ -88,7 +87,6 @@ SHAPES = {
     "qwen3_vl": {
         "processor": Qwen3VLProcessor,
         "video_processor": Qwen3VLVideoProcessor,
-        "video_settings": {},
         "patch_size": 16,
         "text": {"head_dim": 16, "rope_parameters": {**ROPE, "mrope_section": [3, 3, 2], "mrope_interleaved": True}},
         "vision": {"deepstack_visual_indexes": [0, 1, 2]},
@@ -110,7 +108,7 @@ def build_processor(family: str = "qwen2_5_vl") -> ProcessorMixin:
         video_processor=shape["video_processor"](
             size={**size, "longest_edge": 16 * size["longest_edge"]},
             do_sample_frames=False,
-            **shape["video_settings"],
+            cap_pixels_per_frame=False,  # said explicitly, as upstream's default is going to change
             **patches,
         ),
         tokenizer=tokenizer,
