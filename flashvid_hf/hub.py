@@ -21,18 +21,18 @@ _MODEL_ARGUMENTS = ("dtype", "torch_dtype", "quantization_config", "key_mapping"
 
 def _own_config(config_class: Any, config: Any, overrides: dict[str, Any]) -> Any:
     """A FlashVID configuration with some fields replaced, from a FlashVID or an upstream one, which stays as it is."""
-    if config.model_type == config_class.base_model_type:
-        return config_class.from_dict({**config.to_dict(), "model_type": config_class.model_type}, **overrides)
-    if config.model_type == config_class.model_type:
-        config = copy.deepcopy(config)
-        for name, value in overrides.items():
-            setattr(config, name, value)
-        config.check_flashvid()
-        return config
-    raise ValueError(
-        f"`config` has the `model_type` {config.model_type!r}: {config_class.__name__} takes "
-        f"{config_class.model_type!r} and {config_class.base_model_type!r}. Choose the class of that family."
-    )
+    if config.model_type not in (config_class.model_type, config_class.base_model_type):
+        raise ValueError(
+            f"`config` has the `model_type` {config.model_type!r}: {config_class.__name__} takes "
+            f"{config_class.model_type!r} and {config_class.base_model_type!r}. Choose the class of that family."
+        )
+    if config.model_type == config_class.model_type and not overrides:
+        return copy.deepcopy(config)
+    own = config_class.from_dict({**config.to_dict(), "model_type": config_class.model_type}, **overrides)
+    # The dictionary does not hold the attention implementations.
+    towers = {name: getattr(config, name)._attn_implementation for name in config.sub_configs}
+    own._attn_implementation = {"": config._attn_implementation, **towers}
+    return own
 
 
 class FlashVIDPreTrainedMixin:

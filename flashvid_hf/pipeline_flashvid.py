@@ -89,21 +89,22 @@ class VideoTextToTextPipeline(Pipeline):
             raise ValueError("The list of inputs is empty: pass at least one video and question, or one chat.")
         if text is None:
             if isinstance(videos, _FILE_TYPES) or _is_list_of_videos(videos):
-                raise ValueError(f"`text` is None and `videos` is {videos!r}: pass the question as `text=`.")
+                raise ValueError(f"`text` is None and `videos` is {videos!r:.200}: pass the question as `text=`.")
             return super().__call__(videos, **kwargs)
         if videos is None:
             return super().__call__(text, **kwargs)
         questions = [text] if isinstance(text, str) else text
         if not isinstance(questions, (list, tuple)) or not all(isinstance(question, str) for question in questions):
             raise ValueError(
-                f"`text` is {text!r}: beside `videos` it must be a question or a list of questions. Put the video into "
-                "the chat to pass a chat."
+                f"`text` is {text!r:.200}: beside `videos` it must be a question or a list of questions. Put the video "
+                "into the chat to pass a chat."
             )
         if not _is_list_of_videos(videos):
             if isinstance(text, str):
                 return super().__call__({"video": videos, "text": text}, **kwargs)
-            videos = [videos] * len(text)
-        questions = [text] * len(videos) if isinstance(text, str) else list(text)
+            videos = [videos] * len(questions)
+        elif isinstance(text, str):
+            questions = [text] * len(videos)
         if len(questions) != len(videos):
             raise ValueError(
                 f"`text` has {len(questions)} questions and `videos` {len(videos)} videos: pass as many of one as of "

@@ -1,6 +1,7 @@
 """Ask a model about a video, without FlashVID and with it, and show what each costs.
 
 make demo                                            the demo checkpoint (random weights), no download
+make demo FAMILY=qwen3_vl                            the same in the shape of another family
 make demo MODEL=Qwen/Qwen2.5-VL-3B-Instruct          real weights, of upstream or with FlashVID
 make demo VIDEO=holiday.mp4 ARGS='--question "Where is this?" --num-frames 64'
 """

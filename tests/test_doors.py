@@ -606,6 +606,12 @@ def test_configuration_objects(folder):
     before = config.to_dict()
     model = loader.from_pretrained(folder, config=config, retention_ratio=0.5)
     assert model.config.retention_ratio == 0.5 and config.to_dict() == before
+    # A derived ratio stays derived, and the attention implementations stay what they were.
+    config._attn_implementation = {"": "sdpa", "text_config": "eager", "vision_config": "sdpa"}
+    model = loader.from_pretrained(folder, config=config, pruning_layer=8)
+    assert (model.config.pruning_layer, model.config.llm_retention_ratio) == (8, pytest.approx(4 / 7.5, abs=1e-6))
+    towers = model.config.text_config, model.config.vision_config
+    assert [tower._attn_implementation for tower in towers] == ["eager", "sdpa"]
     with pytest.raises(ValueError, match="`retention_ratio` is 5"):
         loader.from_pretrained(folder, config=config, retention_ratio=5)
     # Upstream's configuration gets FlashVID's defaults.
