@@ -7,6 +7,7 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .cache_flashvid import FlashVIDCache, check_cache
+from .modeling_flashvid import check_placeholders
 
 # Values of `cache_implementation` that a compressed prompt can do with.
 _CACHE_IMPLEMENTATIONS = (None, "dynamic", "offloaded")
@@ -17,7 +18,7 @@ class FlashVIDGenerationMixin:
 
     config: Any
     generation_config: GenerationConfig
-    check_inputs: Any
+    model: Any
 
     def generate(
         self,
@@ -42,7 +43,7 @@ class FlashVIDGenerationMixin:
                 kwargs.setdefault("query_index", prompt.shape[1] - 1)
             if self.has_videos(kwargs):
                 self._check_generation(generation_config or self.generation_config, kwargs)
-            self.check_inputs(input_ids, kwargs)
+            self._check_placeholders(input_ids, kwargs)
         return super().generate(inputs, generation_config, *args, **kwargs)
 
     def _check_generation(self, generation_config: GenerationConfig, kwargs: dict[str, Any]) -> None:
@@ -60,6 +61,16 @@ class FlashVIDGenerationMixin:
                 f"{', '.join(map(repr, _CACHE_IMPLEMENTATIONS))}. Choose one of them."
             )
         check_cache(kwargs.get("past_key_values"))
+
+    def _check_placeholders(self, input_ids: torch.Tensor | None, model_kwargs: dict[str, Any]) -> None:
+        cache = model_kwargs.get("past_key_values")
+        if input_ids is None or (cache is not None and cache.get_seq_length()):  # of later turns, `forward` sees more
+            return
+        for kind, mask in zip(("image", "video"), self.model.placeholder_masks(input_ids, None), strict=True):
+            if model_kwargs.get(self.model.encoder_inputs[kind][0]) is not None:
+                expected = self.model.count_placeholders(kind, model_kwargs)
+                if expected is not None:
+                    check_placeholders(kind, mask, expected)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
@@ -89,7 +100,7 @@ class FlashVIDGenerationMixin:
         # Upstream orders the features for the expanded batch by their lengths before the compression: let it order
         # stand-ins of those lengths that hold the video's number, and follow.
         tokens, videos = video.pooler_output, video.videos
-        video.pooler_output = [torch.full((v.selected.numel(), 1), i) for i, v in enumerate(videos)]
+        video.pooler_output = [torch.full((len(self.model.lay_out(v).counts), 1), i) for i, v in enumerate(videos)]
         expanded = super()._expand_multimodal_outputs(input_ids, mm_encoder_output, *args, **kwargs)
         order = [int(stand_in[0, 0]) for stand_in in expanded["video"].pooler_output]
         expanded["video"].pooler_output = tuple(tokens[i] for i in order)

@@ -1,20 +1,21 @@
-"""What the models of all families share: compressing the videos, running the language model, the loss.
+"""What the models of all families share: `forward` on compressed videos, the language model, the loss.
 
 Legend: B batch, S columns of the input, M columns that enter the language model, L columns that are left from the
 pruning layer on.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
-from .cache_flashvid import FlashVIDCache, check_cache
+from .cache_flashvid import FlashVIDCache, check_cache, is_compressed
 from .compression import CompressedVideo, compress_video
 from .packing import take
-from .prompt import Prompt
+from .prompt import Prompt, VideoLayout, count
 from .pruning import PRUNING, TokenPruning, UpperLayers, join_masks
 from .released import released_repeats
 from .report import CompressionReport
@@ -25,7 +26,8 @@ class FlashVIDVideoOutput(BaseModelOutputWithPooling):
     """Output of `get_video_features`.
 
     Args:
-        pooler_output: kept tokens of every video, with shape (kept, D) each.
+        pooler_output: the rows of every video that enter the language model, with shape (rows, D) each: its kept
+            tokens, and in some families newlines.
         videos: how each video was compressed.
         deepstack_features: for each level, rows of every video's kept tokens; only of families that have them.
     """
@@ -65,7 +67,10 @@ class FlashVIDCausalLMOutput(CausalLMOutputWithPast):
 
 
 class FlashVIDModelMixin:
-    """Compression inside the `forward` of a multimodal model that has a `language_model`."""
+    """Compression inside the `forward` of a multimodal model that has a `language_model`.
+
+    A family says what its vision tower is called with and gives, and which positions the columns have.
+    """
 
     config: Any
     language_model: Any
@@ -73,8 +78,105 @@ class FlashVIDModelMixin:
     get_input_embeddings: Any
     get_placeholder_mask: Any
 
+    # Inputs of `forward` that `get_image_features` and `get_video_features` take, the pixels first.
+    encoder_inputs: ClassVar[dict[str, tuple[str, ...]]]
     # Of a repeated index, the released code of some families enters the last vector only (`released_repeats`).
     released_code_overwrites_repeats = False
+
+    def forward_flashvid(
+        self,
+        upstream_forward: Callable[..., BaseModelOutputWithPast],
+        inputs: dict[str, Any],
+        query_index: int | torch.Tensor | None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast | FlashVIDModelOutput:
+        """Upstream's `forward`, on the kept video tokens.
+
+        Args:
+            upstream_forward: what runs calls that neither bring a video to compress nor build on a compressed cache.
+            inputs: the named arguments of `forward`.
+            query_index: column of the whole sequence, earlier turns included, whose attention ranks the video tokens
+                inside the language model; an integer, or one for each sample. Default: the last real column.
+        """
+        compresses = self.config.compresses
+        encoded = dict(inputs["mm_encoder_outputs"] or {})
+        has_videos = inputs["pixel_values_videos"] is not None or encoded.get("video") is not None
+        if compresses:
+            cache, use_cache = self.prepare_cache(inputs["past_key_values"], inputs["use_cache"], has_videos)
+            inputs = {**inputs, "past_key_values": cache, "use_cache": use_cache}
+        cache = inputs["past_key_values"]
+        if not (compresses and has_videos) and not is_compressed(cache):
+            return upstream_forward(**{name: value for name, value in inputs.items() if value is not None}, **kwargs)
+
+        input_ids, inputs_embeds = inputs["input_ids"], inputs["inputs_embeds"]
+        attention_mask = inputs["attention_mask"]
+        image_mask, video_mask = self.placeholder_masks(input_ids, inputs_embeds)
+        self.encode(inputs, encoded, image_mask, video_mask)
+        videos = getattr(encoded.get("video"), "videos", None)
+        if videos:
+            layouts = tuple(map(self.lay_out, videos))
+            check_placeholders("video", video_mask, sum(len(layout.counts) for layout in layouts))
+            dropped = self.dropped_columns(input_ids)
+            prompt = Prompt.compressed(video_mask, videos, layouts, attention_mask, dropped)
+        else:
+            prompt = Prompt.uncompressed(image_mask.shape[1], attention_mask)
+        return self.run_language_model(
+            self.embed_prompt(prompt, input_ids, inputs_embeds, image_mask, video_mask, encoded),
+            prompt,
+            attention_mask=attention_mask,
+            position_ids=self.find_positions(prompt, inputs),
+            cache=cache,
+            use_cache=inputs["use_cache"],
+            query_index=query_index,
+            **self.language_model_inputs(prompt, image_mask, video_mask, encoded),
+            **kwargs,
+        )
+
+    def find_positions(self, prompt: Prompt, inputs: dict[str, Any]) -> torch.Tensor:
+        """Positions of the columns that enter, with shape (..., B, M)."""
+        raise NotImplementedError
+
+    def count_placeholders(self, kind: str, inputs: dict[str, Any]) -> int | None:
+        """Placeholders that the images or videos in the inputs of `forward` need, before they are encoded.
+
+        `None` where only encoding them shows it.
+        """
+        raise NotImplementedError
+
+    def lay_out(self, video: CompressedVideo) -> VideoLayout:
+        """How the rows of a compressed video lie in its placeholders: one for each token."""
+        size = video.selected.numel()
+        prunable = torch.full_like(video.indices, len(video.indices) < size, dtype=torch.bool)  # unless left whole
+        return VideoLayout(counts=count(video.indices, size), prunable=prunable)
+
+    def dropped_columns(self, input_ids: torch.Tensor | None) -> torch.Tensor | None:
+        """Columns beside those of video tokens that do not enter, with shape (B, S); `None` for none."""
+        return None
+
+    def language_model_inputs(
+        self, prompt: Prompt, image_mask: torch.Tensor, video_mask: torch.Tensor, encoded: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What the family's language model takes beside embeddings and positions."""
+        return {}
+
+    def encode(
+        self, inputs: dict[str, Any], encoded: dict[str, Any], image_mask: torch.Tensor, video_mask: torch.Tensor
+    ) -> None:
+        """Fill `encoded` with the outputs of the vision tower that the caller has not computed already.
+
+        Looks at the placeholders first: a mistake in the inputs should not cost a run of the vision tower.
+        """
+        for kind, mask in (("image", image_mask), ("video", video_mask)):
+            pixels = self.encoder_inputs[kind][0]
+            if encoded.get(kind) is not None or inputs[pixels] is None:
+                continue
+            expected = self.count_placeholders(kind, inputs)
+            if expected is not None:
+                check_placeholders(kind, mask, expected)
+            given = {name: inputs[name] for name in self.encoder_inputs[kind] if inputs[name] is not None}
+            encoded[kind] = getattr(self, f"get_{kind}_features")(**given, return_dict=True)
+            if expected is None:
+                check_placeholders(kind, mask, sum(map(len, encoded[kind].pooler_output)))
 
     def compress_videos(
         self, outputs: BaseModelOutputWithPooling, features: list[torch.Tensor], attention: list[torch.Tensor]

@@ -14,7 +14,7 @@ from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
 from .generation_flashvid import FlashVIDGenerationMixin
 from .hub import FlashVIDPreTrainedMixin
 from .modeling_flashvid import FlashVIDCausalLMOutput, FlashVIDLanguageModelingMixin, FlashVIDModelOutput
-from .modeling_flashvid_qwen import FlashVIDQwenGenerationChecks, FlashVIDQwenModelMixin
+from .modeling_flashvid_qwen import FlashVIDQwenModelMixin
 
 # Names in the published Qwen2.5-VL checkpoints and what they are called in the model since transformers 4.52.
 CHECKPOINT_KEY_MAPPING = {
@@ -82,7 +82,6 @@ class FlashVIDQwen2_5_VLModel(FlashVIDPreTrainedMixin, FlashVIDQwenModelMixin, Q
 class FlashVIDQwen2_5_VLForConditionalGeneration(
     FlashVIDPreTrainedMixin,
     FlashVIDGenerationMixin,
-    FlashVIDQwenGenerationChecks,
     FlashVIDLanguageModelingMixin,
     Qwen2_5_VLForConditionalGeneration,
 ):

@@ -18,7 +18,7 @@ from .modeling_flashvid import (
     FlashVIDModelOutput,
     FlashVIDVideoOutput,
 )
-from .modeling_flashvid_qwen import FlashVIDQwenGenerationChecks, FlashVIDQwenModelMixin
+from .modeling_flashvid_qwen import FlashVIDQwenModelMixin
 from .prompt import Prompt
 
 
@@ -116,7 +116,6 @@ def _split_levels(deepstack_features: list, sizes: list[int]) -> list[tuple[torc
 class FlashVIDQwen3VLForConditionalGeneration(
     FlashVIDPreTrainedMixin,
     FlashVIDGenerationMixin,
-    FlashVIDQwenGenerationChecks,
     FlashVIDLanguageModelingMixin,
     Qwen3VLForConditionalGeneration,
 ):

@@ -13,6 +13,20 @@ from .report import CompressionReport
 
 
 @dataclass(frozen=True)
+class VideoLayout:
+    """How the rows of a video that enter lie in its placeholders.
+
+    Args:
+        counts: how often each placeholder enters, with shape (placeholders,). A token enters once or not at all, or
+            twice where the released code repeats it.
+        prunable: which of the rows that enter the language model may drop, with shape (rows,).
+    """
+
+    counts: torch.Tensor
+    prunable: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Prompt:
     """One decision that is applied to embeddings, positions, masks and labels alike.
 
@@ -22,7 +36,9 @@ class Prompt:
         mask: which of them are real rather than padding, with shape (B, M); `None` if all are.
         padding_side: where shorter samples are padded.
         videos: the compressed videos, in the order of their placeholders.
+        layouts: how they lie in their placeholders.
         video_index: which video each column belongs to, with shape (B, M); -1 for other tokens. `None` without videos.
+        prunable: which columns the language model may drop, with shape (B, M). `None` without videos.
     """
 
     num_columns: int
@@ -30,7 +46,9 @@ class Prompt:
     mask: torch.Tensor | None = None
     padding_side: str = "left"
     videos: tuple[CompressedVideo, ...] = ()
+    layouts: tuple[VideoLayout, ...] = ()
     video_index: torch.Tensor | None = None
+    prunable: torch.Tensor | None = None
 
     @classmethod
     def uncompressed(cls, num_columns: int, attention_mask: torch.Tensor | None) -> "Prompt":
@@ -46,6 +64,7 @@ class Prompt:
         cls,
         video_mask: torch.Tensor,
         videos: tuple[CompressedVideo, ...],
+        layouts: tuple[VideoLayout, ...],
         attention_mask: torch.Tensor | None,
         dropped: torch.Tensor | None = None,
     ) -> "Prompt":
@@ -57,9 +76,9 @@ class Prompt:
             dropped: other columns that do not enter, with shape (B, S).
         """
         device, num_columns = video_mask.device, video_mask.shape[1]
-        # A column is taken once; that of a video token never, or twice where the released code repeats it.
-        kept = [_count(video.indices, video.selected.numel()).to(device) for video in videos]
-        counts = torch.ones_like(video_mask, dtype=torch.long).masked_scatter_(video_mask, torch.cat(kept))
+        # A column is taken once, those of videos as their layouts say.
+        counts = torch.cat([layout.counts.to(device) for layout in layouts])
+        counts = torch.ones_like(video_mask, dtype=torch.long).masked_scatter_(video_mask, counts)
         if dropped is not None:
             counts = counts * ~dropped
         padding_side = "left"
@@ -70,17 +89,12 @@ class Prompt:
         columns, mask = pack(counts, padding_side)
         is_video = take(video_mask, columns)
         is_video = is_video if mask is None else is_video & mask
-        lengths = torch.tensor([len(video.indices) for video in videos])
+        lengths = torch.tensor([len(layout.prunable) for layout in layouts])
         index = torch.arange(len(videos)).repeat_interleave(lengths).to(device)
         video_index = torch.full_like(columns, -1).masked_scatter_(is_video, index)
-        return cls(num_columns, columns, mask, padding_side, videos, video_index)
-
-    @property
-    def prunable(self) -> torch.Tensor:
-        """Which columns the language model may drop: video tokens, except of videos that their budget leaves whole."""
-        assert self.video_index is not None, "only prompts with videos are pruned"
-        whole = [len(video.indices) == video.selected.numel() for video in self.videos]
-        return torch.tensor([not w for w in whole] + [False], device=self.video_index.device)[self.video_index]
+        flags = torch.cat([layout.prunable.to(device) for layout in layouts])
+        prunable = torch.zeros_like(is_video).masked_scatter_(is_video, flags)
+        return cls(num_columns, columns, mask, padding_side, videos, layouts, video_index, prunable)
 
     def take(self, tensor: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """The columns of a (..., B, S, ...) tensor that enter; `dim` is that of the columns."""
@@ -121,15 +135,15 @@ class Prompt:
         samples = torch.zeros_like(remained).scatter_(0, self.video_index.flatten() + 1, sample.flatten())
         return CompressionReport(
             videos=self.videos,
-            tokens=tuple(video.selected.numel() for video in self.videos),
-            entered=tuple(len(video.indices) for video in self.videos),
+            tokens=tuple(len(layout.counts) for layout in self.layouts),
+            entered=tuple(len(layout.prunable) for layout in self.layouts),
             num_samples=len(self.video_index),
             _remained=remained[1:],
             _samples=samples[1:],
         )
 
 
-def _count(indices: torch.Tensor, length: int) -> torch.Tensor:
+def count(indices: torch.Tensor, length: int) -> torch.Tensor:
     """How often each of 0 ... length - 1 occurs."""
     counts = torch.zeros(length, dtype=torch.long, device=indices.device)
     return counts.index_add_(0, indices, torch.ones_like(indices))

@@ -1,7 +1,7 @@
-"""The attention that every patch receives in the last block of a vision tower, whatever its attention implementation.
+"""The attention that every patch receives in one block of a vision tower, whatever its attention implementation.
 
-Blocks return no attention weights, so queries and keys of the last block are computed once more, from its own input.
-The hooks belong to one model instance and do nothing unless a call brings a list to record into, so calls from several
+Blocks return no attention weights, so queries and keys of that block are computed once more, from its own input.
+The hooks belong to one model instance and do nothing unless a call brings a `VisionRecord`, so calls from several
 threads do not meet.
 """
 
@@ -10,18 +10,36 @@ from typing import Any
 import torch
 from torch import nn
 
-# Name of the keyword argument that carries the list through the vision tower.
-RECORD = "received_attention"
+# Name of the keyword argument that carries the record through the vision tower.
+RECORD = "vision_record"
 
 
-def install_recording(attentions: list[nn.Module]) -> None:
-    """Let calls with a `received_attention` list record the last of the attention modules of a vision tower.
+class VisionRecord:
+    """What a call wants to know of the inside of a vision tower.
 
-    The modules take packed sequences (`cu_seqlens`) and project with a joint `qkv`, as those of the Qwen families do.
+    Args:
+        attention: the attention module whose received attention is recorded.
+        layers: the encoder layers whose outputs are recorded.
     """
-    for attention in attentions[:-1]:
-        attention.register_forward_pre_hook(_ignore, with_kwargs=True)
-    attentions[-1].register_forward_pre_hook(_record, with_kwargs=True)
+
+    def __init__(self, attention: nn.Module, layers: tuple[nn.Module, ...] = ()):
+        self.attention, self.layers = attention, layers
+        self.received: torch.Tensor | None = None  # (positions,), float32, all frames one after the other
+        self.hidden_states: dict[nn.Module, torch.Tensor] = {}
+
+
+def install_packed_recording(attentions: list[nn.Module]) -> None:
+    """For attention modules that take packed sequences (`cu_seqlens`) and project with a joint `qkv`, as Qwen's do."""
+    for attention in attentions:
+        attention.register_forward_pre_hook(_record_packed, with_kwargs=True)
+
+
+def install_layer_recording(layers: nn.ModuleList) -> None:
+    """For encoder layers that take a batch of frames and project with `q_proj` and `k_proj`, as SigLIP's do."""
+    layer: Any
+    for layer in layers:
+        layer.self_attn.register_forward_pre_hook(_record_frames, with_kwargs=True)
+        layer.register_forward_hook(_record_output, with_kwargs=True)
 
 
 def mean_received_attention(query: torch.Tensor, key: torch.Tensor, lengths: list[int], scaling: float) -> torch.Tensor:
@@ -47,20 +65,34 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     return states * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def _ignore(attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
-    kwargs.pop(RECORD, None)
-    return args, kwargs
-
-
 @torch.no_grad()
-def _record(attention: Any, args: tuple, kwargs: dict[str, Any]):
+def _record_packed(attention: Any, args: tuple, kwargs: dict[str, Any]):
     record = kwargs.pop(RECORD, None)
-    if record is not None:
+    if record is not None and record.attention is attention:
         hidden_states = args[0] if args else kwargs["hidden_states"]
         cos, sin = (table.float() for table in kwargs["position_embeddings"])
         heads = (len(hidden_states), 3, attention.num_heads, -1)
         query, key, _ = attention.qkv(hidden_states).view(heads).permute(1, 2, 0, 3)
         lengths = kwargs["cu_seqlens"].diff().tolist()
         query, key = rotate(query.float(), cos, sin), rotate(key.float(), cos, sin)
-        record.append(mean_received_attention(query, key, lengths, attention.scaling))
+        record.received = mean_received_attention(query, key, lengths, attention.scaling)
     return args, kwargs
+
+
+@torch.no_grad()
+def _record_frames(attention: Any, args: tuple, kwargs: dict[str, Any]):
+    record = kwargs.pop(RECORD, None)
+    if record is not None and record.attention is attention:
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        frames, length, _ = hidden_states.shape
+        heads = (frames * length, attention.num_heads, -1)
+        query = attention.q_proj(hidden_states).view(heads).transpose(0, 1)
+        key = attention.k_proj(hidden_states).view(heads).transpose(0, 1)
+        record.received = mean_received_attention(query, key, [length] * frames, attention.scale)
+    return args, kwargs
+
+
+def _record_output(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    record = kwargs.get(RECORD)
+    if record is not None and layer in record.layers:
+        record.hidden_states[layer] = output[0] if isinstance(output, tuple) else output
