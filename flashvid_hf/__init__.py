@@ -8,9 +8,16 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .cache_flashvid import FlashVIDCache
 from .compression import CompressedVideo, CompressionConfig, compress_video, exact_num_tokens
+from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
+from .configuration_flashvid_llava_video import FlashVIDLlavaVideoConfig
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
 from .configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
 from .families import FAMILIES, Family, find_family
+from .modeling_flashvid_llava_onevision import (
+    FlashVIDLlavaOnevisionForConditionalGeneration,
+    FlashVIDLlavaOnevisionModel,
+)
+from .modeling_flashvid_llava_video import FlashVIDLlavaVideoForConditionalGeneration, FlashVIDLlavaVideoModel
 from .modeling_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLForConditionalGeneration, FlashVIDQwen2_5_VLModel
 from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
 from .pipeline_flashvid import TASK, VideoTextToTextPipeline
@@ -35,6 +42,12 @@ __all__ = [
     "FAMILIES",
     "Family",
     "FlashVIDCache",
+    "FlashVIDLlavaOnevisionConfig",
+    "FlashVIDLlavaOnevisionForConditionalGeneration",
+    "FlashVIDLlavaOnevisionModel",
+    "FlashVIDLlavaVideoConfig",
+    "FlashVIDLlavaVideoForConditionalGeneration",
+    "FlashVIDLlavaVideoModel",
     "FlashVIDQwen2_5_VLConfig",
     "FlashVIDQwen2_5_VLForConditionalGeneration",
     "FlashVIDQwen2_5_VLModel",

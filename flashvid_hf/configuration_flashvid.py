@@ -29,10 +29,15 @@ class FlashVIDConfigMixin:
 
     # `model_type` of the upstream checkpoints that load into this configuration.
     base_model_type: ClassVar[str] = ""
+    model_type: ClassVar[str]
+    # How an error names them, if that is not all.
+    accepted_checkpoints: ClassVar[str] = ""
     # Where the default `pruning_layer` lies in the depth of the language model, as in the reference's scripts.
     pruning_depth: ClassVar[float] = 5 / 7
     # Which class of which published module an Auto class loads: the `auto_map` of the folders that models save.
     auto_classes: ClassVar[dict[str, str]] = {}
+    # The fields that are added to upstream's.
+    method_fields: ClassVar[frozenset[str]]
 
     # Typed `Any`, because the checks of `CompressionConfig` say more than those of upstream's strict dataclasses.
     retention_ratio: Any = 0.25
@@ -84,23 +89,35 @@ class FlashVIDConfigMixin:
         check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
 
     @classmethod
+    def accepts(cls, config_dict: dict[str, Any]) -> bool:
+        """Whether a checkpoint with this configuration loads into the family."""
+        return config_dict.get("model_type") in (None, cls.model_type, cls.base_model_type)
+
+    @classmethod
+    def adopt(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
+        """The configuration of an accepted checkpoint as a dictionary of this class."""
+        if config_dict.get("model_type") in (None, cls.model_type):
+            return config_dict
+        adopted = {**config_dict, "model_type": cls.model_type}
+        adopted.pop("architectures", None)
+        return adopted
+
+    @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        model_type = config_dict.get("model_type")
-        if model_type not in (None, cls.model_type):
-            if model_type != cls.base_model_type:
-                raise ValueError(
-                    f"`model_type` of {str(pretrained_model_name_or_path)!r} is {model_type!r}: {cls.__name__} reads "
-                    f"{cls.model_type!r} and {cls.base_model_type!r}. Choose the class of that family."
-                )
-            config_dict = {**config_dict, "model_type": cls.model_type}
-            config_dict.pop("architectures", None)
-        return config_dict, kwargs
+        if not cls.accepts(config_dict):
+            raise ValueError(
+                f"`model_type` of {str(pretrained_model_name_or_path)!r} is {config_dict.get('model_type')!r}: "
+                f"{cls.__name__} reads {cls.model_type!r} and {cls.accepted_checkpoints or repr(cls.base_model_type)}. "
+                "Choose the class of that family."
+            )
+        return cls.adopt(config_dict), kwargs
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         # Upstream sets overrides on the finished object, unchecked; ours go through construction.
-        overrides = {name: kwargs.pop(name) for name in METHOD_FIELDS & kwargs.keys()}
+        config_dict = cls.adopt(config_dict)
+        overrides = {name: kwargs.pop(name) for name in cls.method_fields & kwargs.keys()}
         if overrides.keys() & {"expansion", "pruning_layer"} and "llm_retention_ratio" not in overrides:
             stored = cls(**copy.deepcopy(config_dict))
             depth = stored.get_text_config().num_hidden_layers
@@ -110,8 +127,7 @@ class FlashVIDConfigMixin:
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
 
-# The fields that FlashVID adds to a configuration.
-METHOD_FIELDS = frozenset(field.name for field in fields(FlashVIDConfigMixin))
+FlashVIDConfigMixin.method_fields = frozenset(field.name for field in fields(FlashVIDConfigMixin))
 
 
 def default_pruning_layer(num_layers: int, expansion: float, pruning_depth: float) -> int:

@@ -2,10 +2,17 @@
 
 from typing import Any, NamedTuple
 
-from transformers import AutoConfig
+from transformers import PreTrainedConfig
 
+from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
+from .configuration_flashvid_llava_video import FlashVIDLlavaVideoConfig
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
 from .configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
+from .modeling_flashvid_llava_onevision import (
+    FlashVIDLlavaOnevisionForConditionalGeneration,
+    FlashVIDLlavaOnevisionModel,
+)
+from .modeling_flashvid_llava_video import FlashVIDLlavaVideoForConditionalGeneration, FlashVIDLlavaVideoModel
 from .modeling_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLForConditionalGeneration, FlashVIDQwen2_5_VLModel
 from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
 
@@ -22,6 +29,12 @@ FAMILIES = (
     # One line for each family.
     Family(FlashVIDQwen2_5_VLConfig, FlashVIDQwen2_5_VLModel, FlashVIDQwen2_5_VLForConditionalGeneration),
     Family(FlashVIDQwen3VLConfig, FlashVIDQwen3VLModel, FlashVIDQwen3VLForConditionalGeneration),
+    Family(
+        FlashVIDLlavaOnevisionConfig,
+        FlashVIDLlavaOnevisionModel,
+        FlashVIDLlavaOnevisionForConditionalGeneration,
+    ),
+    Family(FlashVIDLlavaVideoConfig, FlashVIDLlavaVideoModel, FlashVIDLlavaVideoForConditionalGeneration),
 )
 
 
@@ -31,12 +44,12 @@ def find_family(pretrained_model_name_or_path: str, **hub_kwargs: Any) -> Family
     Raises:
         ValueError: no family reads it.
     """
-    model_type = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs).model_type
+    config_dict, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
     for family in FAMILIES:
-        if model_type in (family.config.model_type, family.config.base_model_type):
+        if config_dict.get("model_type") is not None and family.config.accepts(config_dict):
             return family
     known = ", ".join(repr(family.config.base_model_type) for family in FAMILIES)
     raise ValueError(
-        f"`model_type` of {pretrained_model_name_or_path!r} is {model_type!r}: FlashVID has models for {known}. Choose "
-        "a checkpoint of one of them."
+        f"`model_type` of {str(pretrained_model_name_or_path)!r} is {config_dict.get('model_type')!r}: FlashVID has "
+        f"models for {known}. Choose a checkpoint of one of them."
     )

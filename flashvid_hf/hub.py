@@ -10,7 +10,6 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .configuration_flashvid import METHOD_FIELDS
 from .pipeline_flashvid import CUSTOM_PIPELINES
 
 # What a loader may pass on to find the files of a repository.
@@ -28,7 +27,7 @@ def _own_config(config_class: Any, config: Any, overrides: dict[str, Any]) -> An
         )
     if config.model_type == config_class.model_type and not overrides:
         return copy.deepcopy(config)
-    own = config_class.from_dict({**config.to_dict(), "model_type": config_class.model_type}, **overrides)
+    own = config_class.from_dict(config.to_dict(), **overrides)
     # The dictionary does not hold the attention implementations.
     towers = {name: getattr(config, name)._attn_implementation for name in config.sub_configs}
     own._attn_implementation = {"": config._attn_implementation, **towers}
@@ -72,7 +71,7 @@ class FlashVIDPreTrainedMixin:
             )
             kwargs = {**kwargs, **hub, **held_back}
         else:
-            overrides = {name: kwargs.pop(name) for name in METHOD_FIELDS & kwargs.keys()}
+            overrides = {name: kwargs.pop(name) for name in cls.config_class.method_fields & kwargs.keys()}
             config = _own_config(cls.config_class, config, overrides)
         kwargs["key_mapping"] = {**cls.checkpoint_key_mapping, **(kwargs.get("key_mapping") or {})}
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)

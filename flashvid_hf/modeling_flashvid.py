@@ -264,7 +264,7 @@ class FlashVIDModelMixin:
                 "Set `use_sliding_window=False`, or `retention_ratio=1.0` to run without compression."
             )
         seen = cache.get_seq_length() if cache is not None else 0
-        past_lower, past_upper = _past_masks(cache, attention_mask)
+        past_lower, past_upper = past_masks(cache, attention_mask)
         lower_mask = join_masks(past_lower, cache.num_cached() if cache is not None else 0, prompt.mask, inputs_embeds)
 
         upper: UpperLayers | None = None
@@ -372,7 +372,7 @@ def check_placeholders(kind: str, mask: torch.Tensor, expected: int) -> None:
         )
 
 
-def _past_masks(
+def past_masks(
     cache: FlashVIDCache | None, attention_mask: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Which cached columns are real, below and from the pruning layer on; `None` if all are."""

@@ -18,11 +18,11 @@ class VisionRecord:
     """What a call wants to know of the inside of a vision tower.
 
     Args:
-        attention: the attention module whose received attention is recorded.
+        attention: the attention module whose received attention is recorded; `None` for none.
         layers: the encoder layers whose outputs are recorded.
     """
 
-    def __init__(self, attention: nn.Module, layers: tuple[nn.Module, ...] = ()):
+    def __init__(self, attention: nn.Module | None, layers: tuple[nn.Module, ...] = ()):
         self.attention, self.layers = attention, layers
         self.received: torch.Tensor | None = None  # (positions,), float32, all frames one after the other
         self.hidden_states: dict[nn.Module, torch.Tensor] = {}

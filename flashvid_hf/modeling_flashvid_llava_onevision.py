@@ -1,0 +1,288 @@
+"""LLaVA-OneVision with FlashVID: attention from the SigLIP layer whose output is used, a newline after the video."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
+
+from .compression import CompressedVideo
+from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
+from .generation_flashvid import FlashVIDGenerationMixin
+from .hub import FlashVIDPreTrainedMixin
+from .modeling_flashvid import (
+    FlashVIDCausalLMOutput,
+    FlashVIDLanguageModelingMixin,
+    FlashVIDModelMixin,
+    FlashVIDModelOutput,
+    FlashVIDVideoOutput,
+    check_placeholders,
+    past_masks,
+)
+from .newlines import Rows, count_rows, lay_out_rows
+from .original_llava import ORIGINAL_KEY_MAPPING
+from .prompt import Prompt, VideoLayout, count
+from .pruning import install_pruning, join_masks
+from .vision_attention import RECORD, VisionRecord, install_layer_recording
+
+# Names in the checkpoints of llava-hf and what they are called in the model since transformers 4.52, and those of the
+# original code.
+CHECKPOINT_KEY_MAPPING = {
+    r"^language_model\.lm_head": "lm_head",
+    r"^language_model\.model": "model.language_model",
+    r"^vision_tower": "model.vision_tower",
+    r"^multi_modal_projector": "model.multi_modal_projector",
+    r"^image_newline": "model.image_newline",
+    **ORIGINAL_KEY_MAPPING,
+}
+
+
+class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, LlavaOnevisionModel):
+    """LLaVA-OneVision's base model, compressing its videos. Other inputs run as upstream runs them.
+
+    The videos of a call may have different numbers of frames: they come as a list then.
+    """
+
+    config: FlashVIDLlavaOnevisionConfig
+    config_class = FlashVIDLlavaOnevisionConfig
+    checkpoint_key_mapping = CHECKPOINT_KEY_MAPPING
+    encoder_inputs = {
+        "image": (
+            "pixel_values",
+            "image_sizes",
+            "vision_feature_layer",
+            "vision_feature_select_strategy",
+            "vision_aspect_ratio",
+            "batch_num_images",
+        ),
+        "video": ("pixel_values_videos", "vision_feature_layer", "vision_feature_select_strategy"),
+    }
+
+    def __init__(self, config: FlashVIDLlavaOnevisionConfig):
+        super().__init__(config)
+        install_layer_recording(self.vision_tower.encoder.layers)
+        install_pruning(self.language_model.layers)
+
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.Tensor | Sequence[torch.Tensor],
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        **kwargs: Any,
+    ) -> tuple | FlashVIDVideoOutput:
+        """Encode the videos, compress each, and add its newlines.
+
+        Args:
+            pixel_values_videos: frames of all videos, with shape (V, T, channels, height, width), or a list of videos
+                with shape (T, channels, height, width) each.
+            vision_feature_layer: index of the hidden states of the vision tower to use, as upstream counts them; the
+                attention is that of the layer which made them, with several that of the last one named.
+            vision_feature_select_strategy: "full", or "default" to leave out the first patch.
+
+        Raises:
+            ValueError: the layer has no attention, or does not exist.
+        """
+        return_dict = kwargs.pop("return_dict", None)
+        layers = self._feature_layers(vision_feature_layer)
+        record = VisionRecord(layers[-1].self_attn if self.config.compresses else None, layers)
+        outputs = self.vision_tower(torch.cat(tuple(pixel_values_videos)), **{RECORD: record}, **kwargs)
+        features = torch.cat([record.hidden_states[layer] for layer in layers], dim=-1)
+        attention = record.received
+        strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
+        first = 1 if strategy == "default" else 0
+        num_frames = [len(video) for video in pixel_values_videos]
+        pooled = self.apply_pooling(self.multi_modal_projector(features[:, first:])).split(num_frames)
+        if attention is not None:
+            attention = attention.view(features.shape[:2])[:, first:, None]
+            scores = [score[..., 0] for score in self.apply_pooling(attention).split(num_frames)]
+            video_output = self.compress_videos(outputs, list(pooled), scores)
+            indices = [video.indices for video in video_output.videos]
+        else:
+            tokens = tuple(video.flatten(0, 1) for video in pooled)
+            video_output = FlashVIDVideoOutput(last_hidden_state=outputs.last_hidden_state, pooler_output=tokens)
+            indices = [torch.arange(len(video), device=video.device) for video in tokens]
+        video_output.pooler_output = tuple(
+            torch.cat([tokens, self.image_newline[None].to(tokens)])[self._rows(kept, frames).order]
+            for tokens, kept, frames in zip(video_output.pooler_output, indices, num_frames, strict=True)
+        )
+        return video_output if return_dict is not False else video_output.to_tuple()
+
+    def lay_out(self, video: CompressedVideo) -> VideoLayout:
+        num_frames, num_tokens = video.selected.shape
+        rows = self._rows(video.indices, num_frames)
+        is_newline = rows.order == len(video.indices)
+        # In the released code the newlines count as tokens of the video, but for the single one at its end.
+        prunes_newlines = self.config.behavior == "released" and self.config.mm_newline_position != "one_token"
+        prunable = torch.ones_like(is_newline) if prunes_newlines else ~is_newline
+        whole = len(video.indices) == num_frames * num_tokens
+        return VideoLayout(count(rows.placeholders, rows.num_placeholders), prunable & (not whole))
+
+    def find_positions(self, prompt: Prompt, inputs: dict[str, Any]) -> torch.Tensor:
+        """Consecutive positions of the tokens that are left, as in the reference, whatever the caller's positions."""
+        cache, mask = inputs["past_key_values"], inputs["attention_mask"]
+        like = inputs["input_ids"] if inputs["inputs_embeds"] is None else inputs["inputs_embeds"]
+        num_new = prompt.num_columns if prompt.columns is None else prompt.columns.shape[1]
+        num_cached = 0 if cache is None else cache.num_cached()
+        real = join_masks(past_masks(cache, mask)[0], num_cached, prompt.mask, like[:, :1].expand(-1, num_new))
+        if real is None:
+            return torch.arange(num_cached, num_cached + num_new, device=like.device).expand(len(like), -1)
+        return (real.long().cumsum(-1) - 1).clamp(min=0)[:, num_cached:]
+
+    def count_placeholders(self, kind: str, inputs: dict[str, Any]) -> int | None:
+        if kind == "image":  # depends on how upstream unpads each
+            return None
+        position, side = self.config.mm_newline_position, self._side()
+        return sum(count_rows(position, len(video), side) for video in inputs["pixel_values_videos"])
+
+    def _rows(self, indices: torch.Tensor, num_frames: int) -> Rows:
+        return lay_out_rows(indices, self.config.mm_newline_position, num_frames, self._side())
+
+    def _side(self) -> int:
+        """Tokens a side of a pooled frame."""
+        vision = self.config.vision_config
+        side = vision.image_size // vision.patch_size
+        return -(-side // 2) if self.config.mm_spatial_pool_mode == "bilinear" else side // 2
+
+    def _feature_layers(self, vision_feature_layer: int | list[int] | None) -> tuple[Any, ...]:
+        """The encoder layers that make the hidden states which upstream counts from the embeddings on."""
+        chosen = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        layers = self.vision_tower.encoder.layers
+        indices = [chosen] if isinstance(chosen, int) else list(chosen)
+        for index in indices:
+            if not (-len(layers) <= index < 0 or 0 < index <= len(layers)):
+                raise ValueError(
+                    f"`vision_feature_layer` is {chosen!r}: FlashVID uses the attention of the layer that makes the "
+                    f"features, so it must lie in 1 ... {len(layers)} or -{len(layers)} ... -1. Choose such a layer."
+                )
+        return tuple(layers[index if index < 0 else index - 1] for index in indices)
+
+    def _upstream_forward(self, **inputs: Any) -> BaseModelOutputWithPast:
+        """Upstream's `forward` on whole videos: it has neither lists of videos nor other newlines than its own."""
+        encoded = dict(inputs.get("mm_encoder_outputs") or {})
+        if inputs.get("pixel_values_videos") is None and encoded.get("video") is None:
+            return super().forward(**inputs)
+        input_ids, inputs_embeds = inputs.pop("input_ids", None), inputs.pop("inputs_embeds", None)
+        masks = self.placeholder_masks(input_ids, inputs_embeds)
+        names = {name for given in self.encoder_inputs.values() for name in given} | {"mm_encoder_outputs"}
+        self.encode({name: inputs.pop(name, None) for name in names}, encoded, *masks)
+        prompt = Prompt(masks[0].shape[1])
+        check_placeholders("video", masks[1], sum(map(len, encoded["video"].pooler_output)))
+        embeddings = self.embed_prompt(prompt, input_ids, inputs_embeds, *masks, encoded)
+        return super().forward(inputs_embeds=embeddings, **inputs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        image_sizes_videos: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        vision_aspect_ratio: str | None = None,
+        batch_num_images: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        query_index: int | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple | FlashVIDModelOutput:
+        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`.
+
+        `pixel_values_videos` may be a list, see `get_video_features`. With a compressed prompt the positions are
+        counted anew, and `position_ids` are not looked at.
+        """
+        inputs = {
+            "input_ids": input_ids,
+            "pixel_values": pixel_values,
+            "image_sizes": image_sizes,
+            "pixel_values_videos": pixel_values_videos,
+            "image_sizes_videos": image_sizes_videos,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "vision_feature_layer": vision_feature_layer,
+            "vision_feature_select_strategy": vision_feature_select_strategy,
+            "vision_aspect_ratio": vision_aspect_ratio,
+            "batch_num_images": batch_num_images,
+            "use_cache": use_cache,
+            "mm_encoder_outputs": mm_encoder_outputs,
+        }
+        return self.forward_flashvid(self._upstream_forward, inputs, query_index, **kwargs)
+
+
+class FlashVIDLlavaOnevisionForConditionalGeneration(
+    FlashVIDPreTrainedMixin,
+    FlashVIDGenerationMixin,
+    FlashVIDLanguageModelingMixin,
+    LlavaOnevisionForConditionalGeneration,
+):
+    """LLaVA-OneVision with a language modeling head, compressing its videos."""
+
+    config: FlashVIDLlavaOnevisionConfig
+    config_class = FlashVIDLlavaOnevisionConfig
+    checkpoint_key_mapping = CHECKPOINT_KEY_MAPPING
+    base_model_class = FlashVIDLlavaOnevisionModel
+
+    def __init__(self, config: FlashVIDLlavaOnevisionConfig):
+        super(LlavaOnevisionForConditionalGeneration, self).__init__(config)  # not upstream's, which builds its own
+        self.model = self.base_model_class(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        image_sizes_videos: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        vision_aspect_ratio: str | None = None,
+        batch_num_images: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        query_index: int | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple | FlashVIDCausalLMOutput:
+        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            image_sizes=image_sizes,
+            pixel_values_videos=pixel_values_videos,
+            image_sizes_videos=image_sizes_videos,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            vision_aspect_ratio=vision_aspect_ratio,
+            batch_num_images=batch_num_images,
+            use_cache=use_cache,
+            mm_encoder_outputs=mm_encoder_outputs,
+            query_index=query_index,
+            **kwargs,
+        )
+        return self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
+
+
+__all__ = ["FlashVIDLlavaOnevisionForConditionalGeneration", "FlashVIDLlavaOnevisionModel"]

@@ -1,0 +1,60 @@
+"""Where LLaVA puts the learned newline embedding between the tokens of a video.
+
+Legend: T frames, s tokens a side of a pooled frame, R rows that enter the language model.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The order of a video's kept tokens and newlines.
+
+    Args:
+        placeholders: which of the video's placeholders each row takes, ascending, with shape (R,).
+        order: the kept token that makes each row, with shape (R,); the number of kept tokens for a newline.
+        num_placeholders: of the whole video, before the compression.
+    """
+
+    placeholders: torch.Tensor
+    order: torch.Tensor
+    num_placeholders: int
+
+
+def group_size(position: str, num_frames: int, side: int) -> int:
+    """After how many tokens a newline follows.
+
+    Args:
+        position: "grid" (after every row of a frame), "frame", "one_token" (after the video) or "no_token" (never, 0).
+    """
+    return {"grid": side, "frame": side**2, "one_token": num_frames * side**2, "no_token": 0}[position]
+
+
+def count_rows(position: str, num_frames: int, side: int) -> int:
+    """Placeholders of an uncompressed video: its T * s * s tokens and its newlines."""
+    tokens = num_frames * side**2
+    size = group_size(position, num_frames, side)
+    return tokens + (tokens // size if size else 0)
+
+
+def lay_out_rows(indices: torch.Tensor, position: str, num_frames: int, side: int) -> Rows:
+    """Put the newlines between the kept tokens.
+
+    Every newline is kept, also of a frame that lost all its tokens; with "grid" that of a row that has a kept token.
+
+    Args:
+        indices: flat index of each kept token, ascending, with shape (tokens,).
+    """
+    num_tokens, size = num_frames * side**2, group_size(position, num_frames, side)
+    total = count_rows(position, num_frames, side)
+    if not size:
+        return Rows(indices, torch.arange(len(indices), device=indices.device), total)
+    if position == "grid":
+        newlines = torch.unique_consecutive(indices // size)
+    else:
+        newlines = torch.arange(num_tokens // size, device=indices.device)
+    placeholders = torch.cat([indices + indices // size, newlines * (size + 1) + size])
+    placeholders, order = placeholders.sort(stable=True)
+    return Rows(placeholders, order.clamp(max=len(indices)), total)

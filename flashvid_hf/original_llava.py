@@ -1,0 +1,86 @@
+"""Checkpoints of the original LLaVA code, as lmms-lab publishes LLaVA-OneVision and LLaVA-Video, in upstream's terms.
+
+Their `config.json` is flat: the language model's Qwen2 fields beside those of the vision part. `model_type` is
+"llava_qwen", or "llava" with the architecture `LlavaQwenForCausalLM`.
+"""
+
+from dataclasses import fields
+from typing import Any
+
+from transformers import PreTrainedConfig, Qwen2Config
+
+# The vision tower of all of them. Upstream's default describes it, less the last layer, which the original removes.
+VISION_TOWER = "google/siglip-so400m-patch14-384"
+# What the original code does where `config.json` does not say.
+_LAYOUT = {"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "one_token"}
+# Names in these checkpoints and what they are called in upstream's LLaVA-OneVision.
+ORIGINAL_KEY_MAPPING = {
+    r"^model\.vision_tower\.vision_tower": "model.vision_tower",
+    r"^model\.mm_projector\.0": "model.multi_modal_projector.linear_1",
+    r"^model\.mm_projector\.2": "model.multi_modal_projector.linear_2",
+    r"^model\.embed_tokens": "model.language_model.embed_tokens",
+    r"^model\.layers": "model.language_model.layers",
+    r"^model\.norm": "model.language_model.norm",
+}
+_TEXT_FIELDS = {field.name for field in fields(Qwen2Config)} - {field.name for field in fields(PreTrainedConfig)}
+
+
+def is_original(config_dict: dict[str, Any]) -> bool:
+    """Whether this is the configuration of an original checkpoint on Qwen2."""
+    architectures = config_dict.get("architectures") or ()
+    return config_dict.get("model_type") == "llava_qwen" or "LlavaQwenForCausalLM" in architectures
+
+
+def original_layout(config_dict: dict[str, Any]) -> dict[str, str]:
+    """How an original checkpoint pools its frames (`mm_spatial_pool_mode`) and where it puts newlines."""
+    return {name: config_dict.get(name) or default for name, default in _LAYOUT.items()}
+
+
+def convert_original(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of an original checkpoint as one of upstream's LLaVA-OneVision.
+
+    The placeholders take the first two rows of the embedding that no token of Qwen2 has, 151646 and 151647, as in the
+    conversions of llava-hf.
+
+    Args:
+        config_dict: may also have `vision_config`, for another SigLIP tower, and `image_token_index` and
+            `video_token_index`, for other placeholders.
+
+    Raises:
+        ValueError: the vision tower or the projector is of an unknown kind, or the vocabulary is too small.
+    """
+    tower, projector = config_dict.get("mm_vision_tower"), config_dict.get("mm_projector_type")
+    if tower != VISION_TOWER and config_dict.get("vision_config") is None:
+        raise ValueError(
+            f"`mm_vision_tower` is {tower!r}: of original LLaVA checkpoints those on {VISION_TOWER!r} are read. For "
+            "another SigLIP tower add its configuration, without its last layer, to `config.json` as `vision_config`."
+        )
+    if projector != "mlp2x_gelu":
+        raise ValueError(
+            f"`mm_projector_type` is {projector!r}: of original LLaVA checkpoints those with 'mlp2x_gelu' are read. "
+            "Choose one of them."
+        )
+    text_fields = (_TEXT_FIELDS | {"rope_theta", "rope_scaling"}) & config_dict.keys()
+    text = {name: config_dict[name] for name in text_fields if config_dict[name] is not None}
+    converted = {
+        "model_type": "llava_onevision",
+        "text_config": {**text, "model_type": "qwen2"},
+        "vision_config": config_dict.get("vision_config"),
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "image_token_index": config_dict.get("image_token_index", 151646),
+        "video_token_index": config_dict.get("video_token_index", 151647),
+        "tie_word_embeddings": config_dict.get("tie_word_embeddings", False),
+        "dtype": config_dict.get("dtype", config_dict.get("torch_dtype")),
+    }
+    for name in ("image_token_index", "video_token_index"):
+        if converted[name] >= text["vocab_size"]:
+            raise ValueError(
+                f"`{name}` is {converted[name]} and `vocab_size` is {text['vocab_size']}: the placeholder needs a row "
+                f"of the embedding. Set `{name}` in `config.json` to one that no token has."
+            )
+    if isinstance(config_dict.get("image_grid_pinpoints"), list):
+        converted["image_grid_pinpoints"] = config_dict["image_grid_pinpoints"]
+    if str(config_dict.get("image_aspect_ratio")).startswith("anyres_max_"):  # the only kind that upstream has
+        converted["vision_aspect_ratio"] = config_dict["image_aspect_ratio"]
+    return converted
