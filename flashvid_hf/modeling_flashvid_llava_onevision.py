@@ -124,7 +124,7 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
     def find_positions(self, prompt: Prompt, inputs: dict[str, Any]) -> torch.Tensor:
         """Consecutive positions of the tokens that are left, as in the reference, whatever the caller's positions."""
         cache, mask = inputs["past_key_values"], inputs["attention_mask"]
-        like = inputs["input_ids"] if inputs["inputs_embeds"] is None else inputs["inputs_embeds"]
+        like = inputs["input_ids"] if inputs["inputs_embeds"] is None else inputs["inputs_embeds"][..., 0]
         num_new = prompt.num_columns if prompt.columns is None else prompt.columns.shape[1]
         num_cached = 0 if cache is None else cache.num_cached()
         real = join_masks(past_masks(cache, mask)[0], num_cached, prompt.mask, like[:, :1].expand(-1, num_new))
@@ -238,6 +238,32 @@ class FlashVIDLlavaOnevisionForConditionalGeneration(
         self.model = self.base_model_class(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
+
+    def get_video_features(self, *args: Any, **kwargs: Any) -> tuple | FlashVIDVideoOutput:
+        """See `FlashVIDLlavaOnevisionModel.get_video_features`."""
+        return self.model.get_video_features(*args, **kwargs)
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        # From transformers 5.18 on the videos are encoded by now. Before, upstream would repeat each video by itself
+        # and no list, where the videos of a prompt belong together.
+        videos = model_kwargs.pop("pixel_values_videos", None)
+        if videos is not None and expand_size > 1:
+            mask = self.model.placeholder_masks(input_ids, model_kwargs.get("inputs_embeds"))[1]
+            sizes = [self.model.count_placeholders("video", {"pixel_values_videos": [video]}) for video in videos]
+            ends = torch.tensor(sizes).cumsum(0)
+            of_prompt = torch.searchsorted(mask.sum(-1).cumsum(0).cpu(), ends).tolist()
+            groups = [[v for v, p in zip(videos, of_prompt, strict=True) if p == prompt] for prompt in range(len(mask))]
+            videos = [video for group in groups for video in group * expand_size]
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        return input_ids, {**model_kwargs, **({} if videos is None else {"pixel_values_videos": videos})}
 
     @can_return_tuple
     def forward(

@@ -1,11 +1,15 @@
 """One row for each model family: tiny models and inputs that the shared tests run on."""
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import (
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLConfig,
@@ -15,15 +19,19 @@ from transformers import (
 from transformers.vision_utils import get_vision_window_index
 
 from flashvid_hf import (
+    FlashVIDLlavaOnevisionConfig,
+    FlashVIDLlavaOnevisionForConditionalGeneration,
+    FlashVIDLlavaVideoConfig,
+    FlashVIDLlavaVideoForConditionalGeneration,
     FlashVIDQwen2_5_VLConfig,
     FlashVIDQwen2_5_VLForConditionalGeneration,
     FlashVIDQwen3VLConfig,
     FlashVIDQwen3VLForConditionalGeneration,
+    exact_num_tokens,
 )
 
 IMAGE, VIDEO, VISION_START, VISION_END = 90, 91, 92, 93
 FLASHVID = {"retention_ratio": 0.4, "pruning_layer": 3, "llm_retention_ratio": 0.5}
-
 
 IDS = {
     "image_token_id": IMAGE,
@@ -67,50 +75,37 @@ def qwen3_vl_config(config_class: type, **overrides: Any):
     return config_class(text_config=text, vision_config=vision, **IDS, **overrides)
 
 
-def qwen_prompt(
-    parts: Sequence[str | tuple[int, int, int]], seed: int, runs: bool = False
-) -> tuple[list[int], list[int], dict]:
-    """Token ids, token types and media of one prompt.
-
-    Args:
-        parts: "text", or the grid (T, height, width in patches) of a video, or that of an image (T = 1) after "image".
-        runs: whether every frame of a video is a run of placeholders of its own, after a timestamp.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    ids, types, media = [], [], {"image": [], "video": []}
-    kind = "video"
-    for part in parts:
-        if part == "image":
-            kind = "image"
-        elif part == "text":
-            words = torch.randint(1, 90, (5,), generator=generator).tolist()
-            ids, types = ids + words, types + [0] * 5
-        else:
-            frames, tokens = part[0], part[1] * part[2] // 4
-            token, token_type = (IMAGE, 1) if kind == "image" else (VIDEO, 2)
-            repeat, length = (frames, tokens) if runs else (1, frames * tokens)
-            for _ in range(repeat):
-                stamp = torch.randint(1, 90, (2,), generator=generator).tolist() if runs and kind == "video" else []
-                ids += stamp + [VISION_START] + [token] * length + [VISION_END]
-                types += [0] * len(stamp) + [0] + [token_type] * length + [0]
-            media[kind].append((part, torch.randn(4 * frames * tokens, 3 * 2 * 4 * 4, generator=generator)))
-            kind = "video"
-    return ids, types, media
-
-
-def qwen3_vl_prompt(parts: Sequence[str | tuple[int, int, int]], seed: int):
-    return qwen_prompt(parts, seed, runs=True)
-
-
-def qwen2_5_vl_order(attention: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
-    """From the window order of the vision tower to the order of its output."""
-    window, _ = get_vision_window_index(video_grid_thw, spatial_merge_size=2, window_size=16, patch_size=4)
-    return attention[window.argsort()]
+def llava_onevision_config(config_class: type, **overrides: Any):
+    """Six language layers; four vision layers, of which the third makes the features."""
+    text = {**TEXT, "model_type": "qwen2", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    vision = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "patch_size": 4,
+        "image_size": 20,
+        "vision_use_head": False,
+    }
+    return config_class(
+        text_config=text,
+        vision_config=vision,
+        vision_feature_layer=-2,
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+        image_grid_pinpoints=[[20, 20], [20, 40], [40, 20]],
+        **overrides,
+    )
 
 
 @dataclass(frozen=True)
 class TinyFamily:
-    """A family's classes and how to make tiny models and inputs of it."""
+    """A family's classes and how to make tiny models and inputs of it.
+
+    The parts of a prompt are "text", or the grid (T, height, width in patches) of a video, or that of an image (T = 1)
+    after "image".
+    """
 
     name: str
     model_class: type
@@ -118,9 +113,9 @@ class TinyFamily:
     upstream_class: type
     upstream_config_class: type
     make_config: Any
-    make_prompt: Any
-    vision_order: Any
-    position_inputs: tuple[str, ...]
+    vision_tower: str
+    # Rounding of upstream's results at ratio 1; 0 is bit for bit.
+    upstream_atol: float = 0
 
     def model(self, attn_implementation: str = "sdpa", **flashvid: Any):
         """A FlashVID model with random weights, the same for the same family."""
@@ -135,34 +130,279 @@ class TinyFamily:
         model.load_state_dict(like.state_dict())
         return model
 
-    def inputs(self, *prompts: Sequence[Any], padding_side: str = "left", seed: int = 0) -> dict[str, torch.Tensor]:
-        """A padded batch, see `make_prompt` for the parts of a prompt."""
+    def upstream_inputs(self, upstream: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the upstream model takes for these inputs."""
+        return inputs
+
+    def as_upstream(self) -> "TinyFamily":
+        """The family with the settings in which upstream has such a model."""
+        return self
+
+    def inputs(self, *prompts: Sequence[Any], padding_side: str = "left", seed: int = 0) -> dict[str, Any]:
+        """A padded batch of prompts."""
         made = [self.make_prompt(parts, seed + i) for i, parts in enumerate(prompts)]
-        length = max(len(ids) for ids, _, _ in made)
+        length = max(len(ids) for ids, _ in made)
 
         def pad(rows: list[list[int]]) -> torch.Tensor:
             fill = [[0] * (length - len(row)) for row in rows]
             padded = [f + r if padding_side == "left" else r + f for f, r in zip(fill, rows, strict=True)]
             return torch.tensor(padded)
 
-        batch = {
-            "input_ids": pad([ids for ids, _, _ in made]),
-            "attention_mask": pad([[1] * len(ids) for ids, _, _ in made]),
-            "mm_token_type_ids": pad([types for _, types, _ in made]),
+        media = {kind: [m for _, of_prompt in made for m in of_prompt[kind]] for kind in ("image", "video")}
+        ids = pad([ids for ids, _ in made])
+        return {
+            "input_ids": ids,
+            "attention_mask": pad([[1] * len(ids) for ids, _ in made]),
+            **self.media_inputs(ids, **media),
         }
-        for kind, pixels, grid in (
-            ("image", "pixel_values", "image_grid_thw"),
-            ("video", "pixel_values_videos", "video_grid_thw"),
+
+    def make_prompt(self, parts: Sequence[Any], seed: int) -> tuple[list[int], dict[str, list]]:
+        """Token ids, and the images and videos of a prompt as pairs of their part and their pixels."""
+        generator = torch.Generator().manual_seed(seed)
+        ids, media = [], {"image": [], "video": []}
+        kind = "video"
+        for part in parts:
+            if part == "image":
+                kind = "image"
+            elif part == "text":
+                ids += torch.randint(1, 90, (5,), generator=generator).tolist()
+            else:
+                ids += self.placeholder_run(kind, part, generator)
+                media[kind].append((part, self.pixels(kind, part, generator)))
+                kind = "video"
+        return ids, media
+
+    # What a family fills in.
+
+    def placeholder_run(self, kind: str, part: tuple[int, int, int], generator: torch.Generator) -> list[int]:
+        raise NotImplementedError
+
+    def pixels(self, kind: str, part: tuple[int, int, int], generator: torch.Generator) -> torch.Tensor:
+        raise NotImplementedError
+
+    def media_inputs(self, input_ids: torch.Tensor, image: list, video: list) -> dict[str, Any]:
+        """The inputs beside ids and mask."""
+        raise NotImplementedError
+
+    def tokens(self, part: tuple[int, int, int]) -> tuple[int, int]:
+        """Frames of a video and tokens of each."""
+        raise NotImplementedError
+
+    def newlines(self, part: tuple[int, int, int]) -> int:
+        """Placeholders of a video that are no tokens."""
+        return 0
+
+    def kept_placeholders(self, indices: Sequence[int], part: tuple[int, int, int]) -> list[int]:
+        """Which placeholders of a video enter, if these of its tokens are kept."""
+        return list(indices)
+
+    def is_token(self, inputs: dict[str, Any], *parts: tuple[int, int, int]) -> torch.Tensor:
+        """Which columns are placeholders of tokens of the only sample's videos, with shape (S,)."""
+        return inputs["input_ids"][0] == VIDEO
+
+    def positions(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor | None:
+        """Position ids of the whole prompt; `None` if the model makes them itself."""
+        return None
+
+    def entered_positions(self, model: torch.nn.Module, inputs: dict[str, Any], columns: list[int]) -> torch.Tensor:
+        """Position ids of the columns of the only sample that enter."""
+        raise NotImplementedError
+
+    def video_features(self, model: torch.nn.Module, inputs: dict[str, Any]):
+        """What the model makes of the videos."""
+        raise NotImplementedError
+
+    def pooled_attention(self, received: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        """Attention of the tokens, flat, from that of the patches, flat."""
+        raise NotImplementedError
+
+    # What the shared tests ask.
+
+    def placeholders(self, part: tuple[int, int, int]) -> int:
+        frames, tokens = self.tokens(part)
+        return frames * tokens + self.newlines(part)
+
+    def entered(self, part: tuple[int, int, int], config: Any) -> int:
+        """Rows of a compressed video that enter the language model."""
+        return exact_num_tokens(*self.tokens(part), config.compression) + self.newlines(part)
+
+    def tower(self, model: torch.nn.Module) -> torch.nn.Module:
+        return getattr(model.model, self.vision_tower)
+
+    def remove_tower(self, model: torch.nn.Module) -> None:
+        """Make every attempt to encode something fail."""
+        setattr(model.model, self.vision_tower, None)
+
+
+@dataclass(frozen=True)
+class QwenFamily(TinyFamily):
+    """Grids of patches, four of which make a token; token types; three-axis positions.
+
+    Args:
+        runs: whether every frame of a video is a run of placeholders of its own, after a timestamp.
+        windows: whether the vision tower sorts its tokens by attention windows.
+        timed: whether positions depend on the time between frames.
+    """
+
+    runs: bool = False
+    windows: bool = False
+    timed: bool = False
+
+    def placeholder_run(self, kind, part, generator):
+        frames, tokens = self.tokens(part)
+        token = IMAGE if kind == "image" else VIDEO
+        repeat, length = (frames, tokens) if self.runs else (1, frames * tokens)
+        ids = []
+        for _ in range(repeat):
+            is_stamped = self.runs and kind == "video"
+            stamp = torch.randint(1, 90, (2,), generator=generator).tolist() if is_stamped else []
+            ids += stamp + [VISION_START] + [token] * length + [VISION_END]
+        return ids
+
+    def pixels(self, kind, part, generator):
+        frames, tokens = self.tokens(part)
+        return torch.randn(4 * frames * tokens, 3 * 2 * 4 * 4, generator=generator)
+
+    def media_inputs(self, input_ids, image, video):
+        inputs = {"mm_token_type_ids": (input_ids == IMAGE) + 2 * (input_ids == VIDEO)}
+        for media, pixels, grid in (
+            (image, "pixel_values", "image_grid_thw"),
+            (video, "pixel_values_videos", "video_grid_thw"),
         ):
-            media = [m for _, _, of_prompt in made for m in of_prompt[kind]]
             if media:
-                batch[grid] = torch.tensor([shape for shape, _ in media])
-                batch[pixels] = torch.cat([values for _, values in media])
-                if (
-                    kind == "video" and "second_per_grid_ts" in self.position_inputs
-                ):  # a quarter of a second between grids: neighbouring positions
-                    batch["second_per_grid_ts"] = torch.full((len(media),), 0.25)
-        return batch
+                inputs[grid] = torch.tensor([shape for shape, _ in media])
+                inputs[pixels] = torch.cat([values for _, values in media])
+        if video and self.timed:  # a quarter of a second between grids: neighbouring positions
+            inputs["second_per_grid_ts"] = torch.full((len(video),), 0.25)
+        return inputs
+
+    def tokens(self, part):
+        frames, height, width = part
+        return frames, height * width // 4
+
+    def positions(self, model, inputs):
+        names = ["input_ids", "mm_token_type_ids", "video_grid_thw", "attention_mask"]
+        names += ["second_per_grid_ts"] if self.timed else []
+        return model.model.get_rope_index(**{name: inputs[name] for name in names})[0]
+
+    def entered_positions(self, model, inputs, columns):
+        return self.positions(model, inputs)[:, :, columns]
+
+    def video_features(self, model, inputs):
+        return model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
+
+    def pooled_attention(self, received, inputs):
+        attention = received.view(-1, 4).mean(-1)
+        if not self.windows:
+            return attention
+        window, _ = get_vision_window_index(
+            inputs["video_grid_thw"], spatial_merge_size=2, window_size=16, patch_size=4
+        )
+        return attention[window.argsort()]
+
+
+@dataclass(frozen=True)
+class LlavaFamily(TinyFamily):
+    """Frames of 5 x 5 patches, whatever the grid of a part says but its number of frames.
+
+    Args:
+        layout: pooling and newlines.
+    """
+
+    layout: tuple[str, str] = ("bilinear", "one_token")
+
+    def as_upstream(self):
+        return dataclasses.replace(self, make_config=llava_onevision_config, layout=("bilinear", "one_token"))
+
+    def model(self, attn_implementation="sdpa", **flashvid):
+        if "mm_newline_position" in self.config_class.method_fields:
+            pool, newline = self.layout
+            flashvid = {"mm_spatial_pool_mode": pool, "mm_newline_position": newline, **flashvid}
+        return super().model(attn_implementation, **flashvid)
+
+    def upstream_inputs(self, upstream, inputs):
+        """Upstream takes one tensor: videos of different length are encoded one by one and put in their places."""
+        videos = inputs.get("pixel_values_videos")
+        if not isinstance(videos, list):
+            return inputs
+        features = []
+        for video in videos:
+            output = upstream.model.get_video_features(video[None]).pooler_output[0]
+            if len(output) % 9 == 0:  # before transformers 5.18 without the newline
+                output = torch.cat([output, upstream.model.image_newline[None]])
+            features.append(output)
+        ids = inputs["input_ids"]
+        embeds = upstream.get_input_embeddings()(ids)
+        embeds = embeds.masked_scatter((ids == VIDEO)[..., None], torch.cat(features))
+        if "pixel_values" in inputs:
+            images = upstream.model.get_image_features(inputs["pixel_values"], inputs["image_sizes"]).pooler_output
+            embeds = embeds.masked_scatter((ids == IMAGE)[..., None], torch.cat(images))
+        return {"inputs_embeds": embeds, "attention_mask": inputs["attention_mask"]}
+
+    def placeholder_run(self, kind, part, generator):
+        if kind == "image":
+            rows, columns = (5, 10) if part[1] != part[2] else (5, 5)
+            return [IMAGE] * (25 + rows * (columns + 1))  # the whole picture, then its parts with newlines
+        return [VIDEO] * self.placeholders(part)
+
+    def pixels(self, kind, part, generator):
+        if kind == "image":
+            return torch.randn(3 if part[1] != part[2] else 2, 3, 20, 20, generator=generator)
+        return torch.randn(part[0], 3, 20, 20, generator=generator)
+
+    def media_inputs(self, input_ids, image, video):
+        inputs = {}
+        if image:
+            most = max(len(pixels) for _, pixels in image)
+            padded = [torch.nn.functional.pad(p, (0, 0) * 3 + (0, most - len(p))) for _, p in image]
+            inputs["pixel_values"] = torch.stack(padded)
+            inputs["image_sizes"] = torch.tensor([(20, 40) if part[1] != part[2] else (20, 20) for part, _ in image])
+        if video:
+            videos = [pixels for _, pixels in video]
+            same = len({len(pixels) for pixels in videos}) == 1
+            inputs["pixel_values_videos"] = torch.stack(videos) if same else videos
+        return inputs
+
+    def tokens(self, part):
+        return part[0], 9 if self.layout[0] == "bilinear" else 4
+
+    def newlines(self, part):
+        frames, tokens = self.tokens(part)
+        side = math.isqrt(tokens)
+        return {"frame": frames, "grid": frames * side, "one_token": 1, "no_token": 0}[self.layout[1]]
+
+    def _slots(self, part) -> list[int | None]:
+        """The token of every placeholder, `None` for a newline."""
+        frames, tokens = self.tokens(part)
+        side = math.isqrt(tokens)
+        every = {"frame": tokens, "grid": side, "one_token": frames * tokens, "no_token": None}[self.layout[1]]
+        slots = []
+        for token in range(frames * tokens):
+            slots.append(token)
+            if every and (token + 1) % every == 0:
+                slots.append(None)
+        return slots
+
+    def kept_placeholders(self, indices, part):
+        kept = set(indices)
+        return [place for place, token in enumerate(self._slots(part)) if token is None or token in kept]
+
+    def is_token(self, inputs, *parts):
+        flags = torch.tensor([token is not None for part in parts for token in self._slots(part)])
+        is_video = inputs["input_ids"][0] == VIDEO
+        return torch.zeros_like(is_video).masked_scatter(is_video, flags)
+
+    def entered_positions(self, model, inputs, columns):
+        return torch.arange(len(columns))[None]
+
+    def video_features(self, model, inputs):
+        return model.get_video_features(inputs["pixel_values_videos"])
+
+    def pooled_attention(self, received, inputs):
+        maps = received.view(-1, 1, 5, 5)
+        if self.layout[0] == "bilinear":
+            return torch.nn.functional.interpolate(maps, size=(3, 3), mode="bilinear").flatten()
+        return torch.stack([maps[..., i : i + 4 : 2, j : j + 4 : 2] for i in (0, 1) for j in (0, 1)]).mean(0).flatten()
 
 
 def scramble(model: torch.nn.Module) -> torch.nn.Module:
@@ -175,26 +415,46 @@ def scramble(model: torch.nn.Module) -> torch.nn.Module:
 
 
 FAMILIES = (
-    TinyFamily(
+    QwenFamily(
         "qwen2_5_vl",
         FlashVIDQwen2_5_VLForConditionalGeneration,
         FlashVIDQwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,
         Qwen2_5_VLConfig,
         qwen2_5_vl_config,
-        qwen_prompt,
-        qwen2_5_vl_order,
-        ("input_ids", "mm_token_type_ids", "video_grid_thw", "attention_mask", "second_per_grid_ts"),
+        "visual",
+        windows=True,
+        timed=True,
     ),
-    TinyFamily(
+    QwenFamily(
         "qwen3_vl",
         FlashVIDQwen3VLForConditionalGeneration,
         FlashVIDQwen3VLConfig,
         Qwen3VLForConditionalGeneration,
         Qwen3VLConfig,
         qwen3_vl_config,
-        qwen3_vl_prompt,
-        lambda attention, video_grid_thw: attention,
-        ("input_ids", "mm_token_type_ids", "video_grid_thw", "attention_mask"),
+        "visual",
+        runs=True,
+    ),
+    LlavaFamily(
+        "llava_onevision",
+        FlashVIDLlavaOnevisionForConditionalGeneration,
+        FlashVIDLlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionConfig,
+        llava_onevision_config,
+        "vision_tower",
+        upstream_atol=2e-5,
+    ),
+    LlavaFamily(
+        "llava_video",
+        FlashVIDLlavaVideoForConditionalGeneration,
+        FlashVIDLlavaVideoConfig,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionConfig,
+        llava_onevision_config,
+        "vision_tower",
+        upstream_atol=2e-5,
+        layout=("average", "frame"),
     ),
 )
