@@ -10,7 +10,7 @@ chosen from it, unchanged, and the manifest lists those cases only, with the che
 
 What is chosen:
 
-* whole models: everything of the families in `FAMILIES`;
+* whole models: the cases in `MODELS`, which leave room for one Qwen and one LLaVA model;
 * stages: of every stage, its inputs from the smallest on, each with all its cases, up to `STAGE_BYTES`;
 * the whole compression: of every input, from the smallest on, up to `COMPRESSION_BYTES`, each case that shows one of
   `features` first, those that can be compared before others; and the settings with which the released code raises.
@@ -31,9 +31,12 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 
 ROOT = Path(__file__).resolve().parent.parent
-FAMILIES = ("qwen2_5_vl",)
-STAGE_BYTES = 250_000
-COMPRESSION_BYTES = 1_100_000
+MODELS = (
+    *(f"qwen2_5_vl/{name}" for name in ("vanilla_v3", "case07_v3", "case08_v3", "case09_v3", "case12_v3")),
+    *(f"llava/{name}" for name in ("vanilla_ov_v1", "vanilla_vid_v1", "ov_r25", "ov_clean", "vid_r25", "vid_clean")),
+)
+STAGE_BYTES = 200_000
+COMPRESSION_BYTES = 800_000
 TOTAL_BYTES = 6_000_000
 
 
@@ -150,9 +153,15 @@ def select_compression(compression: dict, selection: Selection) -> dict:
 
 
 def copy_models(cases: list[dict], source: Path, target: Path) -> list[dict]:
-    chosen = [case for case in cases if case["family"] in FAMILIES]
-    for family in FAMILIES:
-        shutil.copytree(source / "e2e" / family, target / "e2e" / family, copy_function=shutil.copyfile)
+    chosen = [case for case in cases if case["id"] in MODELS]
+    files = set()
+    for case in chosen:
+        model = Path(case["model_dir"])
+        files |= {path.relative_to(source) for path in (source / model).glob("*.json")} | {model / "model.safetensors"}
+        files |= {Path(case[name]) for name in ("input_file", "file", "vision_file") if case.get(name)}
+    for file in sorted(files):
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file, target / file)
     return chosen
 
 

@@ -4,9 +4,12 @@
 said in its README.md and in the `conventions` of its manifest.json.
 """
 
+import atexit
 import itertools
 import json
 import os
+import shutil
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -177,14 +180,48 @@ def whole_model_exclusion(case: dict, behavior: str) -> str | None:
             return "vision_start and vision_end dropped"
         if case["flashvid"]["retention_ratio"] * case["flashvid"]["expansion"] >= 1:  # there we are the upstream model
             return "budget reaches N"
+    if reason is None and case["family"] == "llava" and case["kind"] != "vanilla" and behavior == "paper":
+        return "newlines prunable" if case["config_overrides"]["mm_newline_position"] == "frame" else None
     return reason
 
 
-def largest_difference(indices: torch.Tensor, tokens: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference of two lists of rows (M, D); rows of a repeated index in the order that fits best."""
-    difference = (tokens - expected).abs().amax(-1)
+@cache
+def llava_folder(pool_mode: str, newline_position: str) -> Path:
+    """The recorded LLaVA model as its original code saves it: weights as they are, and a whole `config.json`."""
+    source = ROOT / "e2e" / "llava"
+    vision = json.loads((source / "vision_config.json").read_text())
+    config = {
+        **json.loads((source / "config.json").read_text()),
+        "model_type": "llava_qwen",
+        "mm_spatial_pool_mode": pool_mode,
+        "mm_newline_position": newline_position,
+        # The original removes the last layer when it loads the tower.
+        "vision_config": {
+            **vision,
+            "model_type": "siglip_vision_model",
+            "num_hidden_layers": vision["num_hidden_layers"] - 1,
+            "vision_use_head": False,
+        },
+        "image_token_index": 197,  # tokens that no recorded prompt has
+        "video_token_index": 198,
+    }
+    folder = Path(tempfile.mkdtemp(prefix="flashvid-llava-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copyfile(source / "model.safetensors", folder / "model.safetensors")
+    return folder
+
+
+def fitting_order(indices: torch.Tensor, rows: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """The order of rows (M, D) in which those of a repeated index fit best."""
+    order = torch.arange(len(indices))
     for index in indices[1:][indices.diff() == 0].unique():
-        rows = (indices == index).nonzero()[:, 0]
-        orders = itertools.permutations(rows.tolist())
-        difference[rows] = min((tokens[list(order)] - expected[rows]).abs().max() for order in orders)
-    return difference.max().item()
+        places = (indices == index).nonzero()[:, 0]
+        orders = [torch.tensor(places) for places in itertools.permutations(places.tolist())]
+        order[places] = min(orders, key=lambda order: (rows[order] - expected[places]).abs().max().item())
+    return order
+
+
+def largest_difference(indices: torch.Tensor, rows: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference of two lists of rows (M, D); rows of a repeated index in the order that fits best."""
+    return (rows[fitting_order(indices, rows, expected)] - expected).abs().max().item()
