@@ -12,6 +12,7 @@ from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
 from .configuration_flashvid_llava_video import FlashVIDLlavaVideoConfig
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
 from .configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
+from .configuration_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeConfig
 from .families import FAMILIES, Family, find_family
 from .modeling_flashvid_llava_onevision import (
     FlashVIDLlavaOnevisionForConditionalGeneration,
@@ -20,6 +21,7 @@ from .modeling_flashvid_llava_onevision import (
 from .modeling_flashvid_llava_video import FlashVIDLlavaVideoForConditionalGeneration, FlashVIDLlavaVideoModel
 from .modeling_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLForConditionalGeneration, FlashVIDQwen2_5_VLModel
 from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
+from .modeling_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeForConditionalGeneration, FlashVIDQwen3VLMoeModel
 from .pipeline_flashvid import TASK, VideoTextToTextPipeline
 from .report import CompressionReport
 from .video_io import VideoClip, read_video
@@ -54,6 +56,9 @@ __all__ = [
     "FlashVIDQwen3VLConfig",
     "FlashVIDQwen3VLForConditionalGeneration",
     "FlashVIDQwen3VLModel",
+    "FlashVIDQwen3VLMoeConfig",
+    "FlashVIDQwen3VLMoeForConditionalGeneration",
+    "FlashVIDQwen3VLMoeModel",
     "VideoClip",
     "VideoTextToTextPipeline",
     "compress_video",

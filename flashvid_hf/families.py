@@ -8,6 +8,7 @@ from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
 from .configuration_flashvid_llava_video import FlashVIDLlavaVideoConfig
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
 from .configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
+from .configuration_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeConfig
 from .modeling_flashvid_llava_onevision import (
     FlashVIDLlavaOnevisionForConditionalGeneration,
     FlashVIDLlavaOnevisionModel,
@@ -15,6 +16,7 @@ from .modeling_flashvid_llava_onevision import (
 from .modeling_flashvid_llava_video import FlashVIDLlavaVideoForConditionalGeneration, FlashVIDLlavaVideoModel
 from .modeling_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLForConditionalGeneration, FlashVIDQwen2_5_VLModel
 from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
+from .modeling_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeForConditionalGeneration, FlashVIDQwen3VLMoeModel
 
 
 class Family(NamedTuple):
@@ -29,6 +31,7 @@ FAMILIES = (
     # One line for each family.
     Family(FlashVIDQwen2_5_VLConfig, FlashVIDQwen2_5_VLModel, FlashVIDQwen2_5_VLForConditionalGeneration),
     Family(FlashVIDQwen3VLConfig, FlashVIDQwen3VLModel, FlashVIDQwen3VLForConditionalGeneration),
+    Family(FlashVIDQwen3VLMoeConfig, FlashVIDQwen3VLMoeModel, FlashVIDQwen3VLMoeForConditionalGeneration),
     Family(
         FlashVIDLlavaOnevisionConfig,
         FlashVIDLlavaOnevisionModel,

@@ -28,9 +28,10 @@ def _own_config(config_class: Any, config: Any, overrides: dict[str, Any]) -> An
     if config.model_type == config_class.model_type and not overrides:
         return copy.deepcopy(config)
     own = config_class.from_dict(config.to_dict(), **overrides)
-    # The dictionary does not hold the attention implementations.
-    towers = {name: getattr(config, name)._attn_implementation for name in config.sub_configs}
-    own._attn_implementation = {"": config._attn_implementation, **towers}
+    # The dictionary does not hold the implementations of attention and experts.
+    for kind in ("_attn_implementation", "_experts_implementation"):
+        towers = {name: getattr(getattr(config, name), kind) for name in config.sub_configs}
+        setattr(own, kind, {"": getattr(config, kind), **towers})
     return own
 
 

@@ -82,6 +82,8 @@ class FlashVIDModelMixin:
     encoder_inputs: ClassVar[dict[str, tuple[str, ...]]]
     # Of a repeated index, the released code of some families enters the last vector only (`released_repeats`).
     released_code_overwrites_repeats = False
+    # What `run_language_model` returns: a class that has a field for everything that the language model returns.
+    output_class: type[FlashVIDModelOutput] = FlashVIDModelOutput
 
     def forward_flashvid(
         self,
@@ -310,7 +312,7 @@ class FlashVIDModelMixin:
                 pruned=isinstance(upper, TokenPruning),
                 report=report,
             )
-        return FlashVIDModelOutput(**outputs, token_index=token_index, report=report)
+        return self.output_class(**outputs, token_index=token_index, report=report)
 
 
 class FlashVIDLanguageModelingMixin:

@@ -22,15 +22,12 @@ from .modeling_flashvid_qwen import FlashVIDQwenModelMixin
 from .prompt import Prompt
 
 
-class FlashVIDQwen3VLModel(FlashVIDPreTrainedMixin, FlashVIDQwenModelMixin, Qwen3VLModel):
-    """Qwen3-VL's base model, compressing its videos. Other inputs run as upstream runs them.
+class FlashVIDQwen3VLModelMixin(FlashVIDQwenModelMixin):
+    """Base model of Qwen3-VL, dense or with experts, compressing its videos.
 
     The frames of a video are runs of placeholders of their own, between timestamps. They are compressed over the whole
     video and return to their runs, because a kept token keeps its column.
     """
-
-    config: FlashVIDQwen3VLConfig
-    config_class = FlashVIDQwen3VLConfig
 
     def compress_videos(
         self, outputs: BaseModelOutputWithPooling, features: list[torch.Tensor], attention: list[torch.Tensor]
@@ -113,6 +110,13 @@ def _split_levels(deepstack_features: list, sizes: list[int]) -> list[tuple[torc
     return [level.split(sizes) if isinstance(level, torch.Tensor) else level for level in deepstack_features]
 
 
+class FlashVIDQwen3VLModel(FlashVIDPreTrainedMixin, FlashVIDQwen3VLModelMixin, Qwen3VLModel):
+    """Qwen3-VL's base model, compressing its videos. Other inputs run as upstream runs them."""
+
+    config: FlashVIDQwen3VLConfig
+    config_class = FlashVIDQwen3VLConfig
+
+
 class FlashVIDQwen3VLForConditionalGeneration(
     FlashVIDPreTrainedMixin,
     FlashVIDGenerationMixin,
@@ -170,4 +174,4 @@ class FlashVIDQwen3VLForConditionalGeneration(
         return self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
 
 
-__all__ = ["FlashVIDQwen3VLForConditionalGeneration", "FlashVIDQwen3VLModel"]
+__all__ = ["FlashVIDQwen3VLForConditionalGeneration", "FlashVIDQwen3VLModel", "FlashVIDQwen3VLModelMixin"]

@@ -92,6 +92,10 @@ SHAPES = {
         "vision": {"deepstack_visual_indexes": [0, 1, 2]},
     },
 }
+SHAPES["qwen3_vl_moe"] = {
+    **SHAPES["qwen3_vl"],
+    "text": {**SHAPES["qwen3_vl"]["text"], "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
+}
 
 
 def build_processor(family: str = "qwen2_5_vl") -> ProcessorMixin:

@@ -14,6 +14,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     set_seed,
 )
 from transformers.vision_utils import get_vision_window_index
@@ -27,6 +29,8 @@ from flashvid_hf import (
     FlashVIDQwen2_5_VLForConditionalGeneration,
     FlashVIDQwen3VLConfig,
     FlashVIDQwen3VLForConditionalGeneration,
+    FlashVIDQwen3VLMoeConfig,
+    FlashVIDQwen3VLMoeForConditionalGeneration,
     exact_num_tokens,
 )
 
@@ -67,12 +71,18 @@ def qwen2_5_vl_config(config_class: type, **overrides: Any):
     return config_class(text_config=text, vision_config=vision, **IDS, **overrides)
 
 
-def qwen3_vl_config(config_class: type, **overrides: Any):
+def qwen3_vl_config(config_class: type, text: dict[str, Any] | None = None, **overrides: Any):
     """Six language layers of which the first three take in deepstack features."""
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
-    text = {**TEXT, "head_dim": 8, "rope_parameters": rope}
+    text = {**TEXT, "head_dim": 8, "rope_parameters": rope, **(text or {})}
     vision = {**VISION, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2]}
     return config_class(text_config=text, vision_config=vision, **IDS, **overrides)
+
+
+def qwen3_vl_moe_config(config_class: type, text: dict[str, Any] | None = None, **overrides: Any):
+    """Qwen3-VL's layers with the two best of eight experts each."""
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    return qwen3_vl_config(config_class, text={**experts, **(text or {})}, **overrides)
 
 
 def llava_onevision_config(config_class: type, **overrides: Any):
@@ -433,6 +443,16 @@ FAMILIES = (
         Qwen3VLForConditionalGeneration,
         Qwen3VLConfig,
         qwen3_vl_config,
+        "visual",
+        runs=True,
+    ),
+    QwenFamily(
+        "qwen3_vl_moe",
+        FlashVIDQwen3VLMoeForConditionalGeneration,
+        FlashVIDQwen3VLMoeConfig,
+        Qwen3VLMoeForConditionalGeneration,
+        Qwen3VLMoeConfig,
+        qwen3_vl_moe_config,
         "visual",
         runs=True,
     ),
