@@ -3,7 +3,7 @@
 Importing the package registers its models with the Auto classes and the pipeline `video-text-to-text`.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .cache_flashvid import FlashVIDCache
@@ -23,6 +23,7 @@ from .modeling_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLForConditionalGenera
 from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
 from .modeling_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeForConditionalGeneration, FlashVIDQwen3VLMoeModel
 from .pipeline_flashvid import TASK, VideoTextToTextPipeline
+from .processing_flashvid_llava_video import FlashVIDLlavaVideoProcessor
 from .report import CompressionReport
 from .video_io import VideoClip, read_video
 
@@ -33,6 +34,8 @@ for _family in FAMILIES:
     AutoModel.register(_family.config, _family.base_model)
     AutoModelForImageTextToText.register(_family.config, _family.generative_model)
     AutoModelForMultimodalLM.register(_family.config, _family.generative_model)
+    if _family.processor is not None:
+        AutoProcessor.register(_family.config, _family.processor)
 PIPELINE_REGISTRY.register_pipeline(
     TASK, pipeline_class=VideoTextToTextPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
 )
@@ -50,6 +53,7 @@ __all__ = [
     "FlashVIDLlavaVideoConfig",
     "FlashVIDLlavaVideoForConditionalGeneration",
     "FlashVIDLlavaVideoModel",
+    "FlashVIDLlavaVideoProcessor",
     "FlashVIDQwen2_5_VLConfig",
     "FlashVIDQwen2_5_VLForConditionalGeneration",
     "FlashVIDQwen2_5_VLModel",

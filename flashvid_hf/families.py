@@ -17,14 +17,16 @@ from .modeling_flashvid_llava_video import FlashVIDLlavaVideoForConditionalGener
 from .modeling_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLForConditionalGeneration, FlashVIDQwen2_5_VLModel
 from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
 from .modeling_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeForConditionalGeneration, FlashVIDQwen3VLMoeModel
+from .processing_flashvid_llava_video import FlashVIDLlavaVideoProcessor
 
 
 class Family(NamedTuple):
-    """The classes of a model family."""
+    """The classes of a model family; `processor` where upstream's does not serve."""
 
     config: Any
     base_model: Any
     generative_model: Any
+    processor: Any = None
 
 
 FAMILIES = (
@@ -37,7 +39,12 @@ FAMILIES = (
         FlashVIDLlavaOnevisionModel,
         FlashVIDLlavaOnevisionForConditionalGeneration,
     ),
-    Family(FlashVIDLlavaVideoConfig, FlashVIDLlavaVideoModel, FlashVIDLlavaVideoForConditionalGeneration),
+    Family(
+        FlashVIDLlavaVideoConfig,
+        FlashVIDLlavaVideoModel,
+        FlashVIDLlavaVideoForConditionalGeneration,
+        FlashVIDLlavaVideoProcessor,
+    ),
 )
 
 

@@ -23,7 +23,7 @@ from .modeling_flashvid import (
     check_placeholders,
     past_masks,
 )
-from .newlines import Rows, count_rows, lay_out_rows
+from .newlines import Rows, count_rows, lay_out_rows, pooled_side
 from .original_llava import ORIGINAL_KEY_MAPPING
 from .prompt import Prompt, VideoLayout, count
 from .pruning import install_pruning, join_masks
@@ -144,8 +144,7 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
     def _side(self) -> int:
         """Tokens a side of a pooled frame."""
         vision = self.config.vision_config
-        side = vision.image_size // vision.patch_size
-        return -(-side // 2) if self.config.mm_spatial_pool_mode == "bilinear" else side // 2
+        return pooled_side(self.config.mm_spatial_pool_mode, vision.image_size // vision.patch_size)
 
     def _feature_layers(self, vision_feature_layer: int | list[int] | None) -> tuple[Any, ...]:
         """The encoder layers that make the hidden states which upstream counts from the embeddings on."""

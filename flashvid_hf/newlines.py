@@ -23,6 +23,11 @@ class Rows:
     num_placeholders: int
 
 
+def pooled_side(pool_mode: str, side: int) -> int:
+    """Tokens a side of a frame that had `side` patches a side: half of them, rounded up if pooled "bilinear"."""
+    return -(-side // 2) if pool_mode == "bilinear" else side // 2
+
+
 def group_size(position: str, num_frames: int, side: int) -> int:
     """After how many tokens a newline follows.
 

@@ -10,6 +10,7 @@ from transformers.image_utils import load_image
 from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
 
+from .ragged import convert_to_tensors
 from .video_io import VideoClip, read_video
 
 logger = logging.get_logger(__name__)
@@ -187,7 +188,8 @@ class VideoTextToTextPipeline(Pipeline):
             media["do_sample_frames"] = False  # they are sampled; without metadata upstream would take them for 24 fps
         if images:
             media["images"] = images
-        return self.processor(text=prompts, padding=True, padding_side="left", return_tensors="pt", **media)
+        inputs = self.processor(text=prompts, padding=True, padding_side="left", **media)
+        return convert_to_tensors(inputs, "pt")
 
     def _count_tokens(self, input_ids: torch.Tensor, cache: Any, num_sequences: int) -> list[dict[str, int | None]]:
         """Video tokens of every returned sequence at each stage; `None` where the call kept no record (no cache)."""

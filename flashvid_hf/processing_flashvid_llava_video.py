@@ -1,0 +1,166 @@
+"""Processor of LLaVA-Video: as many placeholders as its pooling and newlines make, and the original's prompt."""
+
+import math
+from typing import Any
+
+from transformers import (
+    AddedToken,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
+    PreTrainedConfig,
+    Qwen2Tokenizer,
+)
+
+from .configuration_flashvid_llava_video import NEWLINE_POSITIONS, POOL_MODES, FlashVIDLlavaVideoConfig
+from .newlines import count_rows, pooled_side
+from .original_llava import is_original
+from .ragged import convert_to_tensors
+from .validation import check_choice
+
+# The conversation "qwen_1_5" of the original code, with its system prompt.
+CHAT_TEMPLATE = """\
+{%- if messages[0].role != 'system' -%}
+<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif -%}
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{% if message.content is string -%}
+{{ message.content }}
+{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'video' -%}<video>
+{% elif part.type == 'image' -%}<image>
+{% elif part.type == 'text' -%}{{ part.text }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+_SIGLIP_PIXELS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+
+
+class FlashVIDLlavaVideoProcessor(LlavaOnevisionProcessor):
+    """LLaVA-OneVision's processor, with the placeholders of LLaVA-Video.
+
+    F frames of s * s tokens take F * (s * s + 1) placeholders with newlines after each "frame", F * s * (s + 1) with
+    "grid", F * s * s + 1 with "one_token" and F * s * s with "no_token". Videos of one call may have different numbers
+    of frames: `pixel_values_videos` is a list of tensors then.
+
+    Args:
+        mm_spatial_pool_mode, mm_newline_position: as in the configuration of the model.
+
+    Raises:
+        ValueError: one of them is unknown.
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        video_processor=None,
+        num_image_tokens=None,
+        vision_feature_select_strategy=None,
+        chat_template=None,
+        image_token="<image>",
+        video_token="<video>",
+        vision_aspect_ratio="anyres_max_9",
+        mm_spatial_pool_mode="average",
+        mm_newline_position="frame",
+        **kwargs,
+    ):
+        check_choice("mm_spatial_pool_mode", mm_spatial_pool_mode, POOL_MODES)
+        check_choice("mm_newline_position", mm_newline_position, NEWLINE_POSITIONS)
+        self.mm_spatial_pool_mode, self.mm_newline_position = mm_spatial_pool_mode, mm_newline_position
+        super().__init__(
+            image_processor,
+            tokenizer,
+            video_processor,
+            num_image_tokens=num_image_tokens,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            chat_template=chat_template,
+            image_token=image_token,
+            video_token=video_token,
+            vision_aspect_ratio=vision_aspect_ratio,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """Load the processor of a folder, or make that of an original checkpoint, which brings only a tokenizer.
+
+        Args:
+            kwargs: as upstream; for an original checkpoint also `mm_spatial_pool_mode` and `mm_newline_position`.
+        """
+        hub = {name: value for name, value in kwargs.items() if name in _HUB_ARGUMENTS}
+        try:
+            config_dict, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+        except OSError:  # a folder of a processor alone
+            config_dict = {}
+        if not is_original(config_dict):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        layout = {name: value for name, value in kwargs.items() if name.startswith("mm_")}
+        config = FlashVIDLlavaVideoConfig.from_dict(config_dict, **layout)
+        return cls.from_config(config, Qwen2Tokenizer.from_pretrained(pretrained_model_name_or_path, **hub))
+
+    @classmethod
+    def from_config(cls, config: Any, tokenizer: Any) -> "FlashVIDLlavaVideoProcessor":
+        """The processor for a model's configuration and the tokenizer of its language model.
+
+        `<image>` and `<video>` are added to the tokenizer, which then pads on the left.
+
+        Raises:
+            ValueError: the tokens do not get the numbers that the configuration has for them.
+        """
+        vision = config.vision_config
+        for token, name in (("<image>", "image_token_index"), ("<video>", "video_token_index")):
+            tokenizer.add_tokens(AddedToken(token, special=True, normalized=False))
+            index = tokenizer.convert_tokens_to_ids(token)
+            if index != getattr(config, name):
+                raise ValueError(
+                    f"`{name}` is {getattr(config, name)}, and the tokenizer's next free number is {index}: the token "
+                    f"{token!r} cannot have both. Set `{name}` of the configuration to {index}."
+                )
+        tokenizer.padding_side = "left"
+        size = {"height": vision.image_size, "width": vision.image_size}
+        return cls(
+            image_processor=LlavaOnevisionImageProcessor(
+                size=size, image_grid_pinpoints=config.image_grid_pinpoints, **_SIGLIP_PIXELS
+            ),
+            tokenizer=tokenizer,
+            video_processor=LlavaOnevisionVideoProcessor(size=size, do_sample_frames=False, **_SIGLIP_PIXELS),
+            num_image_tokens=(vision.image_size // vision.patch_size) ** 2,
+            vision_feature_select_strategy=config.vision_feature_select_strategy,
+            chat_template=CHAT_TEMPLATE,
+            vision_aspect_ratio=config.vision_aspect_ratio,
+            mm_spatial_pool_mode=config.mm_spatial_pool_mode,
+            mm_newline_position=config.mm_newline_position,
+        )
+
+    def __call__(self, *args, return_tensors=None, **kwargs):
+        return convert_to_tensors(super().__call__(*args, **kwargs), return_tensors)
+
+    def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
+        return self.video_token * self._count_placeholders(len(video_inputs["pixel_values_videos"][video_idx]))
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs):
+        counts = super()._get_num_multimodal_tokens(image_sizes, **kwargs)
+        if video_sizes is not None:
+            counts.num_video_tokens = [self._count_placeholders(num_frames) for num_frames, *_ in video_sizes]
+        return counts
+
+    def _count_placeholders(self, num_frames: int) -> int:
+        side = pooled_side(self.mm_spatial_pool_mode, math.isqrt(self.num_image_tokens))
+        return count_rows(self.mm_newline_position, num_frames, side)
+
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+FlashVIDLlavaVideoProcessor.register_for_auto_class()
+
+__all__ = ["FlashVIDLlavaVideoProcessor"]
