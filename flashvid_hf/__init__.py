@@ -13,7 +13,7 @@ from .configuration_flashvid_llava_video import FlashVIDLlavaVideoConfig
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
 from .configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
 from .configuration_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeConfig
-from .families import FAMILIES, Family, find_family
+from .families import FAMILIES, Family, find_family, load_processor
 from .modeling_flashvid_llava_onevision import (
     FlashVIDLlavaOnevisionForConditionalGeneration,
     FlashVIDLlavaOnevisionModel,
@@ -68,5 +68,6 @@ __all__ = [
     "compress_video",
     "exact_num_tokens",
     "find_family",
+    "load_processor",
     "read_video",
 ]

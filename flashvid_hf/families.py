@@ -1,8 +1,9 @@
 """The model families: one line each, beside its configuration and its modeling file."""
 
+import os
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedConfig
+from transformers import AutoProcessor, PreTrainedConfig, ProcessorMixin
 
 from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
 from .configuration_flashvid_llava_video import FlashVIDLlavaVideoConfig
@@ -17,6 +18,7 @@ from .modeling_flashvid_llava_video import FlashVIDLlavaVideoForConditionalGener
 from .modeling_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLForConditionalGeneration, FlashVIDQwen2_5_VLModel
 from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
 from .modeling_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeForConditionalGeneration, FlashVIDQwen3VLMoeModel
+from .original_llava import is_original
 from .processing_flashvid_llava_video import FlashVIDLlavaVideoProcessor
 
 
@@ -48,8 +50,8 @@ FAMILIES = (
 )
 
 
-def find_family(pretrained_model_name_or_path: str, **hub_kwargs: Any) -> Family:
-    """The family of a FlashVID folder or of an upstream checkpoint, by the `model_type` of its configuration.
+def find_family(pretrained_model_name_or_path: str | os.PathLike, **hub_kwargs: Any) -> Family:
+    """The family of a FlashVID folder, an upstream checkpoint or an original LLaVA checkpoint, by its configuration.
 
     Raises:
         ValueError: no family reads it.
@@ -63,3 +65,10 @@ def find_family(pretrained_model_name_or_path: str, **hub_kwargs: Any) -> Family
         f"`model_type` of {str(pretrained_model_name_or_path)!r} is {config_dict.get('model_type')!r}: FlashVID has "
         f"models for {known}. Choose a checkpoint of one of them."
     )
+
+
+def load_processor(pretrained_model_name_or_path: str | os.PathLike, **hub_kwargs: Any) -> ProcessorMixin:
+    """The processor of any checkpoint that `find_family` knows; original LLaVA checkpoints bring only a tokenizer."""
+    config_dict, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
+    loader = FlashVIDLlavaVideoProcessor if is_original(config_dict) else AutoProcessor
+    return loader.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
