@@ -63,6 +63,12 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
     }
 
     def __init__(self, config: FlashVIDLlavaOnevisionConfig):
+        tower = config.vision_config.model_type
+        if tower != "siglip_vision_model":
+            raise ValueError(
+                f"`vision_config.model_type` is {tower!r}: the attention of a 'siglip_vision_model' is what FlashVID "
+                "knows how to read here. Choose a checkpoint with such a vision tower."
+            )
         super().__init__(config)
         install_layer_recording(self.vision_tower.encoder.layers)
         install_pruning(self.language_model.layers)
@@ -84,9 +90,10 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
             vision_feature_select_strategy: "full", or "default" to leave out the first patch.
 
         Raises:
-            ValueError: the layer has no attention, or does not exist.
+            ValueError: the layer has no attention, or does not exist; a video has another number of dimensions.
         """
         return_dict = kwargs.pop("return_dict", None)
+        _check_videos(pixel_values_videos)
         layers = self._feature_layers(vision_feature_layer)
         record = VisionRecord(layers[-1].self_attn if self.config.compresses else None, layers)
         outputs = self.vision_tower(torch.cat(tuple(pixel_values_videos)), **{RECORD: record}, **kwargs)
@@ -135,8 +142,9 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
     def count_placeholders(self, kind: str, inputs: dict[str, Any]) -> int | None:
         if kind == "image":  # depends on how upstream unpads each
             return None
-        position, side = self.config.mm_newline_position, self._side()
-        return sum(count_rows(position, len(video), side) for video in inputs["pixel_values_videos"])
+        videos, position, side = inputs["pixel_values_videos"], self.config.mm_newline_position, self._side()
+        _check_videos(videos)
+        return sum(count_rows(position, len(video), side) for video in videos)
 
     def _rows(self, indices: torch.Tensor, num_frames: int) -> Rows:
         return lay_out_rows(indices, self.config.mm_newline_position, num_frames, self._side())
@@ -217,6 +225,15 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
             "mm_encoder_outputs": mm_encoder_outputs,
         }
         return self.forward_flashvid(self._upstream_forward, inputs, query_index, **kwargs)
+
+
+def _check_videos(videos: torch.Tensor | Sequence[torch.Tensor]) -> None:
+    for video in videos:
+        if video.ndim != 4:
+            raise ValueError(
+                f"`pixel_values_videos` holds a video of shape {tuple(video.shape)}: a video has 4 dimensions, frames x "
+                "channels x height x width. Pass a 5D tensor of all videos, or a list of them."
+            )
 
 
 class FlashVIDLlavaOnevisionForConditionalGeneration(
