@@ -231,8 +231,8 @@ def _check_videos(videos: torch.Tensor | Sequence[torch.Tensor]) -> None:
     for video in videos:
         if video.ndim != 4:
             raise ValueError(
-                f"`pixel_values_videos` holds a video of shape {tuple(video.shape)}: a video has 4 dimensions, frames x "
-                "channels x height x width. Pass a 5D tensor of all videos, or a list of them."
+                f"`pixel_values_videos` holds a video of shape {tuple(video.shape)}: a video has 4 dimensions, frames "
+                "x channels x height x width. Pass a 5D tensor of all videos, or a list of them."
             )
 
 
