@@ -13,6 +13,7 @@ from .configuration_flashvid_llava_video import FlashVIDLlavaVideoConfig
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
 from .configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
 from .configuration_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeConfig
+from .drop_in import flashvid
 from .families import FAMILIES, Family, find_family, load_processor
 from .modeling_flashvid_llava_onevision import (
     FlashVIDLlavaOnevisionForConditionalGeneration,
@@ -68,6 +69,7 @@ __all__ = [
     "compress_video",
     "exact_num_tokens",
     "find_family",
+    "flashvid",
     "load_processor",
     "read_video",
 ]

@@ -16,7 +16,7 @@ from .cache_flashvid import FlashVIDCache, check_cache, is_compressed
 from .compression import CompressedVideo, compress_video
 from .packing import take
 from .prompt import Prompt, VideoLayout, count
-from .pruning import PRUNING, TokenPruning, UpperLayers, join_masks
+from .pruning import PRUNING, TokenPruning, UpperLayers, install_pruning, join_masks
 from .released import released_repeats
 from .report import CompressionReport
 
@@ -84,6 +84,10 @@ class FlashVIDModelMixin:
     released_code_overwrites_repeats = False
     # What `run_language_model` returns: a class that has a field for everything that the language model returns.
     output_class: type[FlashVIDModelOutput] = FlashVIDModelOutput
+
+    def install_hooks(self) -> None:
+        """Install what this model needs on its submodules; once is enough, also for models that share them."""
+        install_pruning(self.language_model.layers)
 
     def forward_flashvid(
         self,

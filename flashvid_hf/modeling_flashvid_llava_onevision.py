@@ -26,7 +26,7 @@ from .modeling_flashvid import (
 from .newlines import Rows, count_rows, lay_out_rows, pooled_side
 from .original_llava import ORIGINAL_KEY_MAPPING
 from .prompt import Prompt, VideoLayout, count
-from .pruning import install_pruning, join_masks
+from .pruning import join_masks
 from .vision_attention import RECORD, VisionRecord, install_layer_recording
 
 # Names in the checkpoints of llava-hf and what they are called in the model since transformers 4.52, and those of the
@@ -63,15 +63,18 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
     }
 
     def __init__(self, config: FlashVIDLlavaOnevisionConfig):
-        tower = config.vision_config.model_type
+        super().__init__(config)
+        self.install_hooks()
+
+    def install_hooks(self) -> None:
+        tower = self.config.vision_config.model_type
         if tower != "siglip_vision_model":
             raise ValueError(
                 f"`vision_config.model_type` is {tower!r}: the attention of a 'siglip_vision_model' is what FlashVID "
                 "knows how to read here. Choose a checkpoint with such a vision tower."
             )
-        super().__init__(config)
+        super().install_hooks()
         install_layer_recording(self.vision_tower.encoder.layers)
-        install_pruning(self.language_model.layers)
 
     def get_video_features(
         self,

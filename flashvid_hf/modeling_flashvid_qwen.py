@@ -7,7 +7,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .modeling_flashvid import FlashVIDModelMixin
 from .prompt import Prompt
-from .pruning import install_pruning
 from .vision_attention import RECORD, VisionRecord, install_packed_recording
 
 
@@ -27,8 +26,11 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
 
     def __init__(self, config: Any):
         super().__init__(config)  # type: ignore[call-arg]  # upstream's, which this is mixed into
+        self.install_hooks()
+
+    def install_hooks(self) -> None:
+        super().install_hooks()
         install_packed_recording([block.attn for block in self.visual.blocks])
-        install_pruning(self.language_model.layers)
 
     def get_video_features(
         self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor | None = None, **kwargs: Any

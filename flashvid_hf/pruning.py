@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
 
 from .cache_flashvid import FlashVIDCache
+from .hooks import add_pre_hook
 from .packing import pack, take
 from .vision_attention import rotate
 
@@ -162,8 +163,8 @@ def install_pruning(layers: nn.ModuleList) -> None:
     """Let calls with a `pruning` argument prune between these layers of a language model."""
     layer: Any
     for layer in layers:
-        layer.register_forward_pre_hook(_enter_layer, with_kwargs=True)
-        layer.self_attn.register_forward_pre_hook(_enter_attention, with_kwargs=True)
+        add_pre_hook(layer, _enter_layer)
+        add_pre_hook(layer.self_attn, _enter_attention)
 
 
 def _enter_layer(layer: Any, args: tuple, kwargs: dict[str, Any]):

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .hooks import add_hook, add_pre_hook
+
 # Name of the keyword argument that carries the record through the vision tower.
 RECORD = "vision_record"
 
@@ -31,15 +33,15 @@ class VisionRecord:
 def install_packed_recording(attentions: list[nn.Module]) -> None:
     """For attention modules that take packed sequences (`cu_seqlens`) and project with a joint `qkv`, as Qwen's do."""
     for attention in attentions:
-        attention.register_forward_pre_hook(_record_packed, with_kwargs=True)
+        add_pre_hook(attention, _record_packed)
 
 
 def install_layer_recording(layers: nn.ModuleList) -> None:
     """For encoder layers that take a batch of frames and project with `q_proj` and `k_proj`, as SigLIP's do."""
     layer: Any
     for layer in layers:
-        layer.self_attn.register_forward_pre_hook(_record_frames, with_kwargs=True)
-        layer.register_forward_hook(_record_output, with_kwargs=True)
+        add_pre_hook(layer.self_attn, _record_frames)
+        add_hook(layer, _record_output)
 
 
 def mean_received_attention(query: torch.Tensor, key: torch.Tensor, lengths: list[int], scaling: float) -> torch.Tensor:

@@ -1,0 +1,127 @@
+"""The reference's way in: `flashvid` on a model that is already loaded (released code of arXiv 2602.08024)."""
+
+import copy
+from typing import Any
+
+from accelerate.hooks import ModelHook, add_hook_to_module
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .families import FAMILIES
+
+
+def flashvid(
+    model: PreTrainedModel,
+    retention_ratio: float = 0.25,
+    do_segment: bool = True,
+    segment_threshold: float = 0.9,
+    min_segment_num: int = 8,
+    complementary_segment: bool = True,
+    token_selection_method: str = "attn_div_v2",
+    alpha: float = 0.7,
+    temporal_threshold: float = 0.8,
+    expansion: float = 1.25,
+    pruning_layer: int = 20,
+    llm_retention_ratio: float = 0.3,
+    *,
+    behavior: str = "paper",
+) -> Any:
+    """A FlashVID model over the weights of a model that is already loaded.
+
+    Arguments and defaults are those of the function of this name in the reference, which patches the model and its
+    class. This one returns a new model made of the same submodules: nothing is loaded or copied, `model` goes on as
+    before, and so do other models of its class. Several models over the same weights each keep their settings, so call
+    it once more to change them. What acts on the modules themselves, such as `.to`, `.train` or an adapter, acts on all
+    models that share them. Quantized models and those that accelerate has dispatched stay so.
+
+    Example:
+        model = AutoModelForImageTextToText.from_pretrained("Qwen/Qwen2.5-VL-7B-Instruct", dtype="auto")
+        model = flashvid(model, retention_ratio=0.1)
+
+    Args:
+        model: generative or base model of a family in `FAMILIES`, upstream's or FlashVID's. Of a FlashVID model too,
+            settings that are not given take the defaults below.
+        retention_ratio: share of the video tokens that a layer of the language model sees on average, at 28 layers
+            and with the other defaults; above 0, at most 1.
+        do_segment ... expansion: see `CompressionConfig`, which has the same defaults. The configurations of some
+            families default to the values of the reference's scripts instead.
+        pruning_layer: the first layer that sees only part of the video tokens that entered; at least 1. The default
+            is 20 whatever the depth, as in the reference: a model with at most 20 layers prunes nothing there.
+        llm_retention_ratio: the part that it sees; above 0, at most 1. The default is 0.3 whatever the depth: 20 and
+            0.3 make `retention_ratio` the average of 28 layers. For other depths set both, or take what the family's
+            configuration derives, by `from_pretrained` of its class.
+        behavior: "paper", or "released" to reproduce the released code with its deviations.
+
+    Returns:
+        A generative or a base model of the family, as `model` is.
+
+    Raises:
+        ValueError: `model` is of no family, or a setting is outside of its range; `model` is then as it was.
+    """
+    settings = {
+        "retention_ratio": retention_ratio,
+        "do_segment": do_segment,
+        "segment_threshold": segment_threshold,
+        "min_segment_num": min_segment_num,
+        "complementary_segment": complementary_segment,
+        "token_selection_method": token_selection_method,
+        "alpha": alpha,
+        "temporal_threshold": temporal_threshold,
+        "expansion": expansion,
+        "pruning_layer": pruning_layer,
+        "llm_retention_ratio": llm_retention_ratio,
+        "behavior": behavior,
+    }
+    config_class, model_class, base_class = _find_classes(model)
+    config = _adopt_config(model.config, config_class, settings)
+    adopted = _adopt_model(model, model_class, config)
+    if model.base_model is not model:
+        setattr(adopted, model.base_model_prefix, _adopt_model(model.base_model, base_class, config))
+    adopted.base_model.install_hooks()
+    return adopted
+
+
+def _find_classes(model: Any) -> tuple[Any, Any, Any]:
+    """The classes of the configuration, of the result and of its base model."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    for family in FAMILIES:
+        if model_type == family.config.model_type and isinstance(model, PreTrainedModel):
+            return type(model.config), type(model), type(model.base_model)  # of this package, or remote code's
+        for model_class in (family.base_model, family.generative_model):
+            if model_type == family.config.base_model_type and type(model) in model_class.__mro__:
+                return family.config, model_class, family.base_model
+    known = ", ".join(repr(family.config.base_model_type) for family in FAMILIES)
+    raise ValueError(
+        f"`model` is a `{type(model).__name__}`: `flashvid` takes FlashVID models, and upstream's own generative and "
+        f"base models of {known}. Of a wrapped model pass what is inside: `model.base_model.model` of PEFT (its "
+        "adapters stay active), `model._orig_mod` of torch.compile, `model.module` of a parallel wrapper."
+    )
+
+
+def _adopt_config(config: PreTrainedConfig, config_class: Any, settings: dict[str, Any]) -> PreTrainedConfig:
+    """`config` as a FlashVID configuration with these settings, validated; `config` stays as it is."""
+    adopted = config_class.from_dict({**config.to_dict(), "model_type": config_class.model_type, **settings})
+    # The very configurations of the towers, as the towers are shared, and what a dictionary cannot hold: the attention
+    # implementation and the quantization.
+    vars(adopted).update((name, value) for name, value in vars(config).items() if name not in settings)
+    adopted.architectures = None  # saving writes the new one
+    return adopted
+
+
+def _adopt_model(model: PreTrainedModel, model_class: Any, config: PreTrainedConfig) -> Any:
+    """A model of another class that holds the very submodules, parameters and buffers of `model`.
+
+    Its constructor does not run: it would build towers to throw away, and leave behind what loading has noted on the
+    model, such as its quantizer, its device map and the original names of its weights.
+    """
+    adopted = model_class.__new__(model_class)
+    for name, value in vars(model).items():
+        # Functions on one instance are bound to it: a compiled call, accelerate's `forward` and `to`. Not so the loss.
+        if not callable(value) or name == "_loss_function":
+            vars(adopted)[name] = copy.copy(value) if isinstance(value, dict | list | set) else value
+    adopted.config = config
+    if "generation_config" in vars(model):
+        adopted.generation_config = copy.deepcopy(model.generation_config)
+    if hasattr(model, "_hf_hook"):
+        add_hook_to_module(adopted, ModelHook())  # wraps `forward`; the model's own hook would place weights anew
+        adopted._hf_hook = copy.copy(model._hf_hook)
+    return adopted
