@@ -19,9 +19,12 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
     "mm_projector_type": ("mlp2x_gelu",),
     "mm_patch_merge_type": ("spatial_unpad",),
     "mm_resampler_type": (None,),
+    "mm_spatial_pool_stride": (2, None),
     "mm_use_im_start_end": (None, False),
     "add_faster_video": (None, False),
 }
+# How the original writes all grids of up to 6 x 6 tiles of an image, which is upstream's default.
+_ALL_GRIDS = "(1x1),...,(6x6)"
 # What the original code does where `config.json` does not say.
 _LAYOUT = {"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "one_token"}
 # Names in these checkpoints and what they are called in upstream's LLaVA-OneVision.
@@ -93,13 +96,13 @@ def convert_original(config_dict: dict[str, Any]) -> dict[str, Any]:
                 f"of the embedding. Set `{name}` in `config.json` to one that no token has."
             )
     pinpoints = config_dict.get("image_grid_pinpoints")
-    if isinstance(pinpoints, str):
-        raise ValueError(
-            f"`image_grid_pinpoints` is {pinpoints!r}: it must be a list of heights and widths in pixels. Write it out "
-            "in `config.json`."
-        )
-    if pinpoints is not None:
+    if isinstance(pinpoints, list):
         converted["image_grid_pinpoints"] = pinpoints
+    elif pinpoints not in (None, _ALL_GRIDS):
+        raise ValueError(
+            f"`image_grid_pinpoints` is {pinpoints!r}: it must be a list of heights and widths in pixels, or "
+            f"{_ALL_GRIDS!r}. Write it out in `config.json`."
+        )
     if str(config_dict.get("image_aspect_ratio")).startswith("anyres_max_"):
         converted["vision_aspect_ratio"] = config_dict["image_aspect_ratio"]
     else:
