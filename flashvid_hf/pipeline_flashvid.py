@@ -131,22 +131,22 @@ class VideoTextToTextPipeline(Pipeline):
         clips, images, messages = [], [], []
         for message in _to_messages(inputs):
             content = message["content"]
-            if not isinstance(content, str):
-                parts = []
-                for part in content:
-                    if part.get("type") not in ("video", "image", "text"):
-                        raise ValueError(
-                            f"A part of a message has the type {part.get('type')!r}: it must be 'video', 'image' or "
-                            f"'text'. Its keys are {sorted(part)}."
-                        )
-                    if part["type"] == "video":
-                        metadata = part.get("video_metadata")
-                        clips.append(read_video(_source(part), video_metadata=metadata, **sampling))
-                    elif part["type"] == "image":
-                        images.append(load_image(_source(part)))
-                    parts.append({"type": part["type"]} if part["type"] in ("video", "image") else part)
-                content = parts
-            messages.append({**message, "content": content})
+            if isinstance(content, str):  # some templates know text only as a part, and would drop it
+                content = [{"type": "text", "text": content}]
+            parts = []
+            for part in content:
+                if part.get("type") not in ("video", "image", "text"):
+                    raise ValueError(
+                        f"A part of a message has the type {part.get('type')!r}: it must be 'video', 'image' or "
+                        f"'text'. Its keys are {sorted(part)}."
+                    )
+                if part["type"] == "video":
+                    metadata = part.get("video_metadata")
+                    clips.append(read_video(_source(part), video_metadata=metadata, **sampling))
+                elif part["type"] == "image":
+                    images.append(load_image(_source(part)))
+                parts.append({"type": part["type"]} if part["type"] in ("video", "image") else part)
+            messages.append({**message, "content": parts})
         return {"request": _Request(messages, clips, images)}
 
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, list]:

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from build_demo_model import SHAPES, build_demo_model
 from tqdm import tqdm
-from transformers import AutoProcessor, pipeline
+from transformers import pipeline
 from transformers.utils import logging as transformers_logging
 
-from flashvid_hf import find_family
+from flashvid_hf import find_family, load_processor
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,7 +52,7 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     placement = {"device_map": "auto", "dtype": "auto"} if on_gpu else {}
     model = find_family(name).generative_model.from_pretrained(name, **placement)
-    pipe = pipeline("video-text-to-text", model=model, processor=AutoProcessor.from_pretrained(name))
+    pipe = pipeline("video-text-to-text", model=model, processor=load_processor(name))
 
     settings = {"num_frames": arguments.num_frames, "do_sample": False}
     runs = {"without FlashVID": 1.0, f"with FlashVID, {arguments.retention_ratio:.0%}": arguments.retention_ratio}

@@ -3,6 +3,7 @@
 Importing this module does not import `flashvid_hf`: the programs that run without the package import it too.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -13,35 +14,41 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from transformers import PreTrainedModel, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, set_seed
+from transformers import PreTrainedModel, set_seed
 
 TESTS = Path(__file__).resolve().parent
-sys.path.append(str(TESTS.parent / "scripts"))  # build_demo_model
 
+# A short film of six scenes.
+CLIP = TESTS.parent / "examples" / "clip.mp4"
+# How a demo model sees it: frames in a temporal grid, tokens of a grid, and newlines of a video of so many frames.
+CLIP_TOKENS = {
+    "qwen2_5_vl": (2, 108, lambda num_frames: 0),
+    "qwen3_vl": (2, 80, lambda num_frames: 0),
+    "qwen3_vl_moe": (2, 80, lambda num_frames: 0),
+    "llava_onevision": (1, 25, lambda num_frames: 1),
+    "llava_video": (1, 16, lambda num_frames: num_frames),
+}
 # Of the six tokens a frame of `moving_frames` two enter, and of eight that entered three remain: every stage counts
 # differently.
 RETENTION_RATIO = 0.25
 
 
-def build_flashvid_folder(folder: Path, **flashvid: Any) -> Path:
+def build_flashvid_folder(folder: Path, family: str = "qwen2_5_vl", **flashvid: Any) -> Path:
     """A complete FlashVID folder as it lies on the Hub: configuration, weights, code, processor, card."""
     from build_demo_model import build_demo_model
 
     # Of the first seeds the one with the most different answers, so that comparing answers says something.
-    return build_demo_model(folder, seed=2, **{"retention_ratio": RETENTION_RATIO, **flashvid})
+    return build_demo_model(folder, family, seed=2, **{"retention_ratio": RETENTION_RATIO, **flashvid})
 
 
-def build_upstream_folder(folder: Path, tie_word_embeddings: bool = False) -> Path:
-    """A checkpoint of upstream's class, under the names that the published ones use, and the processor beside it."""
-    from build_demo_model import build_config, build_processor
+def build_upstream_folder(folder: Path, family: str = "qwen2_5_vl", **fields: Any) -> Path:
+    """A checkpoint that upstream's class saved, and the processor beside it."""
+    from build_demo_model import CLASSES, build_processor, upstream_fields
 
-    processor = build_processor()
-    config = build_config(processor.tokenizer)
-    tokens = {name: value for name, value in config.to_dict().items() if name.endswith("_token_id")}
-    parts = {name: getattr(config, name).to_dict() for name in ("text_config", "vision_config")}
-    upstream = Qwen2_5_VLConfig(**parts, **tokens, tie_word_embeddings=tie_word_embeddings)
+    processor = build_processor(family)
+    upstream = upstream_class(CLASSES[family].generative_model)
     set_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(upstream).eval()
+    model = upstream(upstream.config_class(**{**upstream_fields(processor.tokenizer, family), **fields})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)  # norms and biases too: no two are equal
@@ -50,11 +57,29 @@ def build_upstream_folder(folder: Path, tie_word_embeddings: bool = False) -> Pa
     return folder
 
 
+def upstream_class(model_class: type) -> Any:
+    """The class of the library that a FlashVID model derives from."""
+    return next(c for c in model_class.__mro__ if c.__module__.startswith("transformers.models."))
+
+
 def moving_frames(num_frames: int = 8, height: int = 56, width: int = 84, seed: int = 0) -> np.ndarray:
     """A smooth random picture that moves sideways, with shape (T, H, W, 3), uint8. By default six tokens a frame."""
     coarse = np.random.default_rng(seed).uniform(0, 255, (height // 14, width // 14, 3))
     picture = np.kron(coarse, np.ones((14, 14, 1))).astype(np.uint8)
     return np.stack([np.roll(picture, 5 * t, axis=1) for t in range(num_frames)])
+
+
+def count_clip_tokens(config: Any, *num_frames: int) -> dict[str, int]:
+    """The pipeline's `video_tokens` of a prompt with the clip, once for each number of frames."""
+    from flashvid_hf import exact_num_tokens
+
+    frames_per_grid, tokens, count_newlines = CLIP_TOKENS[config.model_type.removeprefix("flashvid_")]
+    grids = [math.ceil(number / frames_per_grid) for number in num_frames]
+    newlines = sum(map(count_newlines, num_frames))  # all of them enter and remain
+    entered = sum(exact_num_tokens(number, tokens, config.compression) for number in grids)
+    remained = math.ceil(config.llm_retention_ratio * entered)
+    counts = {"total": sum(grids) * tokens, "entered": entered, "remained": remained}
+    return {stage: count + newlines for stage, count in counts.items()}
 
 
 def video_inputs(processor: Any) -> dict[str, torch.Tensor]:

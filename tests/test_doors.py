@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from build_demo_model import SHAPES
 from checkpoints import (
     RETENTION_RATIO,
     assert_same,
@@ -559,8 +560,14 @@ def imports(module: Path) -> tuple[set[str], list[str]]:
     return relative, faults
 
 
-def test_published_modules_import_what_a_user_has(folder):
-    modules = sorted(folder.glob("*.py"))
+@pytest.fixture(scope="session", params=SHAPES)
+def family_folder(request, tmp_path_factory) -> Path:
+    family = request.param
+    return once(tmp_path_factory, f"doors-{family}", lambda folder: build_flashvid_folder(folder, family))
+
+
+def test_published_modules_import_what_a_user_has(family_folder):
+    modules = sorted(family_folder.glob("*.py"))
     assert len(modules) > 10
     for module in modules:
         relative, faults = imports(module)
@@ -569,16 +576,19 @@ def test_published_modules_import_what_a_user_has(folder):
         assert set(get_relative_imports(module)) == relative, module.name
 
 
-def test_published_modules_are_those_that_are_needed(folder):
-    """From what the configuration names, by imports, every file is reached and none is missing."""
-    config = json.loads((folder / "config.json").read_text())
-    named = [*config["auto_map"].values(), *(p["impl"] for p in config["custom_pipelines"].values())]
+def test_published_modules_are_those_that_are_needed(family_folder):
+    """From what the configurations name, by imports, every file is reached and none is missing."""
+    config, processor = (
+        json.loads((family_folder / f"{name}.json").read_text()) for name in ("config", "processor_config")
+    )
+    named = {**config["auto_map"], **processor.get("auto_map", {})}.values()
+    named = [*named, *(pipeline["impl"] for pipeline in config["custom_pipelines"].values())]
     reached, waiting = set(), {name.partition(".")[0] for name in named}
     while waiting:
         module = waiting.pop()
         reached.add(module)
-        waiting |= imports(folder / f"{module}.py")[0] - reached
-    assert {path.stem for path in folder.glob("*.py")} == reached
+        waiting |= imports(family_folder / f"{module}.py")[0] - reached
+    assert {path.stem for path in family_folder.glob("*.py")} == reached
 
 
 # Registration

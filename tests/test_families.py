@@ -1,84 +1,129 @@
 """Every family's demo folder: both doors, the pipeline's counts, and what its configuration derives and refuses."""
 
 import json
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from checkpoints import moving_frames, run_program
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-
-from build_demo_model import SHAPES, build_config, build_demo_model, build_processor
+from build_demo_model import (
+    CLASSES,
+    SHAPES,
+    build_config,
+    build_demo_model,
+    build_processor,
+    build_tokenizer,
+    upstream_fields,
+)
+from checkpoints import CLIP, assert_same, build_upstream_folder, count_clip_tokens, run_program, state, upstream_class
+from families import FAMILIES as TINY_FAMILIES
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
-from flashvid_hf import FAMILIES, exact_num_tokens, find_family
+from flashvid_hf import find_family, load_processor
 
 REMOTE_DOOR = """
 import json
-import numpy as np
-from transformers import pipeline
+from transformers import AutoProcessor, pipeline
 
-folder, frames, answer = arguments
+folder, clip, answer, saved = arguments
 pipe = pipeline(model=folder, trust_remote_code=True, device="cpu")
 assert type(pipe.model).__module__.startswith("transformers_modules."), type(pipe.model)
-result = pipe(np.load(frames), text="What moves?", max_new_tokens=4, do_sample=False)
-json.dump(result, open(answer, "w"))
+assert type(AutoProcessor.from_pretrained(folder, trust_remote_code=True)) is type(pipe.processor)
+result = pipe(clip, text="What moves?", num_frames=8, max_new_tokens=8, do_sample=False)
+json.dump([result, type(pipe.processor).__name__], open(answer, "w"))
+pipe.model.save_pretrained(saved)
+pipe.processor.save_pretrained(saved)
 """
 
-pytestmark = pytest.mark.parametrize("family", SHAPES)
+each_family = pytest.mark.parametrize("family", SHAPES)
+# Those whose published checkpoints are of upstream's class.
+each_upstream_family = pytest.mark.parametrize(
+    "family",
+    [
+        name
+        for name, classes in CLASSES.items()
+        if upstream_class(classes.config).model_type == classes.config.base_model_type
+    ],
+)
 
 
-def test_every_family_has_a_demo_shape(family):
-    assert {f.config.base_model_type for f in FAMILIES} == set(SHAPES)
+def test_every_family_has_its_rows():
+    assert set(CLASSES) == set(SHAPES) == {family.name for family in TINY_FAMILIES}
 
 
+@each_family
 def test_both_doors_give_the_same_answer(family, tmp_path):
-    folder = build_demo_model(tmp_path / "tiny", family)
-    frames = moving_frames(8, 128, 192)
-    np.save(tmp_path / "frames.npy", frames)
-    run_program(REMOTE_DOOR, folder, tmp_path / "frames.npy", tmp_path / "answer.json", home=tmp_path / "home")
-    remote = json.loads((tmp_path / "answer.json").read_text())
+    """Without the package and with it, from the folder and from the one that remote code saved."""
+    folder, saved, written = build_demo_model(tmp_path / "tiny", family, seed=2), tmp_path / "saved", tmp_path / "json"
+    run_program(REMOTE_DOOR, folder, CLIP, written, saved, home=tmp_path / "home")
+    remote, remote_processor = json.loads(written.read_text())
+    assert {path.name for path in saved.iterdir()} == {path.name for path in folder.iterdir()} - {"README.md"}
 
-    model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
-    assert type(model) is find_family(str(folder)).generative_model
-    assert not info["missing_keys"] and not info["unexpected_keys"]
-    pipe = pipeline("video-text-to-text", model=model, processor=AutoProcessor.from_pretrained(folder), device="cpu")
-    package = pipe(frames, text="What moves?", max_new_tokens=4, do_sample=False)
-    assert package == remote
-    tokens = package[0]["video_tokens"]
-    assert tokens["entered"] == exact_num_tokens(4, tokens["total"] // 4, model.config.compression)
-    assert tokens["remained"] == -(-tokens["entered"] * model.config.llm_retention_ratio // 1)
-    assert tokens["total"] > tokens["entered"] > tokens["remained"] > 0
+    classes = CLASSES[family]
+    for source in (folder, saved):
+        model, info = AutoModelForImageTextToText.from_pretrained(source, output_loading_info=True)
+        assert type(model) is find_family(source).generative_model is classes.generative_model
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        processor = AutoProcessor.from_pretrained(source)
+        assert type(processor) is type(load_processor(source)) is (classes.processor or type(build_processor(family)))
+        assert type(processor).__name__ == remote_processor
+        pipe = pipeline("video-text-to-text", model=model, processor=processor, device="cpu")
+        assert pipe(str(CLIP), text="What moves?", num_frames=8, max_new_tokens=8, do_sample=False) == remote
+    assert remote[0]["video_tokens"] == count_clip_tokens(model.config, 8)
+    assert len(set(remote[0]["generated_text"])) > 1, "comparing the answers says little"
 
 
+@each_upstream_family
 def test_published_checkpoints_load_whole(family, tmp_path):
     """Untied weights in upstream's own layout: nothing missing, nothing unexpected, every weight in its place."""
-    classes = next(f for f in FAMILIES if f.config.base_model_type == family)
-    config = build_config(build_processor(family).tokenizer, family).to_dict()
-    upstream_class = next(c for c in classes.generative_model.__mro__ if c.__module__.startswith("transformers."))
-    names = ("text_config", "vision_config", "image_token_id", "video_token_id", "vision_start_token_id")
-    upstream = upstream_class(upstream_class.config_class(**{name: config[name] for name in names}))
-    upstream.save_pretrained(tmp_path)
+    build_upstream_folder(tmp_path, family)
+    classes = CLASSES[family]
+    upstream = upstream_class(classes.generative_model).from_pretrained(tmp_path)
     assert not upstream.config.tie_word_embeddings
     model, info = classes.generative_model.from_pretrained(tmp_path, retention_ratio=0.1, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    ours, theirs = model.state_dict(), upstream.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_same(state(model), state(upstream))
     assert (model.config.model_type, model.config.retention_ratio) == (f"flashvid_{family}", 0.1)
 
 
+# The settings of the reference's scripts, with the depth of the model that they are for.
+COMMON = {
+    "retention_ratio": 0.25,
+    "expansion": 1.25,
+    "alpha": 0.7,
+    "temporal_threshold": 0.8,
+    "do_segment": True,
+    "segment_threshold": 0.9,
+    "complementary_segment": True,
+    "behavior": "paper",
+}
+QWEN = {**COMMON, "min_segment_num": 4, "token_selection_method": "attn_div"}
+LLAVA = {**COMMON, "min_segment_num": 8, "token_selection_method": "attn_div_v2"}
+LLAVA_VIDEO = {**LLAVA, "mm_spatial_pool_mode": "average", "mm_newline_position": "frame"}
+DEFAULTS = {
+    "qwen2_5_vl": (28, {**QWEN, "pruning_layer": 20, "llm_retention_ratio": 0.3}),
+    "qwen3_vl": (36, {**QWEN, "pruning_layer": 28, "llm_retention_ratio": 0.1}),
+    "qwen3_vl_moe": (48, {**QWEN, "pruning_layer": 37, "llm_retention_ratio": 0.127273}),
+    "llava_onevision": (28, {**LLAVA, "pruning_layer": 20, "llm_retention_ratio": 0.3}),
+    "llava_video": (28, {**LLAVA_VIDEO, "pruning_layer": 20, "llm_retention_ratio": 0.3}),
+}
+
+
+def config_of_depth(family: str, depth: int):
+    """A configuration with FlashVID's defaults."""
+    fields = upstream_fields(build_tokenizer(family), family)
+    fields["text_config"]["num_hidden_layers"] = depth
+    return CLASSES[family].config(**fields)
+
+
+@each_family
+def test_defaults_are_those_of_the_reference(family):
+    depth, expected = DEFAULTS[family]
+    config = config_of_depth(family, depth)
+    assert {name: getattr(config, name) for name in config.method_fields} == expected
+
+
+@each_family
 @pytest.mark.parametrize("depth", [4, 24, 28, 36, 48, 64, 80])
 def test_the_average_over_the_layers_is_the_ratio(family, depth):
-    tokenizer = build_processor(family).tokenizer
-    classes = next(f for f in FAMILIES if f.config.base_model_type == family)
-    shape = build_config(tokenizer, family).to_dict()
-    shape = {name: shape[name] for name in ("text_config", "vision_config")}
-    shape["text_config"] = {**shape["text_config"], "num_hidden_layers": depth, "layer_types": None}
-    config = classes.config(**shape)
+    config = config_of_depth(family, depth)
     layer, ratio = config.pruning_layer, config.llm_retention_ratio
 
     def average(config) -> float:
@@ -87,44 +132,52 @@ def test_the_average_over_the_layers_is_the_ratio(family, depth):
 
     assert average(config) == pytest.approx(1, abs=1e-5)
     assert 0 < ratio < 1 <= layer < depth
-    expected = {("qwen2_5_vl", 28): (20, 0.3), ("qwen3_vl", 36): (28, 0.1), ("qwen3_vl_moe", 48): (37, 0.127273)}
-    assert (layer, ratio) == expected.get((family, depth), (layer, ratio))
     # A ratio that was derived stays derived when another field changes; one that was set stays as it is.
-    assert average(classes.config.from_dict(config.to_dict(), expansion=1.2)) == pytest.approx(1, abs=1e-5)
-    fixed = classes.config.from_dict({**config.to_dict(), "llm_retention_ratio": 0.5}, pruning_layer=layer)
+    assert average(type(config).from_dict(config.to_dict(), expansion=1.2)) == pytest.approx(1, abs=1e-5)
+    fixed = type(config).from_dict({**config.to_dict(), "llm_retention_ratio": 0.5}, pruning_layer=layer)
     assert fixed.llm_retention_ratio == 0.5
 
 
+BAD_FIELDS = [
+    ("retention_ratio", 0, "`retention_ratio` is 0: .*above 0 and at most 1"),
+    ("retention_ratio", "all", "`retention_ratio` is 'all'"),
+    ("expansion", 0.5, "`expansion` is 0.5: .*at least 1"),
+    ("alpha", True, "`alpha` is True"),
+    ("token_selection_method", "best", "`token_selection_method` is 'best': .*'attn_div_v2'"),
+    ("temporal_threshold", float("nan"), "`temporal_threshold` is nan"),
+    ("segment_threshold", -2, "`segment_threshold` is -2: .*at least -1"),
+    ("min_segment_num", 1.5, "`min_segment_num` is 1.5: .*an integer"),
+    ("do_segment", 1, "`do_segment` is 1"),
+    ("complementary_segment", None, "`complementary_segment` is None"),
+    ("behavior", "best", "`behavior` is 'best': .*'paper', 'released'"),
+    ("pruning_layer", 0, "`pruning_layer` is 0: .*at least 1"),
+    ("llm_retention_ratio", 1.1, "`llm_retention_ratio` is 1.1: .*at most 1"),
+]
+BAD_LLAVA_VIDEO_FIELDS = [
+    ("mm_spatial_pool_mode", "median", "`mm_spatial_pool_mode` is 'median': .*'average', 'bilinear', 'max'"),
+    ("mm_newline_position", "row", "`mm_newline_position` is 'row': .*'frame', 'grid', 'one_token', 'no_token'"),
+    ("mm_newline_position", None, "`mm_newline_position` is None"),
+]
+
+
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
+    ("family", "field", "value", "message"),
     [
-        ("retention_ratio", 0, "`retention_ratio` is 0: .*above 0 and at most 1"),
-        ("retention_ratio", "all", "`retention_ratio` is 'all'"),
-        ("expansion", 0.5, "`expansion` is 0.5: .*at least 1"),
-        ("alpha", True, "`alpha` is True"),
-        ("token_selection_method", "best", "`token_selection_method` is 'best': .*'attn_div_v2'"),
-        ("temporal_threshold", float("nan"), "`temporal_threshold` is nan"),
-        ("segment_threshold", -2, "`segment_threshold` is -2: .*at least -1"),
-        ("min_segment_num", 1.5, "`min_segment_num` is 1.5: .*an integer"),
-        ("do_segment", 1, "`do_segment` is 1"),
-        ("complementary_segment", None, "`complementary_segment` is None"),
-        ("behavior", "best", "`behavior` is 'best': .*'paper', 'released'"),
-        ("pruning_layer", 0, "`pruning_layer` is 0: .*at least 1"),
-        ("llm_retention_ratio", 1.1, "`llm_retention_ratio` is 1.1: .*at most 1"),
+        *((family, *bad) for family in SHAPES for bad in BAD_FIELDS),
+        *(("llava_video", *bad) for bad in BAD_LLAVA_VIDEO_FIELDS),
     ],
 )
 def test_fields_out_of_range_are_refused(family, field, value, message):
-    classes = next(f for f in FAMILIES if f.config.base_model_type == family)
-    good = build_config(build_processor(family).tokenizer, family).to_dict()
+    good = build_config(build_tokenizer(family), family).to_dict()
     with pytest.raises(ValueError, match=message):
-        classes.config(**{**good, field: value})
+        CLASSES[family].config(**{**good, field: value})
     with pytest.raises(ValueError, match=message):
-        classes.config.from_dict(good, **{field: value})
+        CLASSES[family].config.from_dict(good, **{field: value})
 
 
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_vl_moe"])
 def test_deepstack_layers_are_not_pruned(family):
-    tokenizer = build_processor(family).tokenizer
-    if family.startswith("qwen3_vl"):
-        with pytest.raises(ValueError, match="`pruning_layer` is 2: the first 3 layers .*at least 3"):
-            build_config(tokenizer, family, pruning_layer=2)
+    tokenizer = build_tokenizer(family)
+    with pytest.raises(ValueError, match="`pruning_layer` is 2: the first 3 layers .*at least 3"):
+        build_config(tokenizer, family, pruning_layer=2)
     assert build_config(tokenizer, family, pruning_layer=3).pruning_layer == 3

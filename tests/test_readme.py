@@ -7,30 +7,33 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from build_demo_model import CLASSES, build_demo_model
+from checkpoints import build_upstream_folder, count_clip_tokens, once
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from build_demo_model import build_config, build_demo_model, build_processor  # noqa: E402
-
 UPSTREAM = "Qwen/Qwen2.5-VL-3B-Instruct"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+# An example of a family is called like it; the others serve every family, and the snippets try Qwen2.5-VL.
+EXAMPLES = {
+    path.name: path.stem if path.stem in CLASSES else "llava_onevision"
+    for path in sorted((ROOT / "examples").glob("*.py"))
+}
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory) -> Path:
-    """A folder with what the README's relative paths name, and an upstream checkpoint in the place of the Hub's."""
-    folder = tmp_path_factory.mktemp("readme")
+def build_workplace(folder: Path) -> None:
+    """What the README's relative paths name, models for the examples, and upstream checkpoints instead of the Hub's."""
+    folder.mkdir()
     (folder / "examples").symlink_to(ROOT / "examples")
     build_demo_model(folder / "build" / "flashvid-demo")
-    processor = build_processor()
-    config = build_config(processor.tokenizer).to_dict()
-    names = ("text_config", "vision_config", "image_token_id", "video_token_id", "vision_start_token_id")
-    upstream = Qwen2_5_VLConfig(**{name: config[name] for name in names})
-    Qwen2_5_VLForConditionalGeneration(upstream).save_pretrained(folder / "upstream")
-    processor.save_pretrained(folder / "upstream")
-    return folder
+    build_upstream_folder(folder / "upstream" / "qwen2_5_vl")
+    build_upstream_folder(folder / "upstream" / "llava_onevision", "llava_onevision")
+    for family in set(EXAMPLES.values()):
+        build_demo_model(folder / "demo" / family, family)
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory) -> Path:
+    return once(tmp_path_factory, "readme", build_workplace)
 
 
 def run(code: str, workplace: Path, *arguments: str) -> str:
@@ -45,7 +48,7 @@ def run(code: str, workplace: Path, *arguments: str) -> str:
 def test_snippets_run_as_they_stand(workplace):
     assert len(SNIPPETS) == 6
     # Without the Hub, a local checkpoint in upstream's layout stands in for the one that has to be downloaded.
-    snippets = [snippet.replace(UPSTREAM, "upstream") for snippet in SNIPPETS]
+    snippets = [snippet.replace(UPSTREAM, "upstream/qwen2_5_vl") for snippet in SNIPPETS]
     code = "\n".join(f"exec({snippet!r}, {{}})" for snippet in snippets)
     output = run(code, workplace)
     promised = re.findall(r"print\(.*?  # (.*)", "\n".join(SNIPPETS))
@@ -54,8 +57,17 @@ def test_snippets_run_as_they_stand(workplace):
         assert line in output, output
 
 
-@pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
-def test_examples(example, workplace):
-    model = "upstream" if "upstream" in example else "build/flashvid-demo"
-    output = run((ROOT / "examples" / example).read_text(), workplace, model, "examples/clip.mp4")
-    assert "1728" in output and "224" in output and "68" in output
+@pytest.mark.parametrize(("example", "family"), EXAMPLES.items())
+def test_examples(example, family, workplace):
+    """Each takes a model and a video, and says how many tokens there were."""
+    model = f"{'upstream' if 'upstream' in example else 'demo'}/{family}"
+    code = (ROOT / "examples" / example).read_text()
+    output = run(code, workplace, model, "examples/clip.mp4")
+    config = CLASSES[family].config.from_pretrained(workplace / model, retention_ratio=0.1)
+    num_frames = int(re.search(r"num_frames=(\d+)", code).group(1))
+    for number in count_clip_tokens(config, num_frames).values():
+        assert re.search(rf"\b{number}\b", output), output
+
+
+def test_every_family_has_an_example():
+    assert set(CLASSES) - set(EXAMPLES.values()) == {"qwen3_vl_moe"}, "which has that of Qwen3-VL"
