@@ -53,7 +53,7 @@ class FlashVIDCache(DynamicCache):
         num_dropped: int,
         pruning_layer: int | None,
     ) -> None:
-        """Note what a call has added to a compressed prompt: masks over all columns now cached, and what was dropped."""
+        """Note what a call on a compressed prompt has added: masks over all columns cached, and what was dropped."""
         self.compressed = True
         self.lower_mask, self.upper_mask = lower_mask, upper_mask
         self.num_dropped += num_dropped

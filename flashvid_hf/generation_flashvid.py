@@ -122,9 +122,9 @@ class FlashVIDGenerationMixin:
         # Upstream orders the features for the expanded batch by their lengths before the compression: let it order
         # stand-ins of those lengths that hold the video's number, and follow.
         tokens, videos = video.pooler_output, video.videos
-        video.pooler_output = [
-            torch.full((len(self.model.lay_out(v, video.settings).counts), 1), i) for i, v in enumerate(videos)
-        ]
+        settings = video.settings or self.config
+        lengths = [len(self.model.lay_out(video, settings).counts) for video in videos]
+        video.pooler_output = [torch.full((length, 1), i) for i, length in enumerate(lengths)]
         expanded = super()._expand_multimodal_outputs(input_ids, mm_encoder_output, *args, **kwargs)
         order = [int(stand_in[0, 0]) for stand_in in expanded["video"].pooler_output]
         expanded["video"].pooler_output = tuple(tokens[i] for i in order)
