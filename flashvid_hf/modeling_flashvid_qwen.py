@@ -1,5 +1,6 @@
 """What the Qwen families share: packed frames in the vision tower, three-axis positions."""
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -52,7 +53,8 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         return_dict = kwargs.pop("return_dict", None)
         if not settings.compresses:
             outputs = super().get_video_features(pixel_values_videos, video_grid_thw, return_dict=True, **kwargs)
-            outputs = FlashVIDVideoOutput(**outputs, settings=settings)
+            known = {field.name for field in fields(FlashVIDVideoOutput)} & outputs.keys()
+            outputs = FlashVIDVideoOutput(**{name: outputs[name] for name in known}, settings=settings)
             return outputs if return_dict is not False else outputs.to_tuple()
         record = VisionRecord(self.visual.blocks[-1].attn)
         outputs = super().get_video_features(
