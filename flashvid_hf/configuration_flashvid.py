@@ -131,6 +131,11 @@ class FlashVIDConfigMixin:
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not config_dict:  # upstream would make a whole default model
+            raise ValueError(
+                f"{str(pretrained_model_name_or_path)!r} has no `config.json`. Choose the folder of a model; of an "
+                "adapter alone, load the model that it belongs to and then call its `load_adapter`."
+            )
         if not cls.accepts(config_dict):
             raise ValueError(
                 f"`model_type` of {str(pretrained_model_name_or_path)!r} is {config_dict.get('model_type')!r}: "

@@ -62,8 +62,10 @@ class FlashVIDPreTrainedMixin:
             kwargs: as upstream; FlashVID's fields (`retention_ratio=0.1`) override those of `config.json`.
 
         Raises:
-            ValueError: a field is outside of its range, or the checkpoint is of another family.
+            ValueError: a field is outside of its range, the checkpoint is of another family, or it lacks weights. With
+                `output_loading_info=True` the caller sees which, and they are random, as upstream.
         """
+        returns_info = kwargs.pop("output_loading_info", False)
         if not isinstance(config, PreTrainedConfig):
             hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
             held_back = {name: kwargs.pop(name) for name in _MODEL_ARGUMENTS if name in kwargs}
@@ -75,7 +77,18 @@ class FlashVIDPreTrainedMixin:
             overrides = {name: kwargs.pop(name) for name in cls.config_class.method_fields & kwargs.keys()}
             config = _own_config(cls.config_class, config, overrides)
         kwargs["key_mapping"] = {**cls.checkpoint_key_mapping, **(kwargs.get("key_mapping") or {})}
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+        )
+        missing = sorted(info["missing_keys"])
+        if missing and not returns_info:
+            source = pretrained_model_name_or_path
+            raise ValueError(
+                f"{'`state_dict`' if source is None else repr(str(source))} lacks weights of {cls.__name__}: "
+                f"{len(missing)}, the first of them {', '.join(missing[:3])}. They would be random: choose a "
+                "checkpoint that has them, or pass `output_loading_info=True` to go on with random ones."
+            )
+        return (model, info) if returns_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save a folder that loads with this package, and without it by `trust_remote_code=True`.

@@ -8,9 +8,23 @@ from dataclasses import fields
 from typing import Any
 
 from transformers import PreTrainedConfig, Qwen2Config
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # The vision tower of all of them. Upstream's default describes it, less the last layer, which the original removes.
 VISION_TOWER = "google/siglip-so400m-patch14-384"
+# Fields that change what the model computes, and the only values of them that upstream's LLaVA-OneVision has.
+_REQUIRED: dict[str, tuple[Any, ...]] = {
+    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_patch_merge_type": ("spatial_unpad",),
+    "mm_resampler_type": (None,),
+    "mm_spatial_pool_stride": (2, None),
+    "mm_use_im_start_end": (None, False),
+    "add_faster_video": (None, False),
+}
+# How the original writes all grids of up to 6 x 6 tiles of an image, which is upstream's default.
+_ALL_GRIDS = "(1x1),...,(6x6)"
 # What the original code does where `config.json` does not say.
 _LAYOUT = {"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "one_token"}
 # Names in these checkpoints and what they are called in upstream's LLaVA-OneVision.
@@ -47,19 +61,20 @@ def convert_original(config_dict: dict[str, Any]) -> dict[str, Any]:
             `video_token_index`, for other placeholders.
 
     Raises:
-        ValueError: the vision tower or the projector is of an unknown kind, or the vocabulary is too small.
+        ValueError: the checkpoint is of another kind, or the vocabulary is too small.
     """
-    tower, projector = config_dict.get("mm_vision_tower"), config_dict.get("mm_projector_type")
+    tower = config_dict.get("mm_vision_tower")
     if tower != VISION_TOWER and config_dict.get("vision_config") is None:
         raise ValueError(
             f"`mm_vision_tower` is {tower!r}: of original LLaVA checkpoints those on {VISION_TOWER!r} are read. For "
             "another SigLIP tower add its configuration, without its last layer, to `config.json` as `vision_config`."
         )
-    if projector != "mlp2x_gelu":
-        raise ValueError(
-            f"`mm_projector_type` is {projector!r}: of original LLaVA checkpoints those with 'mlp2x_gelu' are read. "
-            "Choose one of them."
-        )
+    for name, values in _REQUIRED.items():
+        if config_dict.get(name) not in values:
+            raise ValueError(
+                f"`{name}` is {config_dict.get(name)!r}: of original LLaVA checkpoints those with {values[0]!r} are "
+                "read. Choose one of them."
+            )
     text_fields = (_TEXT_FIELDS | {"rope_theta", "rope_scaling"}) & config_dict.keys()
     text = {name: config_dict[name] for name in text_fields if config_dict[name] is not None}
     converted = {
@@ -73,14 +88,26 @@ def convert_original(config_dict: dict[str, Any]) -> dict[str, Any]:
         "tie_word_embeddings": config_dict.get("tie_word_embeddings", False),
         "dtype": config_dict.get("dtype", config_dict.get("torch_dtype")),
     }
+    vocab_size = text.get("vocab_size", Qwen2Config.vocab_size)
     for name in ("image_token_index", "video_token_index"):
-        if converted[name] >= text["vocab_size"]:
+        if converted[name] >= vocab_size:
             raise ValueError(
-                f"`{name}` is {converted[name]} and `vocab_size` is {text['vocab_size']}: the placeholder needs a row "
+                f"`{name}` is {converted[name]} and `vocab_size` is {vocab_size}: the placeholder needs a row "
                 f"of the embedding. Set `{name}` in `config.json` to one that no token has."
             )
-    if isinstance(config_dict.get("image_grid_pinpoints"), list):
-        converted["image_grid_pinpoints"] = config_dict["image_grid_pinpoints"]
-    if str(config_dict.get("image_aspect_ratio")).startswith("anyres_max_"):  # the only kind that upstream has
+    pinpoints = config_dict.get("image_grid_pinpoints")
+    if isinstance(pinpoints, list):
+        converted["image_grid_pinpoints"] = pinpoints
+    elif pinpoints not in (None, _ALL_GRIDS):
+        raise ValueError(
+            f"`image_grid_pinpoints` is {pinpoints!r}: it must be a list of heights and widths in pixels, or "
+            f"{_ALL_GRIDS!r}. Write it out in `config.json`."
+        )
+    if str(config_dict.get("image_aspect_ratio")).startswith("anyres_max_"):
         converted["vision_aspect_ratio"] = config_dict["image_aspect_ratio"]
+    else:
+        logger.warning_once(
+            f"`image_aspect_ratio` is {config_dict.get('image_aspect_ratio')!r}: upstream cuts images (not "
+            "videos) as with 'anyres_max_9' instead."
+        )
     return converted

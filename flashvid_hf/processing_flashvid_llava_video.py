@@ -110,34 +110,13 @@ class FlashVIDLlavaVideoProcessor(LlavaOnevisionProcessor):
 
     @classmethod
     def from_config(cls, config: Any, tokenizer: Any) -> "FlashVIDLlavaVideoProcessor":
-        """The processor for a model's configuration and the tokenizer of its language model.
-
-        `<image>` and `<video>` are added to the tokenizer, which then pads on the left.
+        """The processor for a model's configuration and the tokenizer of its language model; see `upstream_arguments`.
 
         Raises:
-            ValueError: the tokens do not get the numbers that the configuration has for them.
+            ValueError: the placeholders do not get the numbers that the configuration has for them.
         """
-        vision = config.vision_config
-        for token, name in (("<image>", "image_token_index"), ("<video>", "video_token_index")):
-            tokenizer.add_tokens(AddedToken(token, special=True, normalized=False))
-            index = tokenizer.convert_tokens_to_ids(token)
-            if index != getattr(config, name):
-                raise ValueError(
-                    f"`{name}` is {getattr(config, name)}, and the tokenizer's next free number is {index}: the token "
-                    f"{token!r} cannot have both. Set `{name}` of the configuration to {index}."
-                )
-        tokenizer.padding_side = "left"
-        size = {"height": vision.image_size, "width": vision.image_size}
         return cls(
-            image_processor=LlavaOnevisionImageProcessor(
-                size=size, image_grid_pinpoints=config.image_grid_pinpoints, **_SIGLIP_PIXELS
-            ),
-            tokenizer=tokenizer,
-            video_processor=LlavaOnevisionVideoProcessor(size=size, do_sample_frames=False, **_SIGLIP_PIXELS),
-            num_image_tokens=(vision.image_size // vision.patch_size) ** 2,
-            vision_feature_select_strategy=config.vision_feature_select_strategy,
-            chat_template=CHAT_TEMPLATE,
-            vision_aspect_ratio=config.vision_aspect_ratio,
+            **upstream_arguments(config, tokenizer),
             mm_spatial_pool_mode=config.mm_spatial_pool_mode,
             mm_newline_position=config.mm_newline_position,
         )
@@ -157,6 +136,38 @@ class FlashVIDLlavaVideoProcessor(LlavaOnevisionProcessor):
     def _count_placeholders(self, num_frames: int) -> int:
         side = pooled_side(self.mm_spatial_pool_mode, math.isqrt(self.num_image_tokens))
         return count_rows(self.mm_newline_position, num_frames, side)
+
+
+def upstream_arguments(config: Any, tokenizer: Any) -> dict[str, Any]:
+    """What upstream's `LlavaOnevisionProcessor` takes, for a model's configuration and the tokenizer of its text.
+
+    `<image>` and `<video>` are added to the tokenizer, which then pads on the left.
+
+    Raises:
+        ValueError: the tokens do not get the numbers that the configuration has for them.
+    """
+    vision = config.vision_config
+    for token, name in (("<image>", "image_token_index"), ("<video>", "video_token_index")):
+        tokenizer.add_tokens(AddedToken(token, special=True, normalized=False))
+        index = tokenizer.convert_tokens_to_ids(token)
+        if index != getattr(config, name):
+            raise ValueError(
+                f"`{name}` is {getattr(config, name)}, and the tokenizer's number of {token!r} is {index}. Set "
+                f"`{name}` of the configuration to {index}."
+            )
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # what runs, and what is saved
+    size = {"height": vision.image_size, "width": vision.image_size}
+    return {
+        "image_processor": LlavaOnevisionImageProcessor(
+            size=size, image_grid_pinpoints=config.image_grid_pinpoints, **_SIGLIP_PIXELS
+        ),
+        "tokenizer": tokenizer,
+        "video_processor": LlavaOnevisionVideoProcessor(size=size, do_sample_frames=False, **_SIGLIP_PIXELS),
+        "num_image_tokens": (vision.image_size // vision.patch_size) ** 2,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "chat_template": CHAT_TEMPLATE,
+        "vision_aspect_ratio": config.vision_aspect_ratio,
+    }
 
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
