@@ -345,6 +345,9 @@ def test_published_sizes():
     assert vision.vision_use_head is False
     assert (config.image_token_id, config.video_token_id) == (151646, 151647)
     assert config.vision_aspect_ratio == "anyres_max_4"
+    shorthand = FlashVIDLlavaVideoConfig.from_dict({**published, "image_grid_pinpoints": "(1x1),...,(6x6)"})
+    grids = [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)]
+    assert shorthand.image_grid_pinpoints == grids
 
 
 @pytest.mark.parametrize(
@@ -356,7 +359,8 @@ def test_published_sizes():
         ("mm_resampler_type", "perceiver", "`mm_resampler_type` is 'perceiver'"),
         ("mm_use_im_start_end", True, "`mm_use_im_start_end` is True"),
         ("add_faster_video", True, "`add_faster_video` is True"),
-        ("image_grid_pinpoints", "(1x1),...,(6x6)", "`image_grid_pinpoints` is .* must be a list"),
+        ("image_grid_pinpoints", "(1x1),...,(2x2)", "`image_grid_pinpoints` is .* must be a list"),
+        ("mm_spatial_pool_stride", 4, "`mm_spatial_pool_stride` is 4"),
         ("vocab_size", 260, "`video_token_index` is 260 and `vocab_size` is 260"),
         ("mm_newline_position", "row", "`mm_newline_position` is 'row': it must be one of 'frame'"),
         ("mm_spatial_pool_mode", "sum", "`mm_spatial_pool_mode` is 'sum': it must be one of 'average'"),
