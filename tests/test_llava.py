@@ -340,7 +340,7 @@ def test_ratio_one_is_upstream_on_plain_features(layout):
     embeds = embeds.masked_scatter((inputs["input_ids"] == VIDEO)[..., None], rows)
     outputs = model(**inputs)
     torch.testing.assert_close(outputs.logits, upstream(inputs_embeds=embeds).logits, atol=2e-5, rtol=1e-5)
-    assert not getattr(generate(model, inputs).past_key_values, "reports", ())
+    assert not generate(model, inputs).report.compressed
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids="-".join)
