@@ -28,4 +28,4 @@ inputs = processor(
 
 outputs = model.generate(**inputs, max_new_tokens=32, return_dict_in_generate=True)
 print(processor.decode(outputs.sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-print(outputs.past_key_values.reports[0])
+print(outputs.report)

@@ -19,8 +19,9 @@ class FlashVIDCache(DynamicCache):
         lower_mask, upper_mask: which cached columns are real tokens below and from the pruning layer on, with shape
             (B, cached columns) each; `None` where nothing is padded.
         num_dropped: columns of the original sequence that the lower layers do not hold.
-        pruned: whether the layers from the pruning layer on hold fewer columns than those below.
-        reports: what was compressed, a report for every prefill that had videos.
+        pruning_layer: from which layer on fewer columns are held than below; `None` if all layers hold the same.
+        compressed: whether the cache holds a compressed prompt, so that masks and lengths are its own.
+        reports: what was compressed, a report for every prefill, and for every later call that had videos.
     """
 
     def __init__(self, *args, **kwargs):
@@ -31,13 +32,9 @@ class FlashVIDCache(DynamicCache):
         self.lower_mask: torch.Tensor | None = None
         self.upper_mask: torch.Tensor | None = None
         self.num_dropped = 0
-        self.pruned = False
+        self.pruning_layer: int | None = None
+        self.compressed = False
         self.reports: tuple[CompressionReport, ...] = ()
-
-    @property
-    def compressed(self) -> bool:
-        """Whether the cache holds a compressed prompt."""
-        return bool(self.reports)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return super().get_seq_length(layer_idx) + self.num_dropped
@@ -54,15 +51,14 @@ class FlashVIDCache(DynamicCache):
         lower_mask: torch.Tensor | None,
         upper_mask: torch.Tensor | None,
         num_dropped: int,
-        pruned: bool,
-        report: CompressionReport | None,
+        pruning_layer: int | None,
     ) -> None:
-        """Note what a call has added: masks over all columns now cached, and what was dropped and reported."""
+        """Note what a call on a compressed prompt has added: masks over all columns cached, and what was dropped."""
+        self.compressed = True
         self.lower_mask, self.upper_mask = lower_mask, upper_mask
         self.num_dropped += num_dropped
-        self.pruned = self.pruned or pruned
-        if report is not None:
-            self.reports = (*self.reports, report)
+        if pruning_layer is not None:
+            self.pruning_layer = pruning_layer
 
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)

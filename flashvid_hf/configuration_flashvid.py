@@ -57,6 +57,10 @@ class FlashVIDConfigMixin:
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        self._derive()
+
+    def _derive(self) -> None:
+        """Fill in what is `None`, and check all fields."""
         depth = self.get_text_config().num_hidden_layers
         check_number("expansion", self.expansion, least=1)
         if self.pruning_layer is None:
@@ -87,6 +91,28 @@ class FlashVIDConfigMixin:
         self.compression  # noqa: B018 -- validates on construction
         check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
         check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
+
+    def override(self, **overrides: Any) -> Any:
+        """This configuration with other settings, validated; itself if there are none. Other parts are shared.
+
+        Args:
+            overrides: some of `method_fields`.
+
+        Raises:
+            ValueError: a field is outside of its range.
+        """
+        if not overrides:
+            return self
+        if overrides.keys() & {"expansion", "pruning_layer"} and "llm_retention_ratio" not in overrides:
+            depth = self.get_text_config().num_hidden_layers
+            derived = default_llm_retention_ratio(depth, self.pruning_layer, self.expansion)
+            if self.llm_retention_ratio == derived:  # a derived ratio stays derived, so the average stays the same
+                overrides["llm_retention_ratio"] = None
+        config = copy.copy(self)
+        for name, value in overrides.items():
+            setattr(config, name, value)
+        config._derive()
+        return config
 
     @classmethod
     def accepts(cls, config_dict: dict[str, Any]) -> bool:
@@ -120,19 +146,17 @@ class FlashVIDConfigMixin:
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        # Upstream sets overrides on the finished object, unchecked; ours go through construction.
-        config_dict = cls.adopt(config_dict)
+        # Upstream sets overrides on the finished object, unchecked.
         overrides = {name: kwargs.pop(name) for name in cls.method_fields & kwargs.keys()}
-        if overrides.keys() & {"expansion", "pruning_layer"} and "llm_retention_ratio" not in overrides:
-            stored = cls(**copy.deepcopy(config_dict))
-            depth = stored.get_text_config().num_hidden_layers
-            derived = default_llm_retention_ratio(depth, stored.pruning_layer, stored.expansion)
-            if stored.llm_retention_ratio == derived:  # a derived ratio stays derived, so the average stays the same
-                overrides["llm_retention_ratio"] = None
-        return super().from_dict({**config_dict, **overrides}, **kwargs)
+        made = super().from_dict(cls.adopt(config_dict), **kwargs)
+        if isinstance(made, tuple):  # `return_unused_kwargs`
+            return made[0].override(**overrides), made[1]
+        return made.override(**overrides)
 
 
-FlashVIDConfigMixin.method_fields = frozenset(field.name for field in fields(FlashVIDConfigMixin))
+# The fields that every family has, and a single call may set.
+CALL_FIELDS = frozenset(field.name for field in fields(FlashVIDConfigMixin))
+FlashVIDConfigMixin.method_fields = CALL_FIELDS
 
 
 def default_pruning_layer(num_layers: int, expansion: float, pruning_depth: float) -> int:

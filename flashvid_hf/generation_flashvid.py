@@ -5,12 +5,16 @@ from typing import Any
 import torch
 from transformers import DynamicCache, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
 
 from .cache_flashvid import FlashVIDCache, check_cache
-from .modeling_flashvid import check_placeholders
+from .configuration_flashvid import CALL_FIELDS
+from .report import CompressionReport
 
 # Values of `cache_implementation` that a compressed prompt can do with.
 _CACHE_IMPLEMENTATIONS = (None, "dynamic", "offloaded")
+# What `generate` passes on to `forward` beside the model's inputs.
+_CALL_ARGUMENTS = ("settings", "reports")
 
 
 class FlashVIDGenerationMixin:
@@ -32,19 +36,40 @@ class FlashVIDGenerationMixin:
         The ranking token is the same in every step, so that decoding without a cache, with candidates or on from an
         earlier turn drops the same tokens as plain decoding.
 
+        Args:
+            kwargs: as upstream, and FlashVID's fields that are to differ from the configuration's in this call
+                (`retention_ratio=0.2`; 1.0 is off).
+
+        Returns:
+            As upstream; with `return_dict_in_generate=True` the output has a `report` of what was compressed.
+
         Raises:
-            ValueError: before anything is encoded, if placeholders and videos do not fit together or the settings ask
-                for what a compressed prompt cannot do: a static, quantized or foreign cache, a prefill in chunks.
+            ValueError: before anything is encoded, if a setting is out of range, if placeholders and videos do not fit
+                together, or if the call asks for what a compressed prompt cannot do: a static, quantized or foreign
+                cache, a prefill in chunks.
         """
-        if self.config.compresses:
-            input_ids = inputs if inputs is not None else kwargs.get("input_ids")
+        overrides = {name: kwargs.pop(name) for name in CALL_FIELDS & kwargs.keys()}
+        settings = self.config.override(**overrides)
+        input_ids = inputs if inputs is not None else kwargs.get("input_ids")
+        if settings.compresses:
             prompt = kwargs.get("inputs_embeds") if input_ids is None else input_ids
             if prompt is not None:
                 kwargs.setdefault("query_index", prompt.shape[1] - 1)
             if self.has_videos(kwargs):
                 self._check_generation(generation_config or self.generation_config, kwargs)
             self._check_placeholders(input_ids, kwargs)
-        return super().generate(inputs, generation_config, *args, **kwargs)
+        reports: list[CompressionReport] = []
+        outputs = super().generate(inputs, generation_config, *args, **kwargs, settings=settings, reports=reports)
+        if isinstance(outputs, ModelOutput):
+            outputs.report = (
+                reports[0]
+                if reports
+                else CompressionReport.uncompressed(torch.zeros(len(outputs.sequences), dtype=torch.long), ())
+            )
+        return outputs
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        super()._validate_model_kwargs({name: v for name, v in model_kwargs.items() if name not in _CALL_ARGUMENTS})
 
     def _check_generation(self, generation_config: GenerationConfig, kwargs: dict[str, Any]) -> None:
         def setting(name: str) -> Any:
@@ -68,15 +93,12 @@ class FlashVIDGenerationMixin:
             return
         for kind, mask in zip(("image", "video"), self.model.placeholder_masks(input_ids, None), strict=True):
             if model_kwargs.get(self.model.encoder_inputs[kind][0]) is not None:
-                expected = self.model.count_placeholders(kind, model_kwargs)
-                if expected is not None:
-                    check_placeholders(kind, mask, expected)
+                self.model.check_placeholders(kind, mask, model_kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
-        is_own = type(cache) is DynamicCache and not getattr(cache, "_is_user_defined", False)
-        if self.config.compresses and is_own:
+        if type(cache) is DynamicCache and not getattr(cache, "_is_user_defined", False):
             config = self.config.get_text_config(decoder=True)
             model_kwargs["past_key_values"] = FlashVIDCache(config=config, offloading=cache.offloading)
 
@@ -100,7 +122,9 @@ class FlashVIDGenerationMixin:
         # Upstream orders the features for the expanded batch by their lengths before the compression: let it order
         # stand-ins of those lengths that hold the video's number, and follow.
         tokens, videos = video.pooler_output, video.videos
-        video.pooler_output = [torch.full((len(self.model.lay_out(v).counts), 1), i) for i, v in enumerate(videos)]
+        settings = video.settings or self.config
+        lengths = [len(self.model.lay_out(video, settings).counts) for video in videos]
+        video.pooler_output = [torch.full((length, 1), i) for i, length in enumerate(lengths)]
         expanded = super()._expand_multimodal_outputs(input_ids, mm_encoder_output, *args, **kwargs)
         order = [int(stand_in[0, 0]) for stand_in in expanded["video"].pooler_output]
         expanded["video"].pooler_output = tuple(tokens[i] for i in order)

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 
 from .cache_flashvid import FlashVIDCache, check_cache, is_compressed
 from .compression import CompressedVideo, compress_video
+from .configuration_flashvid import CALL_FIELDS
 from .packing import take
 from .prompt import Prompt, VideoLayout, count
 from .pruning import PRUNING, TokenPruning, UpperLayers, install_pruning, join_masks
@@ -28,11 +29,13 @@ class FlashVIDVideoOutput(BaseModelOutputWithPooling):
     Args:
         pooler_output: the rows of every video that enter the language model, with shape (rows, D) each: its kept
             tokens, and in some families newlines.
-        videos: how each video was compressed.
+        videos: how each video was compressed; `None` if none was.
+        settings: the configuration that they were encoded with.
         deepstack_features: for each level, rows of every video's kept tokens; only of families that have them.
     """
 
     videos: tuple[CompressedVideo, ...] | None = None
+    settings: Any = None
     deepstack_features: list[tuple[torch.Tensor, ...]] | None = None
 
 
@@ -45,7 +48,7 @@ class FlashVIDModelOutput(BaseModelOutputWithPast):
             layer and L from it on.
         token_index: input column of every row of `last_hidden_state`, with shape (B, L), -1 for padding. `None` in
             calls without videos, where all columns are left.
-        report: what was compressed; `None` in calls without videos.
+        report: what was compressed; `None` in calls that continue a cache without a video of their own.
     """
 
     token_index: torch.Tensor | None = None
@@ -77,6 +80,8 @@ class FlashVIDModelMixin:
     training: bool
     get_input_embeddings: Any
     get_placeholder_mask: Any
+    get_image_features: Any
+    get_video_features: Any
 
     # Inputs of `forward` that `get_image_features` and `get_video_features` take, the pixels first.
     encoder_inputs: ClassVar[dict[str, tuple[str, ...]]]
@@ -95,7 +100,7 @@ class FlashVIDModelMixin:
         inputs: dict[str, Any],
         query_index: int | torch.Tensor | None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast | FlashVIDModelOutput:
+    ) -> Any:
         """Upstream's `forward`, on the kept video tokens.
 
         Args:
@@ -103,59 +108,126 @@ class FlashVIDModelMixin:
             inputs: the named arguments of `forward`.
             query_index: column of the whole sequence, earlier turns included, whose attention ranks the video tokens
                 inside the language model; an integer, or one for each sample. Default: the last real column.
-        """
-        compresses = self.config.compresses
-        encoded = dict(inputs["mm_encoder_outputs"] or {})
-        has_videos = inputs["pixel_values_videos"] is not None or encoded.get("video") is not None
-        if compresses:
-            cache, use_cache = self.prepare_cache(inputs["past_key_values"], inputs["use_cache"], has_videos)
-            inputs = {**inputs, "past_key_values": cache, "use_cache": use_cache}
-        cache = inputs["past_key_values"]
-        if not (compresses and has_videos) and not is_compressed(cache):
-            return upstream_forward(**{name: value for name, value in inputs.items() if value is not None}, **kwargs)
+            kwargs: FlashVID's fields that are to differ from the configuration's in this call
+                (`retention_ratio=0.2`), or all of them as `settings`; `reports`, a list that takes the report of the
+                call; and what upstream takes.
 
+        Returns:
+            `FlashVIDModelOutput`, or upstream's output; either with a `report`, except in calls that continue a cache
+            without a video of their own.
+        """
+        encoded = dict(inputs["mm_encoder_outputs"] or {})
+        settings, reports = self.find_settings(encoded, kwargs), kwargs.pop("reports", None)
+        has_videos = inputs["pixel_values_videos"] is not None or encoded.get("video") is not None
+        cache, use_cache = self.prepare_cache(inputs["past_key_values"], inputs["use_cache"])
+        inputs = {**inputs, "past_key_values": cache, "use_cache": use_cache}
+        is_new = cache is None or not cache.get_seq_length()
+        if has_videos and settings.compresses:
+            check_cache(cache)
+        # Upstream encodes videos by the configuration, whatever the settings of the call.
+        if is_compressed(cache) or has_videos and (settings.compresses or self.config.compresses):
+            outputs = self._forward(inputs, encoded, settings, query_index, **kwargs)
+        else:
+            given = {name: value for name, value in inputs.items() if value is not None}
+            outputs = upstream_forward(**given, return_dict=True, **kwargs)
+        report = getattr(outputs, "report", None)
+        if report is None and (has_videos or is_new):
+            report = outputs.report = self._report_uncompressed(inputs, encoded)
+        if report is not None:
+            if isinstance(cache, FlashVIDCache):
+                cache.reports = (*cache.reports, report)
+            if reports is not None:
+                reports.append(report)
+        return outputs
+
+    def find_settings(self, encoded: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+        """The configuration with the settings of a call, which are taken out of its keyword arguments.
+
+        Raises:
+            ValueError: a field is outside of its range, or the videos have been encoded with other settings.
+        """
+        overrides = {name: kwargs.pop(name) for name in CALL_FIELDS & kwargs.keys()}
+        settings = kwargs.pop("settings", None)
+        carried = getattr(encoded.get("video"), "settings", None)
+        if carried is None:
+            return (settings or self.config).override(**overrides)
+        if overrides:
+            name, value = next(iter(overrides.items()))
+            raise ValueError(
+                f"`{name}` is {value!r} and `mm_encoder_outputs` has videos: they were compressed when they were "
+                "encoded. Give the settings to `get_video_features`, or pass the pixels."
+            )
+        return carried
+
+    def _forward(
+        self,
+        inputs: dict[str, Any],
+        encoded: dict[str, Any],
+        settings: Any,
+        query_index: int | torch.Tensor | None,
+        **kwargs: Any,
+    ) -> FlashVIDModelOutput:
+        """`forward` of calls that bring videos or build on a compressed cache."""
         input_ids, inputs_embeds = inputs["input_ids"], inputs["inputs_embeds"]
         attention_mask = inputs["attention_mask"]
         image_mask, video_mask = self.placeholder_masks(input_ids, inputs_embeds)
-        self.encode(inputs, encoded, image_mask, video_mask)
+        self.encode(inputs, encoded, settings, image_mask, video_mask)
         videos = getattr(encoded.get("video"), "videos", None)
         if videos:
-            layouts = tuple(map(self.lay_out, videos))
+            layouts = tuple(self.lay_out(video, settings) for video in videos)
             check_placeholders("video", video_mask, sum(len(layout.counts) for layout in layouts))
-            dropped = self.dropped_columns(input_ids)
+            dropped = self.dropped_columns(input_ids, settings)
             prompt = Prompt.compressed(video_mask, videos, layouts, attention_mask, dropped)
         else:
             prompt = Prompt.uncompressed(image_mask.shape[1], attention_mask)
         return self.run_language_model(
             self.embed_prompt(prompt, input_ids, inputs_embeds, image_mask, video_mask, encoded),
             prompt,
+            settings,
             attention_mask=attention_mask,
             position_ids=self.find_positions(prompt, inputs),
-            cache=cache,
+            cache=inputs["past_key_values"],
             use_cache=inputs["use_cache"],
             query_index=query_index,
             **self.language_model_inputs(prompt, image_mask, video_mask, encoded),
             **kwargs,
         )
 
+    def _report_uncompressed(self, inputs: dict[str, Any], encoded: dict[str, Any]) -> CompressionReport:
+        """The report of a call that brought no video, or compressed none."""
+        _, video_mask = self.placeholder_masks(inputs["input_ids"], inputs["inputs_embeds"])
+        tokens: tuple | torch.Tensor = ()
+        if encoded.get("video") is not None:
+            tokens = tuple(map(len, encoded["video"].pooler_output))
+        elif inputs["pixel_values_videos"] is not None:
+            tokens = self.placeholder_counts("video", inputs)
+        return CompressionReport.uncompressed(video_mask.sum(-1), tokens)
+
     def find_positions(self, prompt: Prompt, inputs: dict[str, Any]) -> torch.Tensor:
         """Positions of the columns that enter, with shape (..., B, M)."""
         raise NotImplementedError
 
-    def count_placeholders(self, kind: str, inputs: dict[str, Any]) -> int | None:
-        """Placeholders that the images or videos in the inputs of `forward` need, before they are encoded.
+    def placeholder_counts(self, kind: str, inputs: dict[str, Any]) -> tuple[int, ...] | torch.Tensor | None:
+        """Placeholders that each of the images or videos in the inputs of `forward` needs, before they are encoded.
 
         `None` where only encoding them shows it.
         """
         raise NotImplementedError
 
-    def lay_out(self, video: CompressedVideo) -> VideoLayout:
+    def check_placeholders(self, kind: str, mask: torch.Tensor, inputs: dict[str, Any]) -> bool:
+        """Raise a `ValueError` if the placeholders (B, S) do not fit the pixels; False if that cannot be told yet."""
+        counts = self.placeholder_counts(kind, inputs)
+        if counts is not None:
+            check_placeholders(kind, mask, int(torch.as_tensor(counts).sum()))
+        return counts is not None
+
+    def lay_out(self, video: CompressedVideo, settings: Any) -> VideoLayout:
         """How the rows of a compressed video lie in its placeholders: one for each token."""
         size = video.selected.numel()
         prunable = torch.full_like(video.indices, len(video.indices) < size, dtype=torch.bool)  # unless left whole
         return VideoLayout(counts=count(video.indices, size), prunable=prunable)
 
-    def dropped_columns(self, input_ids: torch.Tensor | None) -> torch.Tensor | None:
+    def dropped_columns(self, input_ids: torch.Tensor | None, settings: Any) -> torch.Tensor | None:
         """Columns beside those of video tokens that do not enter, with shape (B, S); `None` for none."""
         return None
 
@@ -166,34 +238,45 @@ class FlashVIDModelMixin:
         return {}
 
     def encode(
-        self, inputs: dict[str, Any], encoded: dict[str, Any], image_mask: torch.Tensor, video_mask: torch.Tensor
+        self,
+        inputs: dict[str, Any],
+        encoded: dict[str, Any],
+        settings: Any,
+        image_mask: torch.Tensor,
+        video_mask: torch.Tensor,
     ) -> None:
         """Fill `encoded` with the outputs of the vision tower that the caller has not computed already.
 
         Looks at the placeholders first: a mistake in the inputs should not cost a run of the vision tower.
         """
         for kind, mask in (("image", image_mask), ("video", video_mask)):
-            pixels = self.encoder_inputs[kind][0]
-            if encoded.get(kind) is not None or inputs[pixels] is None:
+            if encoded.get(kind) is not None or inputs[self.encoder_inputs[kind][0]] is None:
                 continue
-            expected = self.count_placeholders(kind, inputs)
-            if expected is not None:
-                check_placeholders(kind, mask, expected)
+            checked = self.check_placeholders(kind, mask, inputs)
             given = {name: inputs[name] for name in self.encoder_inputs[kind] if inputs[name] is not None}
-            encoded[kind] = getattr(self, f"get_{kind}_features")(**given, return_dict=True)
-            if expected is None:
+            if kind == "image":
+                encoded[kind] = self.get_image_features(**given, return_dict=True)
+            else:
+                encoded[kind] = self.get_video_features(**given, settings=settings, return_dict=True)
+            if not checked:
                 check_placeholders(kind, mask, sum(map(len, encoded[kind].pooler_output)))
 
     def compress_videos(
-        self, outputs: BaseModelOutputWithPooling, features: list[torch.Tensor], attention: list[torch.Tensor]
+        self,
+        outputs: BaseModelOutputWithPooling,
+        features: list[torch.Tensor],
+        attention: list[torch.Tensor],
+        settings: Any,
     ) -> FlashVIDVideoOutput:
         """Compress the features (T, N, D) of each video by the attention (T, N) that its tokens receive."""
-        settings = self.config.compression
-        videos = tuple(compress_video(*video, settings) for video in zip(features, attention, strict=True))
+        compression = settings.compression
+        videos = tuple(compress_video(*video, compression) for video in zip(features, attention, strict=True))
         tokens = tuple(video.tokens for video in videos)
         if settings.behavior == "released" and self.released_code_overwrites_repeats:
             tokens = tuple(released_repeats(video.tokens, video.indices) for video in videos)
-        return FlashVIDVideoOutput(last_hidden_state=outputs.last_hidden_state, pooler_output=tokens, videos=videos)
+        return FlashVIDVideoOutput(
+            last_hidden_state=outputs.last_hidden_state, pooler_output=tokens, videos=videos, settings=settings
+        )
 
     def placeholder_masks(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
@@ -226,28 +309,21 @@ class FlashVIDModelMixin:
             embeddings = prompt.scatter(embeddings, prompt.take_videos(video_mask), tokens)
         return embeddings
 
-    def prepare_cache(
-        self, past_key_values: Cache | None, use_cache: bool | None, has_videos: bool
-    ) -> tuple[Cache | None, bool]:
-        """The cache of a call, made where the caller wants one and passed none, and whether to use it.
-
-        Raises:
-            ValueError: the cache cannot hold a compressed prompt.
-        """
+    def prepare_cache(self, past_key_values: Cache | None, use_cache: bool | None) -> tuple[Cache | None, bool]:
+        """The cache of a call, made where the caller wants one and passed none, and whether to use it."""
         config = self.config.get_text_config()
         use_cache = config.use_cache if use_cache is None else use_cache
         if self.training and self.language_model.gradient_checkpointing:
             use_cache = False
         if past_key_values is None and use_cache:
             past_key_values = FlashVIDCache(config=config)
-        if has_videos:
-            check_cache(past_key_values)
         return past_key_values, use_cache
 
     def run_language_model(
         self,
         inputs_embeds: torch.Tensor,
         prompt: Prompt,
+        settings: Any,
         *,
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
@@ -274,17 +350,25 @@ class FlashVIDModelMixin:
         lower_mask = join_masks(past_lower, cache.num_cached() if cache is not None else 0, prompt.mask, inputs_embeds)
 
         upper: UpperLayers | None = None
-        upper_args = (config, self.config.pruning_layer, cache, past_upper, prompt.mask)
-        if prompt.videos and self.config.prunes:
+        pruning_layer = cache.pruning_layer if cache is not None else None
+        if prompt.videos and settings.prunes:
+            if pruning_layer not in (None, settings.pruning_layer):
+                raise ValueError(
+                    f"`pruning_layer` is {settings.pruning_layer}, and the cache was pruned from layer {pruning_layer} "
+                    f"on. Keep `pruning_layer={pruning_layer}`, or start a new cache."
+                )
+            pruning_layer = settings.pruning_layer
+        upper_args = (config, pruning_layer, cache, past_upper, prompt.mask)
+        if prompt.videos and settings.prunes:
             upper = TokenPruning(
                 *upper_args,
-                ratio=self.config.llm_retention_ratio,
+                ratio=settings.llm_retention_ratio,
                 prunable=prompt.prunable,
                 query=prompt.find_query(query_index, seen),
                 past_lower_mask=past_lower,
                 padding_side=prompt.padding_side,
             )
-        elif cache is not None and cache.pruned:
+        elif pruning_layer is not None:
             upper = UpperLayers(*upper_args)
         if upper is not None:
             kwargs[PRUNING] = upper
@@ -313,8 +397,7 @@ class FlashVIDModelMixin:
                 lower_mask=lower_mask,
                 upper_mask=lower_mask if upper is None else upper.mask,
                 num_dropped=prompt.num_columns - inputs_embeds.shape[1],
-                pruned=isinstance(upper, TokenPruning),
-                report=report,
+                pruning_layer=pruning_layer,
             )
         return self.output_class(**outputs, token_index=token_index, report=report)
 

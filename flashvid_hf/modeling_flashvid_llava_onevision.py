@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple
 
 from .compression import CompressedVideo
+from .configuration_flashvid import CALL_FIELDS
 from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
 from .generation_flashvid import FlashVIDGenerationMixin
 from .hub import FlashVIDPreTrainedMixin
@@ -81,6 +82,7 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         pixel_values_videos: torch.Tensor | Sequence[torch.Tensor],
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
+        settings: Any = None,
         **kwargs: Any,
     ) -> tuple | FlashVIDVideoOutput:
         """Encode the videos, compress each, and add its newlines.
@@ -91,14 +93,18 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
             vision_feature_layer: index of the hidden states of the vision tower to use, as upstream counts them; the
                 attention is that of the layer which made them, with several that of the last one named.
             vision_feature_select_strategy: "full", or "default" to leave out the first patch.
+            settings: a configuration whose settings of the compression apply in place of the model's.
+            kwargs: single fields of it (`retention_ratio=0.2`), and what upstream takes.
 
         Raises:
             ValueError: the layer has no attention, or does not exist; a video has another number of dimensions.
         """
+        overrides = {name: kwargs.pop(name) for name in CALL_FIELDS & kwargs.keys()}
+        settings = (settings or self.config).override(**overrides)
         return_dict = kwargs.pop("return_dict", None)
         _check_videos(pixel_values_videos)
         layers = self._feature_layers(vision_feature_layer)
-        record = VisionRecord(layers[-1].self_attn if self.config.compresses else None, layers)
+        record = VisionRecord(layers[-1].self_attn if settings.compresses else None, layers)
         outputs = self.vision_tower(torch.cat(tuple(pixel_values_videos)), **{RECORD: record}, **kwargs)
         features = torch.cat([record.hidden_states[layer] for layer in layers], dim=-1)
         attention = record.received
@@ -109,11 +115,13 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         if attention is not None:
             attention = attention.view(features.shape[:2])[:, first:, None]
             scores = [score[..., 0] for score in self.apply_pooling(attention).split(num_frames)]
-            video_output = self.compress_videos(outputs, list(pooled), scores)
+            video_output = self.compress_videos(outputs, list(pooled), scores, settings)
             indices = [video.indices for video in video_output.videos]
         else:
             tokens = tuple(video.flatten(0, 1) for video in pooled)
-            video_output = FlashVIDVideoOutput(last_hidden_state=outputs.last_hidden_state, pooler_output=tokens)
+            video_output = FlashVIDVideoOutput(
+                last_hidden_state=outputs.last_hidden_state, pooler_output=tokens, settings=settings
+            )
             indices = [torch.arange(len(video), device=video.device) for video in tokens]
         video_output.pooler_output = tuple(
             torch.cat([tokens, self.image_newline[None].to(tokens)])[self._rows(kept, frames).order]
@@ -121,12 +129,12 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         )
         return video_output if return_dict is not False else video_output.to_tuple()
 
-    def lay_out(self, video: CompressedVideo) -> VideoLayout:
+    def lay_out(self, video: CompressedVideo, settings: Any) -> VideoLayout:
         num_frames, num_tokens = video.selected.shape
         rows = self._rows(video.indices, num_frames)
         is_newline = rows.order == len(video.indices)
         # In the released code the newlines count as tokens of the video, but for the single one at its end.
-        prunes_newlines = self.config.behavior == "released" and self.config.mm_newline_position != "one_token"
+        prunes_newlines = settings.behavior == "released" and self.config.mm_newline_position != "one_token"
         prunable = torch.ones_like(is_newline) if prunes_newlines else ~is_newline
         whole = len(video.indices) == num_frames * num_tokens
         return VideoLayout(count(rows.placeholders, rows.num_placeholders), prunable & (not whole))
@@ -142,12 +150,12 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
             return torch.arange(num_cached, num_cached + num_new, device=like.device).expand(len(like), -1)
         return (real.long().cumsum(-1) - 1).clamp(min=0)[:, num_cached:]
 
-    def count_placeholders(self, kind: str, inputs: dict[str, Any]) -> int | None:
+    def placeholder_counts(self, kind: str, inputs: dict[str, Any]) -> tuple[int, ...] | None:
         if kind == "image":  # depends on how upstream unpads each
             return None
         videos, position, side = inputs["pixel_values_videos"], self.config.mm_newline_position, self._side()
         _check_videos(videos)
-        return sum(count_rows(position, len(video), side) for video in videos)
+        return tuple(count_rows(position, len(video), side) for video in videos)
 
     def _rows(self, indices: torch.Tensor, num_frames: int) -> Rows:
         return lay_out_rows(indices, self.config.mm_newline_position, num_frames, self._side())
@@ -178,7 +186,7 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         input_ids, inputs_embeds = inputs.pop("input_ids", None), inputs.pop("inputs_embeds", None)
         masks = self.placeholder_masks(input_ids, inputs_embeds)
         names = {name for given in self.encoder_inputs.values() for name in given} | {"mm_encoder_outputs"}
-        self.encode({name: inputs.pop(name, None) for name in names}, encoded, *masks)
+        self.encode({name: inputs.pop(name, None) for name in names}, encoded, self.config, *masks)
         prompt = Prompt(masks[0].shape[1])
         check_placeholders("video", masks[1], sum(map(len, encoded["video"].pooler_output)))
         embeddings = self.embed_prompt(prompt, input_ids, inputs_embeds, *masks, encoded)
@@ -274,7 +282,7 @@ class FlashVIDLlavaOnevisionForConditionalGeneration(
         videos = model_kwargs.pop("pixel_values_videos", None)
         if videos is not None and expand_size > 1:
             mask = self.model.placeholder_masks(input_ids, model_kwargs.get("inputs_embeds"))[1]
-            sizes = [self.model.count_placeholders("video", {"pixel_values_videos": [video]}) for video in videos]
+            sizes = self.model.placeholder_counts("video", {"pixel_values_videos": videos})
             ends = torch.tensor(sizes).cumsum(0)
             of_prompt = torch.searchsorted(mask.sum(-1).cumsum(0).cpu(), ends).tolist()
             groups = [[v for v, p in zip(videos, of_prompt, strict=True) if p == prompt] for prompt in range(len(mask))]

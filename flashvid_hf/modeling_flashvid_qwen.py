@@ -1,11 +1,12 @@
 """What the Qwen families share: packed frames in the vision tower, three-axis positions."""
 
+from dataclasses import fields
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .modeling_flashvid import FlashVIDModelMixin
+from .configuration_flashvid import CALL_FIELDS
+from .modeling_flashvid import FlashVIDModelMixin, FlashVIDVideoOutput
 from .prompt import Prompt
 from .vision_attention import RECORD, VisionRecord, install_packed_recording
 
@@ -33,20 +34,28 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         install_packed_recording([block.attn for block in self.visual.blocks])
 
     def get_video_features(
-        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor | None = None, **kwargs: Any
-    ) -> tuple | BaseModelOutputWithPooling:
+        self,
+        pixel_values_videos: torch.Tensor,
+        video_grid_thw: torch.Tensor | None = None,
+        settings: Any = None,
+        **kwargs: Any,
+    ) -> tuple | FlashVIDVideoOutput:
         """Encode the videos and compress each.
 
         Args:
             pixel_values_videos: patches of all videos, with shape (patches, patch width).
             video_grid_thw: temporal grids, height and width in patches of every video, with shape (V, 3).
-
-        Returns:
-            `FlashVIDVideoOutput`; where the settings leave nothing to compress, upstream's output.
+            settings: a configuration whose settings of the compression apply in place of the model's.
+            kwargs: single fields of it (`retention_ratio=0.2`), and what upstream takes.
         """
-        if not self.config.compresses:
-            return super().get_video_features(pixel_values_videos, video_grid_thw, **kwargs)
+        overrides = {name: kwargs.pop(name) for name in CALL_FIELDS & kwargs.keys()}
+        settings = (settings or self.config).override(**overrides)
         return_dict = kwargs.pop("return_dict", None)
+        if not settings.compresses:
+            outputs = super().get_video_features(pixel_values_videos, video_grid_thw, return_dict=True, **kwargs)
+            known = {field.name for field in fields(FlashVIDVideoOutput)} & outputs.keys()
+            outputs = FlashVIDVideoOutput(**{name: outputs[name] for name in known}, settings=settings)
+            return outputs if return_dict is not False else outputs.to_tuple()
         record = VisionRecord(self.visual.blocks[-1].attn)
         outputs = super().get_video_features(
             pixel_values_videos, video_grid_thw, return_dict=True, **{RECORD: record}, **kwargs
@@ -57,7 +66,7 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         frames = video_grid_thw[:, 0].tolist()
         features = [f.view(t, -1, f.shape[-1]) for f, t in zip(outputs.pooler_output, frames, strict=True)]
         scores = [a.view(t, -1) for a, t in zip(attention, frames, strict=True)]
-        compressed = self.compress_videos(outputs, features, scores)
+        compressed = self.compress_videos(outputs, features, scores, settings)
         return compressed if return_dict is not False else compressed.to_tuple()
 
     def restore_order(self, attention: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
@@ -87,6 +96,5 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         position_ids = position_ids[..., -prompt.num_columns :]
         return prompt.take(position_ids, position_ids.ndim - 1)
 
-    def count_placeholders(self, kind: str, inputs: dict[str, Any]) -> int:
-        grid_thw = inputs[f"{kind}_grid_thw"]
-        return int(grid_thw.prod(-1).sum()) // self.config.vision_config.spatial_merge_size**2
+    def placeholder_counts(self, kind: str, inputs: dict[str, Any]) -> torch.Tensor:
+        return inputs[f"{kind}_grid_thw"].prod(-1) // self.config.vision_config.spatial_merge_size**2

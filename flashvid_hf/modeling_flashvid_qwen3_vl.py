@@ -30,9 +30,13 @@ class FlashVIDQwen3VLModelMixin(FlashVIDQwenModelMixin):
     """
 
     def compress_videos(
-        self, outputs: BaseModelOutputWithPooling, features: list[torch.Tensor], attention: list[torch.Tensor]
+        self,
+        outputs: BaseModelOutputWithPooling,
+        features: list[torch.Tensor],
+        attention: list[torch.Tensor],
+        settings: Any,
     ) -> FlashVIDVideoOutput:
-        compressed = super().compress_videos(outputs, features, attention)
+        compressed = super().compress_videos(outputs, features, attention, settings)
         # Deepstack features are not merged: a kept token takes those of its own place.
         sizes = [video.selected.numel() for video in compressed.videos]
         compressed.deepstack_features = [
@@ -41,9 +45,9 @@ class FlashVIDQwen3VLModelMixin(FlashVIDQwenModelMixin):
         ]
         return compressed
 
-    def dropped_columns(self, input_ids: torch.Tensor | None) -> torch.Tensor | None:
+    def dropped_columns(self, input_ids: torch.Tensor | None, settings: Any) -> torch.Tensor | None:
         # The released code drops every vision_start and vision_end token; those around images stay here.
-        if self.config.behavior != "released" or input_ids is None:
+        if settings.behavior != "released" or input_ids is None:
             return None
         is_image = nn.functional.pad(input_ids == self.config.image_token_id, (1, 1))
         starts = (input_ids == self.config.vision_start_token_id) & ~is_image[:, 2:]

@@ -76,8 +76,10 @@ class FlashVIDQwen3VLMoeModel(
     config_class = FlashVIDQwen3VLMoeConfig
     output_class = FlashVIDMoeModelOutput
 
-    def run_language_model(self, inputs_embeds: torch.Tensor, prompt: Prompt, **kwargs: Any) -> FlashVIDModelOutput:
-        outputs = super().run_language_model(inputs_embeds, prompt, **kwargs)
+    def run_language_model(
+        self, inputs_embeds: torch.Tensor, prompt: Prompt, settings: Any, **kwargs: Any
+    ) -> FlashVIDModelOutput:
+        outputs = super().run_language_model(inputs_embeds, prompt, settings, **kwargs)
         if outputs.router_logits is None:
             return outputs
         lower = prompt.mask
@@ -85,7 +87,7 @@ class FlashVIDQwen3VLMoeModel(
             lower = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
         upper = lower if outputs.token_index is None else outputs.token_index >= 0
         masks = tuple(
-            (lower if layer.self_attn.layer_idx < self.config.pruning_layer else upper).flatten()
+            (lower if layer.self_attn.layer_idx < settings.pruning_layer else upper).flatten()
             for layer in self.language_model.layers
             if isinstance(layer.mlp, Qwen3VLMoeTextSparseMoeBlock)
         )

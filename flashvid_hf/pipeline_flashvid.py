@@ -161,7 +161,7 @@ class VideoTextToTextPipeline(Pipeline):
         outputs = self.model.generate(**inputs, **generate_kwargs)
         new = outputs.sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
-        tokens = self._count_tokens(inputs["input_ids"], outputs.get("past_key_values"), len(new))
+        tokens = self._count_tokens(inputs["input_ids"], getattr(outputs, "report", None), len(new))
         answers = [{"generated_text": text, "video_tokens": counts} for text, counts in zip(texts, tokens, strict=True)]
         each = len(answers) // len(requests)  # `num_return_sequences`
         grouped = [answers[i * each : (i + 1) * each] for i in range(len(requests))]
@@ -191,18 +191,16 @@ class VideoTextToTextPipeline(Pipeline):
         inputs = self.processor(text=prompts, padding=True, padding_side="left", **media)
         return convert_to_tensors(inputs, "pt")
 
-    def _count_tokens(self, input_ids: torch.Tensor, cache: Any, num_sequences: int) -> list[dict[str, int | None]]:
-        """Video tokens of every returned sequence at each stage; `None` where the call kept no record (no cache)."""
-        report = next(iter(getattr(cache, "reports", ())), None)
-        compresses = getattr(self.model.config, "compresses", False)
-        counts = []
-        for row, total in enumerate((input_ids == self.model.config.video_token_id).sum(-1).tolist()):
-            entered = remained = None if compresses and total else total
-            if report is not None:
-                expanded = row * (report.num_samples // len(input_ids))  # beams are rows of their own
-                _, entered, remained = report.of_sample(expanded)
-            counts.append({"total": total, "entered": entered, "remained": remained})
+    def _count_tokens(self, input_ids: torch.Tensor, report: Any, num_sequences: int) -> list[dict[str, int]]:
+        """Video tokens of every returned sequence at each stage; upstream models have no report."""
+        if report is None:
+            totals = (input_ids == self.model.config.video_token_id).sum(-1).tolist()
+            stages = [(total, total, total) for total in totals]
+        else:
+            expanded = report.num_samples // len(input_ids)  # beams are rows of their own
+            stages = [report.of_sample(row * expanded) for row in range(len(input_ids))]
         each = num_sequences // len(input_ids)
+        counts = [dict(zip(("total", "entered", "remained"), of_row, strict=True)) for of_row in stages]
         return [counts[i // each] for i in range(num_sequences)]
 
 

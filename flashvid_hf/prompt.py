@@ -39,6 +39,7 @@ class Prompt:
         layouts: how they lie in their placeholders.
         video_index: which video each column belongs to, with shape (B, M); -1 for other tokens. `None` without videos.
         prunable: which columns the language model may drop, with shape (B, M). `None` without videos.
+        placeholders: how many placeholders of videos each sample has, with shape (B,). `None` without videos.
     """
 
     num_columns: int
@@ -49,6 +50,7 @@ class Prompt:
     layouts: tuple[VideoLayout, ...] = ()
     video_index: torch.Tensor | None = None
     prunable: torch.Tensor | None = None
+    placeholders: torch.Tensor | None = None
 
     @classmethod
     def uncompressed(cls, num_columns: int, attention_mask: torch.Tensor | None) -> "Prompt":
@@ -94,7 +96,8 @@ class Prompt:
         video_index = torch.full_like(columns, -1).masked_scatter_(is_video, index)
         flags = torch.cat([layout.prunable.to(device) for layout in layouts])
         prunable = torch.zeros_like(is_video).masked_scatter_(is_video, flags)
-        return cls(num_columns, columns, mask, padding_side, videos, layouts, video_index, prunable)
+        placeholders = video_mask.sum(-1)
+        return cls(num_columns, columns, mask, padding_side, videos, layouts, video_index, prunable, placeholders)
 
     def take(self, tensor: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """The columns of a (..., B, S, ...) tensor that enter; `dim` is that of the columns."""
@@ -130,16 +133,13 @@ class Prompt:
         slots = video_index.flatten() + 1  # slot 0: other tokens
         remained = torch.zeros(len(self.videos) + 1, dtype=torch.long, device=slots.device)
         remained = remained.index_add_(0, slots, torch.ones_like(slots))
-        assert self.video_index is not None
-        sample = torch.arange(len(self.video_index), device=slots.device)[:, None].expand_as(self.video_index)
-        samples = torch.zeros_like(remained).scatter_(0, self.video_index.flatten() + 1, sample.flatten())
         return CompressionReport(
             videos=self.videos,
-            tokens=tuple(len(layout.counts) for layout in self.layouts),
-            entered=tuple(len(layout.prunable) for layout in self.layouts),
-            num_samples=len(self.video_index),
+            num_samples=len(video_index),
+            _tokens=tuple(len(layout.counts) for layout in self.layouts),
+            _entered=tuple(len(layout.prunable) for layout in self.layouts),
             _remained=remained[1:],
-            _samples=samples[1:],
+            _placeholders=self.placeholders,
         )
 
 

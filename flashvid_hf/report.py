@@ -9,33 +9,63 @@ from .compression import CompressedVideo
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """Video tokens of a prompt at every stage, one entry for each video in the order of the prompts.
+    """Video tokens of a call at every stage, one entry for each video in the order of the prompts.
 
     Nothing is copied from the device before it is asked for.
 
     Args:
-        videos: how each video was compressed.
-        tokens: video tokens before the compression.
-        entered: video tokens that entered the language model.
+        videos: how each video was compressed; empty where nothing was.
         num_samples: samples of the batch that ran, beams and returned sequences included.
     """
 
     videos: tuple[CompressedVideo, ...]
-    tokens: tuple[int, ...]
-    entered: tuple[int, ...]
     num_samples: int
-    _remained: torch.Tensor  # (V,)
-    _samples: torch.Tensor  # (V,)
+    # An entry for each video: tuples, or tensors that may lie on a device.
+    _tokens: tuple[int, ...] | torch.Tensor
+    _entered: tuple[int, ...] | torch.Tensor
+    _remained: tuple[int, ...] | torch.Tensor
+    _placeholders: torch.Tensor  # of each sample
+
+    @classmethod
+    def uncompressed(cls, placeholders: torch.Tensor, tokens: tuple[int, ...] | torch.Tensor) -> "CompressionReport":
+        """Of a call in which every video token entered and remained.
+
+        Args:
+            placeholders: video placeholders of each sample, with shape (B,).
+            tokens: those of each video.
+        """
+        return cls((), len(placeholders), tokens, tokens, tokens, placeholders)
+
+    @classmethod
+    def without_videos(cls, num_samples: int) -> "CompressionReport":
+        """Of a call that had no video tokens."""
+        return cls.uncompressed(torch.zeros(num_samples, dtype=torch.long), ())
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Video tokens before the compression, in families with newlines these included."""
+        return _to_tuple(self._tokens)
+
+    @property
+    def entered(self) -> tuple[int, ...]:
+        """Video tokens that entered the language model."""
+        return _to_tuple(self._entered)
 
     @property
     def remained(self) -> tuple[int, ...]:
         """Video tokens that the layers from the pruning layer on see."""
-        return tuple(self._remained.tolist())
+        return _to_tuple(self._remained)
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the language model saw less than all video tokens."""
+        return self.remained != self.tokens
 
     @property
     def samples(self) -> tuple[int, ...]:
         """Which sample of the batch each video belongs to."""
-        return tuple(self._samples.tolist())
+        ends = torch.as_tensor(self.tokens).cumsum(0)
+        return tuple(torch.searchsorted(self._placeholders.cpu().cumsum(0), ends).tolist())
 
     def of_sample(self, sample: int) -> tuple[int, ...]:
         """Video tokens of one sample of the batch at the three stages: before, entered, remained."""
@@ -44,12 +74,19 @@ class CompressionReport:
 
     @property
     def segment_lengths(self) -> tuple[tuple[int, ...], ...]:
-        """Frames of every segment of every video."""
+        """Frames of every segment of every compressed video."""
         return tuple(tuple(video.segment_lengths.tolist()) for video in self.videos)
 
     def __str__(self) -> str:
         rows = zip(self.tokens, self.entered, self.remained, strict=True)
-        return "; ".join(
+        lines = [
             f"video {i}: {tokens} tokens, {entered} entered, {remained} remained"
             for i, (tokens, entered, remained) in enumerate(rows)
-        )
+        ]
+        if not self.compressed:
+            lines.append("nothing was compressed" if lines else "no video tokens, nothing was compressed")
+        return "; ".join(lines)
+
+
+def _to_tuple(values: tuple[int, ...] | torch.Tensor) -> tuple[int, ...]:
+    return tuple(values.tolist()) if isinstance(values, torch.Tensor) else values

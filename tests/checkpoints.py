@@ -104,7 +104,7 @@ def observe(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str
     return {
         "logits": model(**inputs).logits,
         "ids": outputs.sequences,
-        "reports": [(r.tokens, r.entered, r.remained, r.segment_lengths) for r in reports],
+        "reports": [(r.tokens, r.entered, r.remained, r.segment_lengths) for r in reports if r.videos],
     }
 
 

@@ -71,7 +71,7 @@ def test_processor_and_model_count_the_same_placeholders(pool_mode, position, si
         inputs = processor(text="a <video> b", videos=[frames(num_frames)], return_tensors="pt")
         assert int((inputs["input_ids"] == config.video_token_id).sum()) == expected
         assert inputs["pixel_values_videos"].shape == (1, num_frames, 3, 4 * side, 4 * side)
-        assert model.count_placeholders("video", inputs) == expected
+        assert model.placeholder_counts("video", inputs) == (expected,)
         sizes = processor._get_num_multimodal_tokens(video_sizes=[(num_frames, 24, 32), (3, 1, 1)])
         assert sizes.num_video_tokens == [expected, formula(position, 3, pooled)]
 
@@ -340,7 +340,7 @@ def test_ratio_one_is_upstream_on_plain_features(layout):
     embeds = embeds.masked_scatter((inputs["input_ids"] == VIDEO)[..., None], rows)
     outputs = model(**inputs)
     torch.testing.assert_close(outputs.logits, upstream(inputs_embeds=embeds).logits, atol=2e-5, rtol=1e-5)
-    assert not getattr(generate(model, inputs).past_key_values, "reports", ())
+    assert not generate(model, inputs).report.compressed
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids="-".join)

@@ -76,7 +76,9 @@ def test_without_videos_is_upstream_bit_for_bit(family, batch):
     ours, theirs = generate(model, inputs), generate(upstream, inputs)
     assert torch.equal(ours.sequences, theirs.sequences)
     assert torch.equal(logits(ours), logits(theirs))
-    assert ours.past_key_values.reports == ()
+    (report,) = ours.past_key_values.reports
+    assert report is ours.report and report.tokens == () and not report.compressed
+    assert str(report) == "no video tokens, nothing was compressed"
 
 
 @pytest.mark.parametrize("behavior", ["paper", "released"])
@@ -191,7 +193,7 @@ def test_received_attention_equals_that_of_the_used_block(family):
             family.video_features(model, inputs)
     finally:
         ALL_ATTENTION_FUNCTIONS._global_mapping.pop("probe", None)
-    _, features, scores = compressed[0]
+    _, features, scores, _ = compressed[0]
     used = list(seen)[getattr(model.config, "vision_feature_layer", -1)]
     received = family.pooled_attention(torch.cat(seen[used]), inputs)
     torch.testing.assert_close(torch.cat([s.flatten() for s in scores]), received, atol=1e-7, rtol=1e-5)

@@ -490,11 +490,14 @@ def test_counts_follow_the_settings(folder, files, pipe, setting):
     assert {"total": 24, "entered": entered, "remained": remained} != count(pipe, (4, 6))
 
 
-def test_counts_without_a_cache_are_unknown(pipe, files, answer):
-    """The record of a call is in its cache; the answer is the same."""
+def test_settings_and_counts_of_a_call(pipe, files, answer):
     ((without,), (expected,)) = pipe(files.clip, text=QUESTION, use_cache=False, **GREEDY), answer()
-    assert without["generated_text"] == expected["generated_text"]
-    assert without["video_tokens"] == {"total": 24, "entered": None, "remained": None}
+    assert without == expected
+    ((off,),) = (pipe(files.clip, text=QUESTION, retention_ratio=1.0, **GREEDY),)
+    assert off["video_tokens"] == {"total": 24, "entered": 24, "remained": 24}
+    ((half,),) = (pipe(files.clip, text=QUESTION, retention_ratio=0.5, **GREEDY),)
+    assert half["video_tokens"]["entered"] == 4 * math.ceil(6 * 0.5 * 1.25) > expected["video_tokens"]["entered"]
+    assert answer()[0] == expected
 
 
 def test_upstream_model(upstream, files):
