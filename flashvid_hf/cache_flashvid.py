@@ -20,6 +20,8 @@ class FlashVIDCache(DynamicCache):
             (B, cached columns) each; `None` where nothing is padded.
         num_dropped: columns of the original sequence that the lower layers do not hold.
         pruning_layer: from which layer on fewer columns are held than below; `None` if all layers hold the same.
+        rope_deltas: how far positions are ahead of columns after the prompt, with shape (B, 1), in families whose
+            videos take fewer positions than tokens. Upstream keeps that of the last prompt on the model.
         compressed: whether the cache holds a compressed prompt, so that masks and lengths are its own.
         reports: what was compressed, a report for every prefill, and for every later call that had videos.
     """
@@ -33,6 +35,7 @@ class FlashVIDCache(DynamicCache):
         self.upper_mask: torch.Tensor | None = None
         self.num_dropped = 0
         self.pruning_layer: int | None = None
+        self.rope_deltas: torch.Tensor | None = None
         self.compressed = False
         self.reports: tuple[CompressionReport, ...] = ()
 
@@ -67,19 +70,24 @@ class FlashVIDCache(DynamicCache):
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
-        self._update_masks(lambda mask: mask.index_select(0, beam_idx.to(mask.device)))
+        self._update_rows(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        self._update_masks(lambda mask: mask.repeat_interleave(repeats, dim=0))
+        self._update_rows(lambda rows: rows.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         super().batch_select_indices(indices)
-        self._update_masks(lambda mask: mask[indices])
+        self._update_rows(lambda rows: rows[indices])
 
     def reset(self) -> None:
         super().reset()
         self._clear()
+
+    def _update_rows(self, update: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._update_masks(update)
+        if self.rope_deltas is not None:
+            self.rope_deltas = update(self.rope_deltas)
 
     def _update_masks(self, update: Callable[[torch.Tensor], torch.Tensor]) -> None:
         if self.lower_mask is not None:

@@ -6,9 +6,20 @@ from typing import Any
 import torch
 
 from .configuration_flashvid import CALL_FIELDS
+from .generation_flashvid import FlashVIDGenerationMixin
 from .modeling_flashvid import FlashVIDModelMixin, FlashVIDVideoOutput
 from .prompt import Prompt
 from .vision_attention import RECORD, VisionRecord, install_packed_recording
+
+
+class FlashVIDQwenGenerationMixin(FlashVIDGenerationMixin):
+    """`generate` of a Qwen family."""
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]):
+        rope_deltas = getattr(model_kwargs.get("past_key_values"), "rope_deltas", None)
+        if rope_deltas is not None:
+            self.model.rope_deltas = rope_deltas  # upstream's may be of another prompt by now
+        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
 
 
 class FlashVIDQwenModelMixin(FlashVIDModelMixin):
@@ -75,24 +86,29 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
 
     def find_positions(self, prompt: Prompt, inputs: dict[str, Any]) -> torch.Tensor:
         """Upstream's three-axis positions of the whole prompt; a kept token keeps its own."""
-        position_ids, inputs_embeds, cache = (
-            inputs[name] for name in ("position_ids", "inputs_embeds", "past_key_values")
+        position_ids, inputs_embeds, cache, attention_mask = (
+            inputs[name] for name in ("position_ids", "inputs_embeds", "past_key_values", "attention_mask")
         )
+        like = inputs["input_ids"] if inputs_embeds is None else inputs_embeds[..., 0]
+        seen = 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
-            input_ids = inputs["input_ids"]
+            if seen and cache.rope_deltas is not None:
+                self.rope_deltas = cache.rope_deltas  # upstream's may be of another prompt by now
             position_ids = self.compute_3d_position_ids(
-                input_ids=input_ids,
-                inputs_embeds=input_ids[..., None] if inputs_embeds is None else inputs_embeds,  # only its shape counts
-                attention_mask=inputs["attention_mask"],
+                input_ids=inputs["input_ids"],
+                inputs_embeds=like[..., None] if inputs_embeds is None else inputs_embeds,  # only its shape counts
+                attention_mask=attention_mask,
                 past_key_values=cache,
                 **{name: inputs[name] for name in self.position_inputs},
             )
         if position_ids is None:  # upstream's fallback, before columns are dropped
-            seen = 0 if cache is None else cache.get_seq_length()
-            like = inputs["input_ids"] if inputs_embeds is None else inputs_embeds[..., 0]
             position_ids = torch.arange(seen, seen + prompt.num_columns, device=like.device).expand(like.shape)
         if position_ids.ndim == 3:
             position_ids = position_ids[-3:]  # without the row for packed sequences, which gaps would look like
+        if prompt.videos and cache is not None and position_ids.ndim == 3:
+            end = position_ids.amax((0, 2)) + 1
+            tokens = seen + prompt.num_columns if attention_mask is None else attention_mask.sum(-1)
+            cache.rope_deltas = (end - tokens)[:, None]
         position_ids = position_ids[..., -prompt.num_columns :]
         return prompt.take(position_ids, position_ids.ndim - 1)
 

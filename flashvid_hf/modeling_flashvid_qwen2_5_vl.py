@@ -11,10 +11,9 @@ from transformers.utils import can_return_tuple
 from transformers.vision_utils import get_vision_window_index
 
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
-from .generation_flashvid import FlashVIDGenerationMixin
 from .hub import FlashVIDPreTrainedMixin
 from .modeling_flashvid import FlashVIDCausalLMOutput, FlashVIDLanguageModelingMixin, FlashVIDModelOutput
-from .modeling_flashvid_qwen import FlashVIDQwenModelMixin
+from .modeling_flashvid_qwen import FlashVIDQwenGenerationMixin, FlashVIDQwenModelMixin
 
 # Names in the published Qwen2.5-VL checkpoints and what they are called in the model since transformers 4.52.
 CHECKPOINT_KEY_MAPPING = {
@@ -81,7 +80,7 @@ class FlashVIDQwen2_5_VLModel(FlashVIDPreTrainedMixin, FlashVIDQwenModelMixin, Q
 
 class FlashVIDQwen2_5_VLForConditionalGeneration(
     FlashVIDPreTrainedMixin,
-    FlashVIDGenerationMixin,
+    FlashVIDQwenGenerationMixin,
     FlashVIDLanguageModelingMixin,
     Qwen2_5_VLForConditionalGeneration,
 ):

@@ -10,7 +10,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from .configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
-from .generation_flashvid import FlashVIDGenerationMixin
 from .hub import FlashVIDPreTrainedMixin
 from .modeling_flashvid import (
     FlashVIDCausalLMOutput,
@@ -18,7 +17,7 @@ from .modeling_flashvid import (
     FlashVIDModelOutput,
     FlashVIDVideoOutput,
 )
-from .modeling_flashvid_qwen import FlashVIDQwenModelMixin
+from .modeling_flashvid_qwen import FlashVIDQwenGenerationMixin, FlashVIDQwenModelMixin
 from .prompt import Prompt
 
 
@@ -123,7 +122,7 @@ class FlashVIDQwen3VLModel(FlashVIDPreTrainedMixin, FlashVIDQwen3VLModelMixin, Q
 
 class FlashVIDQwen3VLForConditionalGeneration(
     FlashVIDPreTrainedMixin,
-    FlashVIDGenerationMixin,
+    FlashVIDQwenGenerationMixin,
     FlashVIDLanguageModelingMixin,
     Qwen3VLForConditionalGeneration,
 ):

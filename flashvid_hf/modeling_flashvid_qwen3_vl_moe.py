@@ -16,9 +16,9 @@ from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import (
 from transformers.utils import can_return_tuple
 
 from .configuration_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeConfig
-from .generation_flashvid import FlashVIDGenerationMixin
 from .hub import FlashVIDPreTrainedMixin
 from .modeling_flashvid import FlashVIDCausalLMOutput, FlashVIDLanguageModelingMixin, FlashVIDModelOutput
+from .modeling_flashvid_qwen import FlashVIDQwenGenerationMixin
 from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLModelMixin
 from .prompt import Prompt
 
@@ -97,7 +97,7 @@ class FlashVIDQwen3VLMoeModel(
 class FlashVIDQwen3VLMoeForConditionalGeneration(
     FlashVIDPreTrainedMixin,
     FlashVIDExpertsMixin,
-    FlashVIDGenerationMixin,
+    FlashVIDQwenGenerationMixin,
     FlashVIDLanguageModelingMixin,
     Qwen3VLMoeForConditionalGeneration,
 ):

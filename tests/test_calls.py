@@ -1,5 +1,6 @@
 """What a single call may set, and what it reports."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -53,6 +54,47 @@ def test_the_next_turn_follows_the_cache(family):
     torch.testing.assert_close(logits(second)[:, 0], whole.logits[:, -1], atol=2e-5, rtol=1e-5)
     assert second.report.tokens == () and not second.report.compressed
     assert [report.compressed for report in second.past_key_values.reports] == [True]
+
+
+def continued(inputs, *more):
+    """The inputs of a prompt with text after it, without the pixels of the videos."""
+    ids = torch.cat([inputs["input_ids"], *more], dim=1)
+    grown = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "mm_token_type_ids" in inputs:
+        types = inputs["mm_token_type_ids"]
+        grown["mm_token_type_ids"] = torch.nn.functional.pad(types, (0, ids.shape[1] - types.shape[1]))
+    return grown
+
+
+def test_one_prefill_and_many_questions(family):
+    """Each answer equals that of a run from scratch whose pruning used the same query, the end of what is shared."""
+    model = family.model()
+    shared, other = family.inputs(["text", LARGE]), family.inputs([SMALL, "text", "text"], seed=5)
+    with torch.no_grad():
+        cache = model(**shared, logits_to_keep=1).past_key_values
+    held = [layer.keys.clone() for layer in cache.layers]
+    for question in ([20, 21], [30, 31, 32, 33], [40]):
+        generate(model, other)  # another conversation in between
+        prompt = continued(shared, torch.tensor([question]))
+        answer = generate(model, prompt, past_key_values=copy.deepcopy(cache))
+        scratch = generate(model, {**shared, **prompt}, query_index=shared["input_ids"].shape[1] - 1)
+        assert_same(answer, scratch)
+        with torch.no_grad():
+            forward = model(**{**prompt, "input_ids": torch.tensor([question])}, past_key_values=copy.deepcopy(cache))
+        torch.testing.assert_close(forward.logits[:, -1], logits(scratch)[:, 0], atol=2e-5, rtol=1e-5)
+    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(cache.layers, held, strict=True))
+
+
+def test_conversations_take_turns(family):
+    model = family.model()
+    first, second = family.inputs(["text", LARGE, "text"]), family.inputs([SMALL, "text"], seed=3)
+    answers = [generate(model, inputs) for inputs in (first, second)]
+    for inputs, answer in ((first, answers[0]), (second, answers[1])):
+        more = [answer.sequences[:, inputs["input_ids"].shape[1] :], torch.tensor([[20, 21, 22]])]
+        prompt = continued(inputs, *more)
+        following = generate(model, prompt, past_key_values=answer.past_key_values)
+        scratch = generate(model, {**inputs, **prompt}, query_index=inputs["input_ids"].shape[1] - 1)
+        assert_same(following, scratch)
 
 
 def test_a_cache_has_one_pruning_layer(family):
