@@ -11,10 +11,11 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from .released import released_segment_lengths
 from .segmentation import frame_similarity, segment_video
-from .token_merging import gram_matrices, inverse_norms, merge_tokens, weighted_sums
+from .token_merging import gram_matrices, inverse_norms, merge_tokens, same_segment, weighted_sums
 from .token_selection import TOKEN_SELECTION_METHODS, select_tokens
 from .validation import check_choice, check_number
 
@@ -168,7 +169,7 @@ def event_relevance(features: torch.Tensor, frame_features: torch.Tensor, segmen
         frame_features: mean token of every frame, with shape (T, D).
         segment: the segment of each frame, with shape (T,).
     """
-    together = (segment[:, None] == segment[None, :]).float()  # (T, T)
+    together = same_segment(segment)
     segment_features = (together / together.sum(-1, keepdim=True)) @ frame_features
     return torch.bmm(features, segment_features[:, :, None])[..., 0]
 
@@ -183,9 +184,10 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
     frame_features = features.mean(1)
 
     # DySeg
-    starts = flat_index[:num_frames] == 0
     if config.do_segment:
         starts = segment_video(frame_features, **config.segmentation)
+    else:
+        starts = flat_index[:num_frames] == 0
     segment = starts.cumsum(0) - 1
 
     # ADTS
@@ -204,9 +206,8 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
         allow_repeats=released,
     )
     selected = torch.zeros_like(attention, dtype=torch.bool).scatter_(1, chosen, True)
-    kept = (chosen + flat_index[:num_frames, None] * num_tokens).view(-1)
-    source, weight = kept, torch.ones_like(kept, dtype=torch.float32)
-    roots = flat_index
+    kept = source = (chosen + flat_index.view_as(attention)[:, :1]).view(-1)
+    num_chosen, roots = len(kept), flat_index
 
     # TSTM
     merged = None
@@ -219,20 +220,23 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
         centers = merged.centers.view(-1)
         num_centers = int(centers.sum()) if released else num_frames * num_merged  # "paper": known beforehand
         kept = torch.cat([kept, centers.byte().argsort(descending=True, stable=True)[:num_centers]])
-        source, weight = torch.cat([source, flat_index]), torch.cat([weight, merged.weight])
+        source, weight = torch.cat([source, flat_index]), F.pad(merged.weight, (num_chosen, 0), value=1.0)
         roots = merged.roots
+    else:
+        weight = torch.ones_like(kept, dtype=torch.float32)
 
     # One row for every kept token, in the order of the video.
     indices, order = kept.sort(stable=True)
-    rows = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    slot = rows[: num_frames * num_selected]
+    rows = order.argsort()
+    slot = rows[:num_chosen]
     slots = torch.full_like(flat_index, -1)
     if merged is not None:
-        row_of_center = slots.scatter(0, kept[len(slot) :], rows[len(slot) :])
-        slots = torch.where(merged.weight > 0, row_of_center[merged.cluster], -1)
+        row_of_center = slots.scatter(0, kept[num_chosen:], rows[num_chosen:])
+        dropped = merged.weight == 0
+        slots = row_of_center[merged.cluster].masked_fill_(dropped, -1)
         # Dropped tokens count with weight 0, spread over the rows so that none gets many.
-        slot = torch.cat([slot, torch.where(slots < 0, flat_index % len(order), slots)])
-    slots = slots.scatter(0, source[: num_frames * num_selected], slot[: num_frames * num_selected])
+        slot = torch.cat([slot, torch.where(dropped, flat_index % len(order), slots)])
+    slots = slots.scatter(0, source[:num_chosen], slot[:num_chosen])
 
     lengths = None
     if released and config.do_segment:

@@ -13,14 +13,21 @@ from .released import released_cluster_tokens, released_clusters
 
 # Nearest neighbours in the density estimate of DPC-kNN, at most; the reference's constant.
 _MAX_NEIGHBORS = 7
+# More than the roots of any video; times a number of frames still an int64.
+_MORE_THAN_ROOTS = 2**40
 
 
-def segment_sums(values: torch.Tensor, segment: torch.Tensor) -> torch.Tensor:
-    """For every entry, the sum of the integers `values` over the entries with the same `segment`, shape (E,).
+def same_segment(segment: torch.Tensor) -> torch.Tensor:
+    """Which frames lie in the same segment, with shape (T, T)."""
+    return segment[:, None] == segment[None, :]
 
-    `segment` counts from 0 and stays below E.
+
+def count_by_slot(slot: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """How many entries that are `counted` (1, else 0; float32) share the slot of each entry, with shape (E,).
+
+    A slot is below E. Integers of this size are exact in float32.
     """
-    return torch.zeros_like(values).index_add_(0, segment, values)[segment]
+    return torch.zeros_like(counted).index_add_(0, slot, counted)[slot]
 
 
 def weighted_sums(
@@ -38,8 +45,8 @@ def weighted_sums(
     Returns:
         Tensor with shape (num_slots, D); a slot without entries is zero.
     """
-    order = slot.argsort(stable=True)
-    offsets = torch.searchsorted(slot[order], torch.arange(num_slots, device=slot.device))
+    ordered, order = slot.sort(stable=True)
+    offsets = torch.searchsorted(ordered, torch.arange(num_slots, device=slot.device))
     return F.embedding_bag(source[order], features, offsets, mode="sum", per_sample_weights=weight[order])
 
 
@@ -84,7 +91,8 @@ def merge_tokens(
             single-frame segment clusters the selected tokens too, and every frame rounds its clusters up.
     """
     num_frames, num_tokens, width = features.shape
-    length = segment_sums(torch.ones_like(segment), segment)  # frames in the segment of each frame, (T,)
+    together = same_segment(segment)
+    length = together.sum(1)  # frames in the segment of each frame, (T,)
 
     # Over time: trees, each at the place of its root.
     parent = link_tokens(
@@ -99,19 +107,20 @@ def merge_tokens(
     flat_index = torch.arange(num_frames * num_tokens, device=features.device)
     is_root = parent == flat_index
     roots = find_roots(parent, num_frames)
-    members = segment_sums(torch.ones_like(roots), roots)  # of each token's tree, (T * N,)
     if released:
         children = torch.zeros_like(roots).index_add_(0, parent, (~is_root).long())
-        members = 1 + children[roots]
-    weight = members.float().reciprocal()
+        members = (1 + children[roots]).float()
+    else:
+        members = count_by_slot(roots, torch.ones_like(roots, dtype=torch.float32))  # of each token's tree, (T * N,)
+    weight = members.reciprocal()
     means = weighted_sums(features.reshape(-1, width), flat_index, roots, weight, len(roots)).view_as(features)
 
     # Within the frames: clusters of roots.
-    candidates = ~selected & is_root.view_as(selected)
+    candidates = is_root.view_as(selected) > selected  # roots that are not selected
     if released:
         candidates = candidates | (length == 1)[:, None]
     num_roots, num_clusters = candidates.sum(1), num_merged * length
-    all_roots = segment_sums(num_roots, segment)  # of the segment of each frame, (T,)
+    all_roots = (together * num_roots).sum(1)  # of the segment of each frame, (T,)
     if released:
         frame_clusters = released_clusters(num_roots, num_clusters, all_roots)
         cluster_frames = released_cluster_tokens
@@ -119,13 +128,11 @@ def merge_tokens(
         frame_clusters = share_clusters(num_roots, num_clusters, all_roots, segment)
         cluster_frames = cluster_tokens
     centers, joined = cluster_frames(means, candidates, frame_clusters, frame_clusters.clamp(max=_MAX_NEIGHBORS))
-    joined = (joined + flat_index[:num_frames, None] * num_tokens).view(-1)  # flat index
+    joined = (joined + flat_index.view_as(joined)[:, :1]).view(-1)  # flat index
 
-    counted = (candidates & (frame_clusters > 0)[:, None]).view(-1)
-    cluster_size = torch.zeros_like(joined).index_add_(0, joined, counted.long())[joined]
-    cluster = joined[roots]
-    weight = (weight / cluster_size.clamp(min=1)[roots]) * counted[roots]
-    return MergedTokens(roots, centers, cluster, weight)
+    counted = (candidates & (frame_clusters > 0)[:, None]).float().view(-1)
+    share = counted / count_by_slot(joined, counted).clamp(min=1)
+    return MergedTokens(roots, centers, joined[roots], weight * share[roots])
 
 
 def gram_matrices(features: torch.Tensor) -> torch.Tensor:
@@ -140,8 +147,7 @@ def gram_matrices(features: torch.Tensor) -> torch.Tensor:
 
 def inverse_norms(squared_norms: torch.Tensor) -> torch.Tensor:
     """1 / norm; 0 where the norm is, so that a zero token is similar to nothing (cosine 0)."""
-    inverse = squared_norms.rsqrt()
-    return inverse.masked_fill_(inverse.isinf(), 0)
+    return squared_norms.rsqrt().nan_to_num_(nan=float("nan"), posinf=0.0)
 
 
 def link_tokens(
@@ -174,17 +180,16 @@ def link_tokens(
     similarity = torch.bmm(features[1:], features[:-1].mT)  # a child's norm does not change which parent is nearest
     similarity.mul_(inverse_norm[:-1, None, :]).masked_fill_(selected[:-1, None, :], float("-inf"))
     strength, parent = similarity.max(dim=-1)
-    is_free = ~selected[1:] & (segment[1:] == segment[:-1])[:, None]
-    strength = (strength * inverse_norm[1:]).masked_fill(~is_free, float("-inf"))
+    is_bound = selected[1:] | (segment[1:] != segment[:-1])[:, None]
+    strength = (strength * inverse_norm[1:]).masked_fill_(is_bound, float("-inf"))
     strength = F.pad(strength, (0, 0, 1, 0), value=float("-inf")).view(-1)  # frame 0 has no frame before it
-    parent = F.pad(parent, (0, 0, 1, 0)).view(-1)
+    parent = F.pad(parent + flat_index.view_as(selected)[:-1, :1], (0, 0, 1, 0)).view(-1)  # flat index
 
     # Rank of every link among those of its segment, the strongest first.
     segment = segment.repeat_interleave(num_tokens, output_size=len(flat_index))
     order = strength.argsort(descending=True, stable=True)
     order = order[segment[order].argsort(stable=True)]
-    position = torch.empty_like(order).scatter_(0, order, flat_index)
-    rank = position - torch.searchsorted(segment, segment)
+    rank = order.argsort() - torch.searchsorted(segment, segment)
     max_links = max_links.repeat_interleave(num_tokens, output_size=len(flat_index))
     fits = rank < max_links
 
@@ -192,11 +197,11 @@ def link_tokens(
     if strict_limit:
         weakest = strength.masked_fill(~fits, float("inf"))
         weakest = torch.full_like(strength, float("inf")).scatter_reduce_(0, segment, weakest, "amin")[segment]
-        too_many = segment_sums(joins.long(), segment) > max_links
+        too_many = torch.zeros_like(segment).index_add_(0, segment, joins.long())[segment] > max_links
         joins = torch.where(too_many, strength > weakest.clamp(min=-1 + 1e-6), joins)
     else:
         joins = joins & fits
-    return torch.where(joins, parent + (flat_index // num_tokens - 1) * num_tokens, flat_index)
+    return torch.where(joins, parent, flat_index)
 
 
 def find_roots(parent: torch.Tensor, num_frames: int) -> torch.Tensor:
@@ -221,12 +226,11 @@ def share_clusters(
     """
     share = num_roots * num_clusters
     whole, remainder = share // all_roots, share % all_roots
-    left = num_clusters - segment_sums(whole, segment)
+    left = num_clusters - (same_segment(segment) * whole).sum(1)
     # Rank of the remainders within the segment: sort by (segment, remainder descending, frame).
-    order = (segment * (all_roots.max() + 1) - remainder).argsort(stable=True)
-    position = torch.empty_like(order).scatter_(0, order, torch.arange(len(segment), device=segment.device))
-    rank = position - torch.searchsorted(segment, segment)
-    return whole + (rank < left).long()
+    order = torch.sub(segment * _MORE_THAN_ROOTS, remainder).argsort(stable=True)
+    rank = order.argsort() - torch.searchsorted(segment, segment)
+    return whole + (rank < left)
 
 
 def cluster_tokens(
@@ -249,26 +253,28 @@ def cluster_tokens(
         (meaningless for other than candidates, and in frames without clusters), both with shape (T, N).
     """
     num_tokens = features.shape[1]
+    index = torch.arange(num_tokens, device=features.device)
+    others = ~candidates
     squared = gram_matrices(features)  # and then squared distances in the same memory
     norm = squared.diagonal(dim1=1, dim2=2).clone()
     # The norms are added to each other first, which keeps the matrices symmetric and mutual neighbours tied.
-    squared.mul_(-2).add_(norm[:, :, None] + norm.masked_fill(~candidates, float("inf"))[:, None, :])
+    squared.mul_(-2).add_(norm[:, :, None] + norm.masked_fill(others, float("inf"))[:, None, :])
     squared.clamp_(min=0).div_(features.shape[2])
     squared.diagonal(dim1=1, dim2=2).masked_fill_(candidates, 0)  # exactly, whatever the rounding above
 
     num_neighbors = num_neighbors[:, None, None]
     nearest = squared.topk(min(_MAX_NEIGHBORS, num_tokens), dim=-1, largest=False).values
-    counted = torch.arange(nearest.shape[-1], device=nearest.device) < num_neighbors
-    density = (-nearest.masked_fill(~counted, 0).sum(-1) / num_neighbors[..., 0].clamp(min=1)).exp()
-    density = density.masked_fill(~candidates, -1)  # denser than no candidate
+    nearest = nearest.masked_fill_(index[: nearest.shape[-1]] >= num_neighbors, 0)
+    density = (-nearest.sum(-1) / num_neighbors[..., 0].clamp(min=1)).exp()
+    density = density.masked_fill_(others, -1)  # denser than no candidate
 
-    pairs = candidates[:, :, None] & candidates[:, None, :]
-    largest = squared.masked_fill(~pairs, 0).amax(dim=(1, 2), keepdim=True)
+    apart = others[:, :, None] | others[:, None, :]
+    largest = squared.masked_fill(apart, 0).amax(dim=(1, 2), keepdim=True)
     denser = density[:, None, :] > density[:, :, None]
     separation = torch.where(denser, squared, largest).amin(dim=-1).sqrt()
 
-    score = (density * separation).masked_fill(~candidates, -1)
+    score = (density * separation).masked_fill_(others, -1)
     rank = score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     centers = rank < num_clusters[:, None]
     joined = squared.masked_fill_(~centers[:, None, :], float("inf")).argmin(dim=-1)
-    return centers, torch.where(centers, torch.arange(num_tokens, device=joined.device), joined)
+    return centers, torch.where(centers, index, joined)
