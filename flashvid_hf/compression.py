@@ -155,9 +155,7 @@ def compress_video(video_features: torch.Tensor, attention: torch.Tensor, config
         features = video_features.float().contiguous()
         with torch.no_grad():
             decision = _decide(features, attention.float().contiguous(), config)
-        tokens = weighted_sums(
-            features.reshape(num_frames * num_tokens, -1), *decision.pop("entries"), num_slots=len(decision["indices"])
-        )
+        tokens = weighted_sums(features.reshape(num_frames * num_tokens, -1), *decision.pop("entries"))
     return CompressedVideo(tokens=tokens.to(video_features.dtype), **decision)
 
 
@@ -188,7 +186,7 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
         starts = segment_video(frame_features, **config.segmentation)
     else:
         starts = flat_index[:num_frames] == 0
-    segment = starts.cumsum(0) - 1
+    segment = starts.cumsum(0)
 
     # ADTS
     similarity = gram_matrices(features)  # and then cosines in the same memory
@@ -213,13 +211,13 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
     merged = None
     if num_merged:
         merged = merge_tokens(
-            features, inverse_norm, selected, segment,
+            features, inverse_norm, selected, segment, flat_index,
             tokens_per_frame=budget, num_merged=num_merged, temporal_threshold=config.temporal_threshold,
             released=released,
         )  # fmt: skip
         centers = merged.centers.view(-1)
         num_centers = int(centers.sum()) if released else num_frames * num_merged  # "paper": known beforehand
-        kept = torch.cat([kept, centers.byte().argsort(descending=True, stable=True)[:num_centers]])
+        kept = torch.cat([kept, centers.view(torch.uint8).argsort(descending=True, stable=True)[:num_centers]])
         source, weight = torch.cat([source, flat_index]), F.pad(merged.weight, (num_chosen, 0), value=1.0)
         roots = merged.roots
     else:
@@ -248,7 +246,7 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
         "selected": selected,
         "trees": roots.view(shape),
         "slots": slots.view(shape),
-        "entries": (source, slot, weight),
+        "entries": (source, slot, weight, flat_index[: len(indices)]),
         "_segment_lengths": lengths,
     }
 

@@ -29,11 +29,9 @@ def segment_video(
     similarity = frame_similarity(frame_features)
     cut = similarity < segment_threshold
     if complementary_segment:
-        # Taken transitions rank behind all free ones, so `missing` counts down the free ones only.
-        by_similarity = similarity.masked_fill(cut, float("inf")).argsort(stable=True)
-        rank = by_similarity.argsort()
-        missing = min_segment_num - 1 - cut.sum()
-        cut = cut | (rank < missing)
+        # The transitions below the threshold are the least similar ones, so they rank first.
+        rank = similarity.argsort(stable=True).argsort()
+        cut = cut | (rank < min_segment_num - 1)
     return F.pad(cut, (1, 0), value=True)
 
 

@@ -31,9 +31,9 @@ def count_by_slot(slot: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
 
 
 def weighted_sums(
-    features: torch.Tensor, source: torch.Tensor, slot: torch.Tensor, weight: torch.Tensor, num_slots: int
+    features: torch.Tensor, source: torch.Tensor, slot: torch.Tensor, weight: torch.Tensor, slots: torch.Tensor
 ) -> torch.Tensor:
-    """Rows `s`: sum of `weight[e] * features[source[e]]` over the entries e with `slot[e] == s`.
+    """For every s in `slots`, the sum of `weight[e] * features[source[e]]` over the entries e with `slot[e] == s`.
 
     The entries are sorted by slot and summed in order, so the result does not depend on a race between threads, and
     only the output is allocated.
@@ -41,12 +41,13 @@ def weighted_sums(
     Args:
         features: with shape (T * N, D), float32.
         source, slot, weight: one entry each per summand, with shape (E,).
+        slots: 0, 1, 2 ..., with shape (S,).
 
     Returns:
-        Tensor with shape (num_slots, D); a slot without entries is zero.
+        Tensor with shape (S, D); a slot without entries is zero.
     """
     ordered, order = slot.sort(stable=True)
-    offsets = torch.searchsorted(ordered, torch.arange(num_slots, device=slot.device))
+    offsets = torch.searchsorted(ordered, slots)
     return F.embedding_bag(source[order], features, offsets, mode="sum", per_sample_weights=weight[order])
 
 
@@ -71,6 +72,7 @@ def merge_tokens(
     inverse_norm: torch.Tensor,
     selected: torch.Tensor,
     segment: torch.Tensor,
+    flat_index: torch.Tensor,
     *,
     tokens_per_frame: int,
     num_merged: int,
@@ -83,7 +85,8 @@ def merge_tokens(
         features: with shape (T, N, D), float32.
         inverse_norm: of every token, 0 for a zero token, with shape (T, N).
         selected: boolean mask of the tokens that ADTS selected, with shape (T, N).
-        segment: the segment of each frame, ascending from 0, with shape (T,).
+        segment: the segment of each frame, ascending, with shape (T,).
+        flat_index: 0 ... T * N - 1.
         tokens_per_frame: kept tokens of a frame, selected and merged; below N.
         num_merged: merged tokens of a frame; at least 1.
         temporal_threshold: see `link_tokens`.
@@ -100,11 +103,11 @@ def merge_tokens(
         inverse_norm,
         selected,
         segment,
+        flat_index,
         max_links=(num_tokens - tokens_per_frame) * length,
         temporal_threshold=temporal_threshold,
         strict_limit=released,
     )
-    flat_index = torch.arange(num_frames * num_tokens, device=features.device)
     is_root = parent == flat_index
     roots = find_roots(parent, num_frames)
     if released:
@@ -113,7 +116,7 @@ def merge_tokens(
     else:
         members = count_by_slot(roots, torch.ones_like(roots, dtype=torch.float32))  # of each token's tree, (T * N,)
     weight = members.reciprocal()
-    means = weighted_sums(features.reshape(-1, width), flat_index, roots, weight, len(roots)).view_as(features)
+    means = weighted_sums(features.reshape(-1, width), flat_index, roots, weight, flat_index).view_as(features)
 
     # Within the frames: clusters of roots.
     candidates = is_root.view_as(selected) > selected  # roots that are not selected
@@ -125,12 +128,12 @@ def merge_tokens(
         frame_clusters = released_clusters(num_roots, num_clusters, all_roots)
         cluster_frames = released_cluster_tokens
     else:
-        frame_clusters = share_clusters(num_roots, num_clusters, all_roots, segment)
+        frame_clusters = share_clusters(num_roots, num_clusters, all_roots, segment, together)
         cluster_frames = cluster_tokens
-    centers, joined = cluster_frames(means, candidates, frame_clusters, frame_clusters.clamp(max=_MAX_NEIGHBORS))
+    centers, joined = cluster_frames(means, candidates, frame_clusters, frame_clusters.clamp(1, _MAX_NEIGHBORS))
     joined = (joined + flat_index.view_as(joined)[:, :1]).view(-1)  # flat index
 
-    counted = (candidates & (frame_clusters > 0)[:, None]).float().view(-1)
+    counted = (candidates * frame_clusters.clamp(max=1.0)[:, None]).view(-1)  # not those of frames without clusters
     share = counted / count_by_slot(joined, counted).clamp(min=1)
     return MergedTokens(roots, centers, joined[roots], weight * share[roots])
 
@@ -155,6 +158,7 @@ def link_tokens(
     inverse_norm: torch.Tensor,
     selected: torch.Tensor,
     segment: torch.Tensor,
+    flat_index: torch.Tensor,
     *,
     max_links: torch.Tensor,
     temporal_threshold: float = 0.8,
@@ -163,7 +167,7 @@ def link_tokens(
     """Link every unselected token to its most similar unselected token of the frame before, if similar enough.
 
     Args:
-        features, inverse_norm, selected, segment: see `merge_tokens`; no link crosses a segment's beginning.
+        features, inverse_norm, selected, segment, flat_index: see `merge_tokens`; no link leaves a segment.
         max_links: how many links the segment of each frame may hold, with shape (T,). If more pass the threshold,
             only the strongest are made.
         temporal_threshold: a link needs a larger cosine than this. From 1 on there are no links.
@@ -174,7 +178,6 @@ def link_tokens(
         Flat index of each token's parent, with shape (T * N,); a token that joins no tree is its own parent.
     """
     num_frames, num_tokens = selected.shape
-    flat_index = torch.arange(num_frames * num_tokens, device=selected.device)
     if num_frames == 1 or temporal_threshold >= 1:
         return flat_index
     similarity = torch.bmm(features[1:], features[:-1].mT)  # a child's norm does not change which parent is nearest
@@ -190,14 +193,14 @@ def link_tokens(
     order = strength.argsort(descending=True, stable=True)
     order = order[segment[order].argsort(stable=True)]
     rank = order.argsort() - torch.searchsorted(segment, segment)
-    max_links = max_links.repeat_interleave(num_tokens, output_size=len(flat_index))
-    fits = rank < max_links
+    fits = (rank.view_as(selected) < max_links[:, None]).view(-1)
 
     joins = strength > temporal_threshold
     if strict_limit:
         weakest = strength.masked_fill(~fits, float("inf"))
         weakest = torch.full_like(strength, float("inf")).scatter_reduce_(0, segment, weakest, "amin")[segment]
-        too_many = torch.zeros_like(segment).index_add_(0, segment, joins.long())[segment] > max_links
+        links = torch.zeros_like(segment).index_add_(0, segment, joins.long())[segment].view_as(selected)
+        too_many = (links > max_links[:, None]).view(-1)
         joins = torch.where(too_many, strength > weakest.clamp(min=-1 + 1e-6), joins)
     else:
         joins = joins & fits
@@ -212,21 +215,26 @@ def find_roots(parent: torch.Tensor, num_frames: int) -> torch.Tensor:
 
 
 def share_clusters(
-    num_roots: torch.Tensor, num_clusters: torch.Tensor, all_roots: torch.Tensor, segment: torch.Tensor
+    num_roots: torch.Tensor,
+    num_clusters: torch.Tensor,
+    all_roots: torch.Tensor,
+    segment: torch.Tensor,
+    together: torch.Tensor,
 ) -> torch.Tensor:
     """Share the clusters of a segment out over its frames in proportion to their roots, by largest remainder.
 
     Args:
         num_roots: tree roots in every frame, with shape (T,), integer.
         num_clusters, all_roots: clusters and tree roots of the whole segment of every frame, with shape (T,).
-        segment: which segment each frame belongs to, ascending from 0, with shape (T,).
+        segment: which segment each frame belongs to, ascending, with shape (T,).
+        together: which frames lie in the same segment, with shape (T, T).
 
     Returns:
         Clusters of every frame with shape (T,), at most its roots, adding up to `num_clusters` in every segment.
     """
     share = num_roots * num_clusters
     whole, remainder = share // all_roots, share % all_roots
-    left = num_clusters - (same_segment(segment) * whole).sum(1)
+    left = num_clusters - (together * whole).sum(1)
     # Rank of the remainders within the segment: sort by (segment, remainder descending, frame).
     order = torch.sub(segment * _MORE_THAN_ROOTS, remainder).argsort(stable=True)
     rank = order.argsort() - torch.searchsorted(segment, segment)
@@ -246,7 +254,7 @@ def cluster_tokens(
         features: with shape (T, N, D), float32.
         candidates: boolean mask with shape (T, N) of the tokens to cluster.
         num_clusters: with shape (T,), at most the candidates of the frame.
-        num_neighbors: with shape (T,), at most 7.
+        num_neighbors: with shape (T,), from 1 to 7.
 
     Returns:
         Tuple of the mask of the centres and, for every token, the index within its frame of the centre that it joins
@@ -265,7 +273,7 @@ def cluster_tokens(
     num_neighbors = num_neighbors[:, None, None]
     nearest = squared.topk(min(_MAX_NEIGHBORS, num_tokens), dim=-1, largest=False).values
     nearest = nearest.masked_fill_(index[: nearest.shape[-1]] >= num_neighbors, 0)
-    density = (-nearest.sum(-1) / num_neighbors[..., 0].clamp(min=1)).exp()
+    density = (-nearest.sum(-1) / num_neighbors[..., 0]).exp()
     density = density.masked_fill_(others, -1)  # denser than no candidate
 
     apart = others[:, :, None] | others[:, None, :]

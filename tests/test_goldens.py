@@ -172,6 +172,7 @@ def test_spatiotemporal_compression(case, behavior, reason):
         inverse_norm,
         selected,
         one_segment,
+        flat_index,
         max_links=torch.full_like(one_segment, (num_tokens - per_frame) * num_frames),
         temporal_threshold=params["temporal_threshold"],
         strict_limit=behavior == "released",
@@ -189,12 +190,13 @@ def test_spatiotemporal_compression(case, behavior, reason):
             inverse_norm,
             selected,
             one_segment,
+            flat_index,
             tokens_per_frame=per_frame,
             num_merged=num_tokens,
             temporal_threshold=params["temporal_threshold"],
             released=True,
         ).weight
-    means = weighted_sums(features.reshape(-1, width), flat_index, roots, weight, len(roots))
+    means = weighted_sums(features.reshape(-1, width), flat_index, roots, weight, flat_index)
     assert is_root.view(num_frames, num_tokens).sum(1).tolist() == reference["counts_per_frame"].tolist()
     assert (flat_index[is_root] % num_tokens).tolist() == reference["indices"].tolist()
     assert in_tolerance((means[is_root] - reference["tokens"]).abs().max().item(), reference["tokens"])
