@@ -439,10 +439,10 @@ def test_paper_waits_for_no_device_and_grows_with_no_frame(method, do_segment):
 @pytest.mark.parametrize("method", TOKEN_SELECTION_METHODS)
 def test_at_most_220_operators(method):
     """32 frames of 196 tokens at 10 %: 18 greedy steps of three operators, and all the rest."""
-    features, attention = make_video("scenes", 32, 196, 32, seed=0)
+    video = [tensor.bfloat16() for tensor in make_video("scenes", 32, 196, 32, seed=0)]
     config = CompressionConfig(retention_ratio=0.1, token_selection_method=method)
     with Operators() as seen:
-        compress_video(features.bfloat16(), attention.bfloat16(), config)
+        compress_video(*video, config)
     assert seen.count <= 220
 
 
