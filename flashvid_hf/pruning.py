@@ -16,6 +16,7 @@ from transformers.masking_utils import create_causal_mask
 from .cache_flashvid import FlashVIDCache
 from .hooks import add_pre_hook
 from .packing import pack, take
+from .ranks import mean_over_heads
 from .vision_attention import rotate
 
 # Name of the keyword argument that carries the decision through the language model.
@@ -69,7 +70,8 @@ class TokenPruning(UpperLayers):
     """The decision which video tokens the layers from the pruning layer on see, for one call.
 
     The score of a token is the attention that the query pays to it in the layer below, softmax over all visible keys,
-    mean over heads, in float32. Of every sample the best `ceil(ratio * video tokens)` stay, and all other tokens.
+    mean over heads, those of other ranks too, in float32. Of every sample the best `ceil(ratio * video tokens)` stay,
+    and all other tokens.
 
     Args:
         ratio: share of the prunable tokens to keep.
@@ -119,7 +121,9 @@ class TokenPruning(UpperLayers):
             query = query.float().view(batch, key.shape[1], -1, key.shape[-1])  # (B, key heads, queries a key, width)
             logits = query @ key.float().mT * attention.scaling
             weights = logits.masked_fill(~visible[:, None, None], float("-inf")).softmax(-1)
-        self.scores = weights.mean((1, 2))[:, past:]
+        scores = weights.mean((1, 2))[:, past:]
+        num_local, num_heads = weights.shape[1] * weights.shape[2], self.config.num_attention_heads
+        self.scores = mean_over_heads(scores, num_local, num_heads, attention.q_proj)
 
     def enter(self, layer_idx: int, hidden_states: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
         if self.columns is None:

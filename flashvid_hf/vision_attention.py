@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .hooks import add_hook, add_pre_hook
+from .ranks import mean_over_heads
 
 # Name of the keyword argument that carries the record through the vision tower.
 RECORD = "vision_record"
@@ -87,10 +88,11 @@ def _record_frames(attention: Any, args: tuple, kwargs: dict[str, Any]):
     if record is not None and record.attention is attention:
         hidden_states = args[0] if args else kwargs["hidden_states"]
         frames, length, _ = hidden_states.shape
-        heads = (frames * length, attention.num_heads, -1)
+        heads = (frames * length, -1, attention.head_dim)  # those of this rank
         query = attention.q_proj(hidden_states).view(heads).transpose(0, 1)
         key = attention.k_proj(hidden_states).view(heads).transpose(0, 1)
-        record.received = mean_received_attention(query, key, [length] * frames, attention.scale)
+        received = mean_received_attention(query, key, [length] * frames, attention.scale)
+        record.received = mean_over_heads(received, len(query), attention.num_heads, attention.q_proj)
     return args, kwargs
 
 
