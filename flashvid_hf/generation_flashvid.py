@@ -8,7 +8,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .cache_flashvid import FlashVIDCache, check_cache
-from .configuration_flashvid import CALL_FIELDS
 from .report import CompressionReport
 
 # Values of `cache_implementation` that a compressed prompt can do with.
@@ -38,7 +37,7 @@ class FlashVIDGenerationMixin:
 
         Args:
             kwargs: as upstream, and FlashVID's fields that are to differ from the configuration's in this call
-                (`retention_ratio=0.2`; 1.0 is off).
+                (`retention_ratio=0.2`; 1.0 is off). An assistant model has settings of its own.
 
         Returns:
             As upstream; with `return_dict_in_generate=True` the output has a `report` of what was compressed.
@@ -46,10 +45,10 @@ class FlashVIDGenerationMixin:
         Raises:
             ValueError: before anything is encoded, if a setting is out of range, if placeholders and videos do not fit
                 together, or if the call asks for what a compressed prompt cannot do: a static, quantized or foreign
-                cache, a prefill in chunks.
+                cache, a prefill in chunks, an assistant without FlashVID, in the Qwen families a second video on the
+                cache of a first.
         """
-        overrides = {name: kwargs.pop(name) for name in CALL_FIELDS & kwargs.keys()}
-        settings = self.config.override(**overrides)
+        settings = self.model.find_settings(kwargs.get("mm_encoder_outputs") or {}, kwargs)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
         if settings.compresses:
             prompt = kwargs.get("inputs_embeds") if input_ids is None else input_ids
@@ -85,7 +84,26 @@ class FlashVIDGenerationMixin:
                 f"`cache_implementation` is {setting('cache_implementation')!r}: a compressed prompt can be cached by "
                 f"{', '.join(map(repr, _CACHE_IMPLEMENTATIONS))}. Choose one of them."
             )
-        check_cache(kwargs.get("past_key_values"))
+        cache = kwargs.get("past_key_values")
+        check_cache(cache)
+        if cache is not None and self.model.positions_need_grids and any(report.tokens for report in cache.reports):
+            raise ValueError(
+                "`past_key_values` holds a video and the call brings another: `generate` of transformers cannot place "
+                "it. Pass the whole conversation without a cache, or call the model itself with `position_ids`."
+            )
+        assistant = kwargs.get("assistant_model")
+        if hasattr(assistant, "get_video_features") and not hasattr(assistant.config, "retention_ratio"):
+            raise ValueError(
+                f"`assistant_model` is a `{type(assistant).__name__}`: it would be handed videos that are compressed. "
+                "Pass a FlashVID model of the family, or `retention_ratio=1.0` to run without compression."
+            )
+
+    def _get_candidate_generator(self, *args: Any, model_kwargs: dict[str, Any], **kwargs: Any):
+        # An assistant is called with these: it finds its own settings, and others than FlashVID's know none of them.
+        if kwargs.get("assistant_model") is not None:
+            private = {*_CALL_ARGUMENTS, "query_index"}
+            model_kwargs = {name: value for name, value in model_kwargs.items() if name not in private}
+        return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)
 
     def _check_placeholders(self, input_ids: torch.Tensor | None, model_kwargs: dict[str, Any]) -> None:
         cache = model_kwargs.get("past_key_values")
@@ -102,11 +120,19 @@ class FlashVIDGenerationMixin:
             config = self.config.get_text_config(decoder=True)
             model_kwargs["past_key_values"] = FlashVIDCache(config=config, offloading=cache.offloading)
 
-    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any):
+    def prepare_inputs_for_generation(
+        self,
+        *args: Any,
+        inputs_embeds: torch.Tensor | None = None,  # `generate` looks for the name before it takes embeddings
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ):
         # Encoded videos are in the cache after the first step; transformers 5.17 would hand them on in every step.
         if not is_first_iteration and kwargs.get("use_cache", True):
             kwargs.pop("mm_encoder_outputs", None)
-        return super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        return super().prepare_inputs_for_generation(
+            *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
 
     def has_videos(self, model_kwargs: dict[str, Any]) -> bool:
         """Whether the arguments of a call bring videos, as pixels or encoded."""

@@ -87,6 +87,10 @@ class FlashVIDModelMixin:
     encoder_inputs: ClassVar[dict[str, tuple[str, ...]]]
     # Of a repeated index, the released code of some families enters the last vector only (`released_repeats`).
     released_code_overwrites_repeats = False
+    # Whether upstream's `forward` takes `mm_encoder_outputs`.
+    upstream_takes_encoded = True
+    # Whether positions depend on the grids of all images and videos of a conversation.
+    positions_need_grids = False
     # What `run_language_model` returns: a class that has a field for everything that the language model returns.
     output_class: type[FlashVIDModelOutput] = FlashVIDModelOutput
 
@@ -124,8 +128,11 @@ class FlashVIDModelMixin:
         is_new = cache is None or not cache.get_seq_length()
         if has_videos and settings.compresses:
             check_cache(cache)
-        # Upstream encodes videos by the configuration, whatever the settings of the call.
-        if is_compressed(cache) or has_videos and (settings.compresses or self.config.compresses):
+        # Upstream encodes videos by the configuration, whatever the settings of the call; before transformers 5.18 the
+        # Qwen families do not look at what has been encoded.
+        is_own = has_videos and (settings.compresses or self.config.compresses)
+        is_own |= any(value is not None for value in encoded.values()) and not self.upstream_takes_encoded
+        if is_compressed(cache) or is_own:
             outputs = self._forward(inputs, encoded, settings, query_index, **kwargs)
         else:
             given = {name: value for name, value in inputs.items() if value is not None}
@@ -250,7 +257,11 @@ class FlashVIDModelMixin:
         Looks at the placeholders first: a mistake in the inputs should not cost a run of the vision tower.
         """
         for kind, mask in (("image", image_mask), ("video", video_mask)):
-            if encoded.get(kind) is not None or inputs[self.encoder_inputs[kind][0]] is None:
+            if encoded.get(kind) is not None:
+                if getattr(encoded[kind], "videos", None) is None:  # those of compressed videos are in their layouts
+                    check_placeholders(kind, mask, sum(map(len, encoded[kind].pooler_output)))
+                continue
+            if inputs[self.encoder_inputs[kind][0]] is None:
                 continue
             checked = self.check_placeholders(kind, mask, inputs)
             given = {name: inputs[name] for name in self.encoder_inputs[kind] if inputs[name] is not None}
@@ -339,6 +350,16 @@ class FlashVIDModelMixin:
             attention_mask: 2D mask of the whole sequence, earlier turns included, as the caller passed it.
             query_index: column of the whole sequence that ranks the video tokens; by default the last.
         """
+        if not prompt.videos and not is_compressed(cache):  # as upstream runs it, with the caller's mask and any cache
+            outputs = self.language_model(
+                inputs_embeds=inputs_embeds,
+                position_ids=position_ids,
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                use_cache=use_cache,
+                **kwargs,
+            )
+            return self.output_class(**outputs)
         config = self.config.get_text_config()
         if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
             raise ValueError(
@@ -457,7 +478,7 @@ def check_placeholders(kind: str, mask: torch.Tensor, expected: int) -> None:
     if found != expected:
         raise ValueError(
             f"`input_ids` has {found} {kind} placeholders: the {kind} inputs need exactly {expected}. Make both with "
-            "one call of the processor, and cut neither."
+            "one call of the processor, and cut neither; on a cache, pass only those of the new turn."
         )
 
 

@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
+from .cache_flashvid import is_compressed
 from .compression import CompressedVideo
 from .configuration_flashvid import CALL_FIELDS
 from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
@@ -140,8 +141,13 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         return VideoLayout(count(rows.placeholders, rows.num_placeholders), prunable & (not whole))
 
     def find_positions(self, prompt: Prompt, inputs: dict[str, Any]) -> torch.Tensor:
-        """Consecutive positions of the tokens that are left, as in the reference, whatever the caller's positions."""
+        """Consecutive positions of the tokens that are left, as in the reference, whatever the caller's positions.
+
+        Where nothing is compressed the caller's, as upstream.
+        """
         cache, mask = inputs["past_key_values"], inputs["attention_mask"]
+        if not prompt.videos and not is_compressed(cache):
+            return inputs["position_ids"]
         like = inputs["input_ids"] if inputs["inputs_embeds"] is None else inputs["inputs_embeds"][..., 0]
         num_new = prompt.num_columns if prompt.columns is None else prompt.columns.shape[1]
         num_cached = 0 if cache is None else cache.num_cached()
@@ -281,7 +287,8 @@ class FlashVIDLlavaOnevisionForConditionalGeneration(
         # and no list, where the videos of a prompt belong together.
         videos = model_kwargs.pop("pixel_values_videos", None)
         if videos is not None and expand_size > 1:
-            mask = self.model.placeholder_masks(input_ids, model_kwargs.get("inputs_embeds"))[1]
+            embeds = model_kwargs.get("inputs_embeds")  # beside them `input_ids` may be empty
+            mask = self.model.placeholder_masks(input_ids if embeds is None else None, embeds)[1]
             sizes = self.model.placeholder_counts("video", {"pixel_values_videos": videos})
             ends = torch.tensor(sizes).cumsum(0)
             of_prompt = torch.searchsorted(mask.sum(-1).cumsum(0).cpu(), ends).tolist()

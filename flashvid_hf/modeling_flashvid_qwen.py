@@ -4,6 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from transformers import GenerationMixin
 
 from .configuration_flashvid import CALL_FIELDS
 from .generation_flashvid import FlashVIDGenerationMixin
@@ -33,6 +34,8 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         "video": ("pixel_values_videos", "video_grid_thw"),
     }
     released_code_overwrites_repeats = True
+    positions_need_grids = True
+    upstream_takes_encoded = hasattr(GenerationMixin, "_expand_multimodal_outputs")  # both since transformers 5.18
     # Inputs of `forward` that upstream's `compute_3d_position_ids` takes.
     position_inputs: tuple[str, ...] = ("image_grid_thw", "video_grid_thw", "mm_token_type_ids")
 

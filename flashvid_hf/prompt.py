@@ -54,9 +54,12 @@ class Prompt:
 
     @classmethod
     def uncompressed(cls, num_columns: int, attention_mask: torch.Tensor | None) -> "Prompt":
-        """All columns of a call without videos. A single new column is never padding, so decoding asks nothing."""
+        """All columns of a call without videos. A single new column is never padding, so decoding asks nothing.
+
+        Masks that `generate` has prepared for a static cache are the language model's, and show no padding here.
+        """
         mask = None
-        if num_columns > 1 and attention_mask is not None:
+        if num_columns > 1 and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             mask = attention_mask[:, -num_columns:].bool()
             mask = None if bool(mask.all()) else mask
         return cls(num_columns, mask=mask)

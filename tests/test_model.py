@@ -1,4 +1,4 @@
-"""The models of all families: equal to upstream where nothing is compressed, and to themselves in every other form."""
+"""The models of all families: what they keep, and that every form of a call gives the same; see also `scenarios.py`."""
 
 import copy
 import math
@@ -8,7 +8,6 @@ import pytest
 import torch
 from families import FAMILIES, IMAGE, VIDEO
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache, StaticCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from flashvid_hf import FlashVIDCache
@@ -47,25 +46,6 @@ def assert_same(first, second):
     """Same tokens; logits equal within the rounding of another order of summation."""
     assert torch.equal(first.sequences, second.sequences)
     torch.testing.assert_close(logits(first), logits(second), atol=2e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("batch", [*BATCHES, *NO_VIDEO])
-def test_ratio_one_is_upstream(family, batch):
-    """Bit for bit for the Qwen families, within float32 rounding for the LLaVA families."""
-    family = family.as_upstream()
-    model = family.model(retention_ratio=1.0)
-    upstream = family.upstream(model)
-    inputs = family.inputs(*{**BATCHES, **NO_VIDEO}[batch])
-    with torch.no_grad():
-        theirs = family.upstream_inputs(upstream, inputs)
-        assert_equal(model(**inputs).logits, upstream(**theirs).logits, family.upstream_atol)
-    ours, theirs = generate(model, inputs), generate(upstream, theirs)
-    assert torch.equal(ours.sequences[:, -6:], theirs.sequences[:, -6:])
-    assert_equal(logits(ours), logits(theirs), family.upstream_atol)
-
-
-def assert_equal(ours, theirs, atol):
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("batch", NO_VIDEO)
@@ -257,45 +237,6 @@ def test_loss_refuses_part_of_the_logits(family):
         family.model()(**inputs, labels=inputs["input_ids"], logits_to_keep=1)
 
 
-def test_beams_sequences_and_candidates(family):
-    model = family.model()
-    inputs = family.inputs(*BATCHES["videos of different length"])
-    beams = generate(model, inputs, num_beams=3)
-    assert torch.equal(beams.sequences, generate(model, inputs, num_beams=3, use_cache=False).sequences)
-    several = generate(model, inputs, num_beams=3, num_return_sequences=2)
-    assert torch.equal(several.sequences[::2], beams.sequences)
-    of_prompts = family.inputs(*BATCHES["several videos in a prompt"])
-    beams = generate(model, of_prompts, num_beams=2)
-    assert torch.equal(beams.sequences, generate(model, of_prompts, num_beams=2, use_cache=False).sequences)
-    for row, prompt in enumerate(BATCHES["several videos in a prompt"]):
-        alone = generate(model, family.inputs(prompt, seed=row), num_beams=2)
-        assert torch.equal(alone.sequences[0, -6:], beams.sequences[row, -6:])
-    single = family.inputs(*BATCHES["one video"])
-    greedy = generate(model, single, max_new_tokens=12)
-    lookup = generate(model, single, max_new_tokens=12, prompt_lookup_num_tokens=3, max_matching_ngram_size=1)
-    assert torch.equal(greedy.sequences, lookup.sequences)
-
-
-def test_next_turn_on_the_returned_cache(family):
-    model = family.model()
-    inputs = family.inputs(*BATCHES["text beside videos"])
-    first = generate(model, inputs, max_new_tokens=6)
-    more = torch.arange(12).view(3, 4) + 20
-    ids = torch.cat([first.sequences, more], dim=1)
-    grown = ids.shape[1] - inputs["input_ids"].shape[1]
-    following = {
-        "input_ids": ids,
-        "attention_mask": torch.cat([inputs["attention_mask"], torch.ones(3, grown, dtype=torch.long)], 1),
-    }
-    if "mm_token_type_ids" in inputs:
-        types = inputs["mm_token_type_ids"]
-        following["mm_token_type_ids"] = torch.cat([types, torch.zeros(3, grown, dtype=torch.long)], 1)
-    second = generate(model, following, past_key_values=first.past_key_values)
-    with torch.no_grad():
-        whole = model(**{**inputs, **following}, query_index=inputs["input_ids"].shape[1] - 1)
-    torch.testing.assert_close(logits(second)[:, 0], whole.logits[:, -1], atol=2e-5, rtol=1e-5)
-
-
 def test_hidden_states_and_attentions_of_all_layers(family):
     model = family.model("eager")
     inputs = family.inputs(*BATCHES["one video"])
@@ -308,22 +249,6 @@ def test_hidden_states_and_attentions_of_all_layers(family):
     for attention in outputs.attentions:  # causal everywhere, every row a distribution
         assert attention.triu(1).abs().max() == 0
         torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention[..., 0]))
-
-
-def test_inputs_embeds_and_positional_input_ids(family):
-    model = family.model()
-    inputs = family.inputs(*BATCHES["one video"])
-    rest = {name: value for name, value in inputs.items() if name != "input_ids"}
-    with torch.no_grad():
-        expected = model(**inputs).logits
-        assert torch.equal(model(inputs["input_ids"], **rest).logits, expected)
-        positions = family.positions(model, inputs)
-        embeds = model.get_input_embeddings()(inputs["input_ids"])
-        torch.testing.assert_close(model(inputs_embeds=embeds, position_ids=positions, **rest).logits, expected)
-        without_mask = {name: value for name, value in inputs.items() if name != "attention_mask"}
-        torch.testing.assert_close(model(**without_mask).logits, expected)
-        as_tuple = model(**inputs, return_dict=False)
-        assert torch.equal(as_tuple[0], expected)
 
 
 def test_low_precision(family):
@@ -360,32 +285,6 @@ def test_a_video_that_its_budget_leaves_whole(family):
     torch.testing.assert_close(logits(outputs), logits(generate(family.upstream(model), inputs)), atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"cache_implementation": "static"}, "`cache_implementation` is 'static'"),
-        ({"cache_implementation": "quantized"}, "`cache_implementation` is 'quantized'"),
-        ({"prefill_chunk_size": 8}, "`prefill_chunk_size` is 8"),
-    ],
-)
-def test_unsupported_generation_is_refused_before_encoding(family, settings, message):
-    model = family.model()
-    family.remove_tower(model)  # encoding would fail differently
-    with pytest.raises(ValueError, match=message):
-        generate(model, family.inputs(*BATCHES["one video"]), **settings)
-
-
-def test_foreign_caches_are_refused_before_encoding(family):
-    model = family.model()
-    inputs = family.inputs(*BATCHES["one video"])
-    for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=99)):
-        family.remove_tower(model)  # encoding would fail differently
-        with pytest.raises(ValueError, match=f"`past_key_values` is a `{type(cache).__name__}`"):
-            generate(model, inputs, past_key_values=cache)
-        with pytest.raises(ValueError, match=f"`past_key_values` is a `{type(cache).__name__}`"):
-            model(**inputs, past_key_values=cache)
-
-
 def test_wrong_number_of_placeholders_is_refused_before_encoding(family):
     model = family.model()
     inputs = family.inputs(*BATCHES["one video"])
@@ -398,14 +297,6 @@ def test_wrong_number_of_placeholders_is_refused_before_encoding(family):
         for call in (lambda **kw: generate(model, kw), model):
             with pytest.raises(ValueError, match=f"`input_ids` has {found} video placeholders.*need exactly {count}"):
                 call(**{**inputs, "input_ids": ids})
-
-
-def test_sliding_window_layers_are_refused(family):
-    model = family.model()
-    model.config.text_config.sliding_window = 8
-    model.config.text_config.layer_types = ["full_attention"] * 5 + ["sliding_attention"]
-    with pytest.raises(ValueError, match="`layer_types`.*sliding"):
-        model(**family.inputs(*BATCHES["one video"]))
 
 
 def test_the_cache_can_be_cropped_reordered_and_reset(family):
