@@ -7,10 +7,12 @@ MODEL ?=
 VIDEO ?=
 FAMILY ?=
 ARGS ?=
+# For `make fuzz`.
+MINUTES ?= 10
 demo_options = $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(FAMILY),--family "$(FAMILY)")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest lint format clean env env-oldest
+.PHONY: help demo test test-oldest fuzz lint format clean env env-oldest
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,13 +21,16 @@ demo: env  ## Run scripts/demo.py (MODEL=, VIDEO=, FAMILY=, ARGS=)
 	.venv/bin/python scripts/demo.py $(strip $(demo_options) $(ARGS))
 
 # Two test processes, with one thread each: torch's threads would otherwise fight for the same cores.
-test test-oldest: export OMP_NUM_THREADS ?= 1
+test test-oldest fuzz: export OMP_NUM_THREADS ?= 1
 
 test: env  ## Run the tests with the newest supported versions (PYTEST_ARGS=)
 	.venv/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 
 test-oldest: env-oldest  ## Run the tests with the oldest supported transformers (PYTEST_ARGS=)
 	.venv-oldest/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+fuzz: env  ## Try random calls and damaged video files until the time is over (MINUTES=)
+	.venv/bin/python tests/fuzz.py --minutes $(MINUTES)
 
 lint: env  ## Check style, format and types
 	.venv/bin/ruff check .

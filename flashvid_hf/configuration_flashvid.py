@@ -171,18 +171,19 @@ def default_llm_retention_ratio(num_layers: int, pruning_layer: int, expansion: 
     With L layers, r solves expansion * (pruning_layer + r * (L - pruning_layer)) = L.
 
     Raises:
-        ValueError: not even r = 0 would do.
+        ValueError: no r above 0 does, to six digits.
     """
     if pruning_layer >= num_layers:
         return 1.0
     remaining = num_layers - expansion * pruning_layer
-    if remaining <= 0:
+    ratio = round(min(1.0, remaining / (expansion * (num_layers - pruning_layer))), 6)
+    if ratio <= 0:
         raise ValueError(
             f"`pruning_layer` is {pruning_layer} and `expansion` is {expansion}: with {num_layers} layers no pruning "
             f"keeps the average at `retention_ratio`. Choose a `pruning_layer` below {num_layers / expansion:g}, a "
             "smaller `expansion`, or set `llm_retention_ratio` yourself."
         )
-    return round(min(1.0, remaining / (expansion * (num_layers - pruning_layer))), 6)
+    return ratio
 
 
 __all__ = ["FlashVIDConfigMixin"]

@@ -76,7 +76,8 @@ def _read_pyav(path: str, choose: Choose) -> Decoded:
                 packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
                 is_intact = is_intact and not packet.is_corrupt
         expected, duration = stream.frames, (container.duration or 0) / 1e6  # microseconds
-        if len(packets) < expected or end + 1 < duration or not is_intact:
+        is_short = len(packets) < expected or end + 1 < duration or os.path.getsize(path) < _announced_size(path)
+        if is_short or not is_intact:
             found = f"{len(packets)} of {expected or '?'} packets, {end:.1f} of {duration:.1f} seconds"
             raise _DamagedVideo(f"it is damaged or cut short, found {found}")
         times = [time for time, _, is_hidden in packets if not is_hidden]
@@ -142,8 +143,11 @@ def _read_decord(path: str, choose: Choose) -> Decoded:
     # Not transformers' reader: its `get_batch` seeks, and misses by some frames in open-GOP video. One pass is exact.
     if _container(path) != "quicktime":
         raise ValueError("this decoder finds the right frames only in MP4 and QuickTime")
+    if any(kind == b"moof" for kind, _ in _boxes(path)):
+        raise ValueError("it is fragmented, and decord may lose its first frames")
     decord = importlib.import_module("decord")
-    reader = decord.VideoReader(path, ctx=decord.cpu(0))
+    # Without `fault_tol` decord puts a copy of the nearest frame in the place of one that it cannot decode.
+    reader = decord.VideoReader(path, ctx=decord.cpu(0), fault_tol=1e-9)
     if len(reader) and reader.get_frame_timestamp(0)[0] < 0:  # decord counts what the edit list discards
         raise ValueError("its edit list drops frames, which decord miscounts")
     fps = float(reader.get_avg_fps()) or None
@@ -171,6 +175,44 @@ def _container(path: str) -> str | None:
     if head[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return "quicktime"
     return "matroska" if head.startswith(b"\x1aE\xdf\xa3") else None
+
+
+def _boxes(path: str) -> Iterator[tuple[bytes, int]]:
+    """The kind of every box of an MP4 or QuickTime file, and where the file says that it ends."""
+    end = 0
+    with open(path, "rb") as file:
+        while len(head := file.read(16)) >= 8:
+            size = int.from_bytes(head[:4], "big")
+            size = int.from_bytes(head[8:], "big") if size == 1 else size
+            if size < 8:  # the last box may have size 0, up to the end of the file
+                return
+            end += size
+            yield head[4:8], end
+            file.seek(end)
+
+
+def _announced_size(path: str) -> int:
+    """The least bytes that a file has by its own headers; 0 where they do not say.
+
+    A header's duration shows only what is missing by seconds, and a frame count is not there in every container.
+    """
+    container = _container(path)
+    if container == "quicktime":
+        return max((end for kind, end in _boxes(path) if kind in (b"moov", b"moof", b"mdat")), default=0)
+    if container is None:
+        return 0
+    with open(path, "rb") as file:  # Matroska: a header element, and the segment that is all the rest
+        size = 0
+        for _ in range(2):
+            file.seek(size + 4, os.SEEK_CUR)  # what the element holds, and the name of the next one
+            first = file.read(1)
+            num_bytes = 9 - (first[0].bit_length() if first else 0)
+            if num_bytes == 9:
+                return 0
+            digits = 7 * num_bytes
+            size = int.from_bytes(first + file.read(num_bytes - 1), "big") & ((1 << digits) - 1)
+        is_known = size != (1 << digits) - 1  # all ones in a recording that was not finished
+        return file.tell() + size if is_known else 0
 
 
 BACKENDS: dict[str, Callable[[str, Choose], Decoded]] = {  # in the order in which they are tried

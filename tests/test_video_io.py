@@ -91,6 +91,9 @@ CLIPS = {
     "mp4, fragmented": dict(
         name="frag.mp4", options={"g": "10"}, container_options={"movflags": "frag_keyframe+empty_moov"}
     ),
+    "mp4, fragmented, B frames": dict(
+        name="frag_b.mp4", seed=0, options={"g": "8"}, container_options={"movflags": "frag_keyframe+empty_moov"}
+    ),
     "mp4, variable rate": dict(name="vfr.mp4", times=np.cumsum([0] + [20] * 20 + [200] * 19)),
     "mp4, starts at 2 s": dict(name="late.mp4", times=np.arange(40) * 40 + 2000, fps=25),
     "mp4, odd size": dict(name="odd.mp4", size=(97, 129), pix_fmt="yuv444p"),
@@ -104,10 +107,28 @@ CLIPS = {
     "AVI": dict(name="a.avi", num_frames=120, options={"g": "25"}),
     "FLV": dict(name="a.flv", num_frames=120, options={"g": "25"}),
     "raw H.264": dict(name="a.h264"),
+    "mp4, AV1": dict(
+        name="av1.mp4", codec="libsvtav1", options={"preset": "8", "crf": "10", "svtav1-params": "keyint=16"}
+    ),
+    "mp4, 10 bits": dict(name="ten.mp4", pix_fmt="yuv420p10le"),
+    "mp4, MPEG-4 part 2": dict(name="part2.mp4", codec="mpeg4", options={"q:v": "2"}),
+    "mov, ProRes": dict(name="prores.mov", codec="prores_ks", pix_fmt="yuv422p10le"),
+    "mkv, variable rate": dict(name="vfr.mkv", times=np.cumsum([0] + [20] * 20 + [200] * 19)),
+    "mkv, FFV1": dict(name="ffv1.mkv", codec="ffv1"),
+    "webm, VP9, odd size": dict(
+        name="vp9.webm",
+        size=(97, 129),
+        codec="libvpx-vp9",
+        options={"deadline": "realtime", "cpu-used": "8", "g": "15"},
+    ),
+    "AVI, Motion JPEG": dict(name="mjpeg.avi", codec="mjpeg", pix_fmt="yuvj420p"),
+    "WMV": dict(name="a.wmv", codec="wmv2"),
+    "GIF": dict(name="a.gif", codec="gif", pix_fmt="rgb8", fps=25),
     "one frame": dict(name="one.mp4", num_frames=1),
     "two frames": dict(name="two.mp4", num_frames=2),
 }
 INDEXED = ["mp4", "mov", "mkv", "webm", "one", "two"]  # containers in which every backend finds its frames
+DECORD_REFUSES = ["mkv", "webm", "mp4, fragmented", "mp4, AV1"]
 
 
 @pytest.fixture(scope="session")
@@ -195,14 +216,16 @@ def test_backends_give_the_same_frames_or_refuse(clip, key, backend):
     try:
         result = read_video(clip(key), num_frames=9, backend=backend)
     except ValueError as error:
-        exact = INDEXED if backend != "decord" else [key for key in INDEXED if key not in ("mkv", "webm")]
-        assert not key.startswith(tuple(exact)), error
+        refused = DECORD_REFUSES if backend == "decord" else []
+        assert not key.startswith(tuple(INDEXED)) or key.startswith(tuple(refused)), error
         return
     assert numbers_of(result.frames) == result.metadata.frames_indices
     if key not in ("MPEG-PS", "MPEG-TS"):  # OpenCV derives these counts from the size of the file
         assert result.metadata.frames_indices == expected.metadata.frames_indices
         difference = np.abs(result.frames.astype(int) - expected.frames)
-        assert difference.max() <= PIXEL_TOLERANCE, f"{difference.max()=}, {difference.mean()=}"
+        # Colours of 10 bits differ by more where they change: old and new builds of FFmpeg do not enlarge them alike.
+        worst = difference.mean() if "10 bits" in key else difference.max()
+        assert worst <= PIXEL_TOLERANCE, f"{difference.max()=}, {difference.mean()=}"
     assert result.metadata.video_backend == backend
 
 
@@ -239,19 +262,69 @@ def test_default_is_up_to_32_frames(clip):
     assert numbers_of(read_video(clip("two frames")).frames) == [0, 1]
 
 
-def test_rotation_is_applied(clip, backend, tmp_path):
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_rotation_is_applied(clip, backend, tmp_path, quarters):
     upright = read_video(clip("mp4"), num_frames=3, backend=backend)
     content = bytearray(clip("mp4").read_bytes())
     header = content.find(b"tkhd")
     matrix = header + 4 + 4 + 20 + 8 + 8  # version and flags; times and duration; reserved; layer, group, volume
-    turn = (0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)  # a quarter turn clockwise
+    cos, sin = [(0, 1), (-1, 0), (0, -1)][quarters - 1]  # clockwise
+    turn = (cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
     content[matrix : matrix + 36] = struct.pack(">9i", *turn)
     path = tmp_path / "turned.mp4"
     path.write_bytes(content)
     turned = read_video(path, num_frames=3, backend=backend)
-    assert turned.frames.shape == (3, 128, 96, 3)
-    assert (turned.metadata.height, turned.metadata.width) == (128, 96)
-    np.testing.assert_allclose(turned.frames, np.rot90(upright.frames, -1, axes=(1, 2)), atol=PIXEL_TOLERANCE)
+    assert turned.frames.shape == ((3, 96, 128, 3) if quarters == 2 else (3, 128, 96, 3))
+    assert (turned.metadata.height, turned.metadata.width) == turned.frames.shape[1:3]
+    np.testing.assert_allclose(turned.frames, np.rot90(upright.frames, -quarters, axes=(1, 2)), atol=PIXEL_TOLERANCE)
+
+
+def add_sound(source, target, seconds):
+    """A copy of a clip with silence beside it."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = old.streams.video[0]
+        copy, sound = new.add_stream_from_template(stream), new.add_stream("aac", rate=44100)
+        for packet in old.demux(stream):
+            if packet.size:
+                packet.stream = copy
+                new.mux(packet)
+        for block in range(round(seconds * 44100 / 1024)):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.rate, frame.pts = 44100, block * 1024
+            new.mux(sound.encode(frame))
+        new.mux(sound.encode())
+    return target
+
+
+@pytest.mark.parametrize("key", ["mp4", "mkv", "MPEG-TS", "mp4, variable rate"])
+@pytest.mark.parametrize("seconds", [0.5, 12])
+def test_sound_changes_nothing(clip, tmp_path, key, seconds):
+    """Also where it ends before the pictures, or goes on after them."""
+    path = add_sound(clip(key), tmp_path / f"sound{clip(key).suffix}", seconds)
+    for backend in (None, "pyav"):
+        silent, result = (read_video(file, num_frames=9, backend=backend) for file in (clip(key), path))
+        np.testing.assert_array_equal(result.frames, silent.frames)
+        assert result.metadata == silent.metadata
+
+
+@pytest.mark.parametrize("name", ["long.mp4", "long.mkv", "long.ts"])
+def test_thousands_of_frames(tmp_path, name):
+    path = write_clip(tmp_path / name, num_frames=4000, size=(32, 32), options={"preset": "ultrafast", "g": "50"})
+    result = read_video(path)
+    assert result.metadata.total_num_frames == 4000 and result.metadata.fps == 24
+    assert result.metadata.frames_indices == np.linspace(0, 3999, 32).round().astype(int).tolist()
+    assert numbers_of(result.frames) == [index % 2**BITS for index in result.metadata.frames_indices]
+    assert result.metadata.timestamps == pytest.approx([index / 24 for index in result.metadata.frames_indices])
+
+
+@pytest.mark.parametrize("key", ["mp4", "mkv", "MPEG-TS", "AVI", "WMV", "webm"])
+def test_the_content_counts_and_not_the_extension(clip, tmp_path, key):
+    for extension in (".mp4", ".mkv", ".avi", ".txt", ".jpg", ""):
+        path = tmp_path / f"clip{extension}"
+        path.write_bytes(clip(key).read_bytes())
+        result = read_video(path, num_frames=9)
+        assert numbers_of(result.frames) == result.metadata.frames_indices
+        assert result.metadata.total_num_frames == CLIPS[key].get("num_frames", 40)
 
 
 def test_frames_that_an_edit_list_hides_do_not_count(clip, backend, tmp_path):
@@ -375,6 +448,8 @@ def test_failed_downloads_name_url_and_reason(no_proxy, monkeypatch):
                 release.set()
     with pytest.raises(ValueError, match="clip.mp4' cannot be downloaded: .*refused"):
         read_video(url)
+    with pytest.raises(ValueError, match=r"'http://no-such-host\.invalid/a\.mp4' cannot be downloaded: ."):
+        read_video("http://no-such-host.invalid/a.mp4")
     with pytest.raises(ValueError, match="'data:video/mp4' cannot be downloaded"):
         read_video("data:video/mp4")
     with pytest.raises(ValueError, match="data:text/html,<p>no video</p>' cannot be read"):
@@ -563,6 +638,25 @@ def test_missing_backend_says_how_to_install_it(clip, monkeypatch):
 def test_unreadable_files(damaged, name, reason):
     with pytest.raises(ValueError, match=f"(?s){reason}"):
         read_video(damaged / name)
+
+
+@pytest.mark.parametrize("key", ["mp4", "mp4, fragmented", "mkv", "webm"])
+def test_every_cut_is_noticed(clip, tmp_path, key):
+    """Also of less than a second, and of a file that does not say how many frames it has."""
+    whole = read_video(clip(key), num_frames=40)
+    content = clip(key).read_bytes()
+    path = tmp_path / clip(key).name
+    for part in np.linspace(0.05, 0.999, 40):
+        path.write_bytes(content[: int(part * len(content))])
+        try:
+            result = read_video(path, num_frames=40)
+        except ValueError as error:
+            assert str(path) in str(error)
+            continue
+        total = result.metadata.total_num_frames
+        # Between two fragments, of ten frames each, a file may end: such a recording was stopped, not cut.
+        assert total == 40 or (key == "mp4, fragmented" and total % 10 == 0)
+        np.testing.assert_array_equal(result.frames, whole.frames[:total])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""Runs the properties of `test_fuzz.py` in turns, on new random examples each time, until the time is over.
+
+    make fuzz MINUTES=10
+
+A property that fails is not run again; its example is printed, and the command that finds it again.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+FILE = Path(__file__).with_name("test_fuzz.py")
+
+
+class Collected:
+    """A plugin that notes what pytest found: the names of the properties."""
+
+    def pytest_collection_finish(self, session):
+        self.names = [item.nodeid for item in session.items]
+
+
+def run(names, *options, plugin=None):
+    """pytest's exit status and what it printed."""
+    root = FILE.parents[1]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        nodes = [str(root / name) for name in names]
+        status = pytest.main(
+            [*nodes, f"--rootdir={root}", "-q", "-p", "no:cacheprovider", *options], [plugin or object()]
+        )
+    return int(status), output.getvalue()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("-k", default="", help="only properties whose name fits, as in pytest")
+    args = parser.parse_args()
+    os.environ["FLASHVID_FUZZ"] = "1"  # random examples instead of the same ones each time
+    collected = Collected()
+    status, output = run([f"tests/{FILE.name}"], "--collect-only", "-k", args.k, plugin=collected)
+    if status:
+        sys.exit(output)
+    start, runs, failed = time.monotonic(), 0, []
+    while (names := [name for name in collected.names if name not in failed]) and not is_over(start, args.minutes):
+        for name in names:
+            if is_over(start, args.minutes):
+                break
+            seed = random.randrange(2**32)
+            status, output = run([name], f"--hypothesis-seed={seed}", "--show-capture=no", "--tb=short")
+            runs += 1
+            minutes = (time.monotonic() - start) / 60
+            print(f"{minutes:5.1f} of {args.minutes:g} min  {'FAILED' if status else 'passed'}  {name}", flush=True)
+            if status:
+                failed.append(name)
+                print(output)
+                print(
+                    f"Again with: FLASHVID_FUZZ=1 {sys.executable} -m pytest '{name}' --hypothesis-seed={seed}",
+                    flush=True,
+                )
+    print(f"{runs} runs of {len(collected.names)} properties, {len(failed)} failed")
+    sys.exit(1 if failed else 0)
+
+
+def is_over(start, minutes):
+    return time.monotonic() - start >= 60 * minutes
+
+
+if __name__ == "__main__":
+    main()
