@@ -4,9 +4,10 @@
     processor(text=..., videos=[clip.frames], video_metadata=[clip.metadata], do_sample_frames=False)
 
 What always holds: the frames are those that `metadata.frames_indices` names, or an error says why not; what the decoder
-notices to be damaged or cut short is an error. PyAV comes first: it lets each frame's timestamp and damage flag be
-checked. After a seek, decord and torchcodec return neighbouring frames in MPEG-TS, MPEG-PS and AVI (decord also in
-open-GOP video, which x265 writes by default), and OpenCV trusts the frame count in the header.
+notices to be damaged or cut short is an error. decord comes first where it is exact: in MP4 and QuickTime, in one pass
+from the start. After a seek, decord and torchcodec return neighbouring frames in MPEG-TS, MPEG-PS and AVI (decord also in
+open-GOP video, which x265 writes by default), and OpenCV trusts the frame count in the header. PyAV is the strictest: it
+lets each frame's timestamp and damage flag be checked.
 
 A frame's time is index / fps, as in transformers: exact for a constant frame rate, based on the mean rate otherwise.
 """
