@@ -6,7 +6,7 @@
 What always holds: the frames are those that `metadata.frames_indices` names, or an error says why not; what the decoder
 notices to be damaged or cut short is an error. decord comes first where it is exact: in MP4 and QuickTime, in one pass
 from the start. After a seek, decord and torchcodec return neighbouring frames in MPEG-TS, MPEG-PS and AVI (decord also
-in open-GOP video, which x265 writes by default), and OpenCV trusts the frame count in the header. PyAV is the strictest:
+in open-GOP video, which x265 writes by default), and OpenCV trusts the frame count in the header. PyAV is strictest:
 it lets each frame's timestamp and damage flag be checked.
 
 A frame's time is index / fps, as in transformers: exact for a constant frame rate, based on the mean rate otherwise.
