@@ -35,10 +35,8 @@ class FlashVIDLlavaOnevisionConfig(FlashVIDConfigMixin, LlavaOnevisionConfig):
     @classmethod
     def accepts(cls, config_dict: dict[str, Any]) -> bool:
         if is_original(config_dict):
-            return original_layout(config_dict) == {
-                "mm_spatial_pool_mode": "bilinear",
-                "mm_newline_position": "one_token",
-            }
+            layout = original_layout(config_dict)
+            return all(getattr(cls, name) == value for name, value in layout.items())
         return super().accepts(config_dict)
 
     @classmethod

@@ -60,11 +60,7 @@ class FlashVIDGenerationMixin:
         reports: list[CompressionReport] = []
         outputs = super().generate(inputs, generation_config, *args, **kwargs, settings=settings, reports=reports)
         if isinstance(outputs, ModelOutput):
-            outputs.report = (
-                reports[0]
-                if reports
-                else CompressionReport.uncompressed(torch.zeros(len(outputs.sequences), dtype=torch.long), ())
-            )
+            outputs.report = reports[0] if reports else CompressionReport.without_videos(len(outputs.sequences))
         return outputs
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:

@@ -153,18 +153,22 @@ class FlashVIDModelMixin:
         Raises:
             ValueError: a field is outside of its range, or the videos have been encoded with other settings.
         """
-        overrides = {name: kwargs.pop(name) for name in CALL_FIELDS & kwargs.keys()}
-        settings = kwargs.pop("settings", None)
         carried = getattr(encoded.get("video"), "settings", None)
         if carried is None:
-            return (settings or self.config).override(**overrides)
-        if overrides:
-            name, value = next(iter(overrides.items()))
+            return self.take_settings(kwargs.pop("settings", None), kwargs)
+        kwargs.pop("settings", None)
+        for name in sorted(CALL_FIELDS & kwargs.keys()):
+            value = kwargs[name]
             raise ValueError(
                 f"`{name}` is {value!r} and `mm_encoder_outputs` has videos: they were compressed when they were "
                 "encoded. Give the settings to `get_video_features`, or pass the pixels."
             )
         return carried
+
+    def take_settings(self, settings: Any, kwargs: dict[str, Any]) -> Any:
+        """`settings`, or the configuration, with single fields that are taken out of keyword arguments."""
+        overrides = {name: kwargs.pop(name) for name in CALL_FIELDS & kwargs.keys()}
+        return (settings or self.config).override(**overrides)
 
     def _forward(
         self,
@@ -178,11 +182,13 @@ class FlashVIDModelMixin:
         input_ids, inputs_embeds = inputs["input_ids"], inputs["inputs_embeds"]
         attention_mask = inputs["attention_mask"]
         image_mask, video_mask = self.placeholder_masks(input_ids, inputs_embeds)
+        comes_encoded = encoded.get("video") is not None  # pixels are checked before they are encoded
         self.encode(inputs, encoded, settings, image_mask, video_mask)
         videos = getattr(encoded.get("video"), "videos", None)
         if videos:
             layouts = tuple(self.lay_out(video, settings) for video in videos)
-            check_placeholders("video", video_mask, sum(len(layout.counts) for layout in layouts))
+            if comes_encoded:
+                check_placeholders("video", video_mask, sum(len(layout.counts) for layout in layouts))
             dropped = self.dropped_columns(input_ids, settings)
             prompt = Prompt.compressed(video_mask, videos, layouts, attention_mask, dropped)
         else:

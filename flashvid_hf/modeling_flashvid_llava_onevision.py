@@ -12,7 +12,6 @@ from transformers.utils import can_return_tuple
 
 from .cache_flashvid import is_compressed
 from .compression import CompressedVideo
-from .configuration_flashvid import CALL_FIELDS
 from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
 from .generation_flashvid import FlashVIDGenerationMixin
 from .hub import FlashVIDPreTrainedMixin
@@ -22,7 +21,6 @@ from .modeling_flashvid import (
     FlashVIDModelMixin,
     FlashVIDModelOutput,
     FlashVIDVideoOutput,
-    check_placeholders,
     past_masks,
 )
 from .newlines import Rows, count_rows, lay_out_rows, pooled_side
@@ -100,8 +98,7 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         Raises:
             ValueError: the layer has no attention, or does not exist; a video has another number of dimensions.
         """
-        overrides = {name: kwargs.pop(name) for name in CALL_FIELDS & kwargs.keys()}
-        settings = (settings or self.config).override(**overrides)
+        settings = self.take_settings(settings, kwargs)
         return_dict = kwargs.pop("return_dict", None)
         _check_videos(pixel_values_videos)
         layers = self._feature_layers(vision_feature_layer)
@@ -194,7 +191,6 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         names = {name for given in self.encoder_inputs.values() for name in given} | {"mm_encoder_outputs"}
         self.encode({name: inputs.pop(name, None) for name in names}, encoded, self.config, *masks)
         prompt = Prompt(masks[0].shape[1])
-        check_placeholders("video", masks[1], sum(map(len, encoded["video"].pooler_output)))
         embeddings = self.embed_prompt(prompt, input_ids, inputs_embeds, *masks, encoded)
         return super().forward(inputs_embeds=embeddings, **inputs)
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from transformers import GenerationMixin
 
-from .configuration_flashvid import CALL_FIELDS
 from .generation_flashvid import FlashVIDGenerationMixin
 from .modeling_flashvid import FlashVIDModelMixin, FlashVIDVideoOutput
 from .prompt import Prompt
@@ -62,8 +61,7 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
             settings: a configuration whose settings of the compression apply in place of the model's.
             kwargs: single fields of it (`retention_ratio=0.2`), and what upstream takes.
         """
-        overrides = {name: kwargs.pop(name) for name in CALL_FIELDS & kwargs.keys()}
-        settings = (settings or self.config).override(**overrides)
+        settings = self.take_settings(settings, kwargs)
         return_dict = kwargs.pop("return_dict", None)
         if not settings.compresses:
             outputs = super().get_video_features(pixel_values_videos, video_grid_thw, return_dict=True, **kwargs)

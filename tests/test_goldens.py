@@ -508,7 +508,7 @@ class LlavaCase(Case):
 
     def check_positions(self, position_ids: torch.Tensor) -> None:
         length = self.result["seq_len_lm"] if self.compresses else self.prompt_length
-        if position_ids is not None:
+        if self.compresses or position_ids is not None:  # upstream's `forward` leaves them to the language model
             assert torch.equal(position_ids, torch.arange(length)[None])
 
     def check_decoding(self, position_ids: torch.Tensor, cache) -> None:

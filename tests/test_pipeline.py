@@ -493,9 +493,9 @@ def test_counts_follow_the_settings(folder, files, pipe, setting):
 def test_settings_and_counts_of_a_call(pipe, files, answer):
     ((without,), (expected,)) = pipe(files.clip, text=QUESTION, use_cache=False, **GREEDY), answer()
     assert without == expected
-    ((off,),) = (pipe(files.clip, text=QUESTION, retention_ratio=1.0, **GREEDY),)
+    (off,) = pipe(files.clip, text=QUESTION, retention_ratio=1.0, **GREEDY)
     assert off["video_tokens"] == {"total": 24, "entered": 24, "remained": 24}
-    ((half,),) = (pipe(files.clip, text=QUESTION, retention_ratio=0.5, **GREEDY),)
+    (half,) = pipe(files.clip, text=QUESTION, retention_ratio=0.5, **GREEDY)
     assert half["video_tokens"]["entered"] == 4 * math.ceil(6 * 0.5 * 1.25) > expected["video_tokens"]["entered"]
     assert answer()[0] == expected
 
