@@ -49,4 +49,4 @@ env:
 	@$(PYTHON) scripts/setup_env.py
 
 env-oldest:
-	@$(PYTHON) scripts/setup_env.py --venv .venv-oldest --constraints constraints-oldest.txt --extras test
+	@$(PYTHON) scripts/setup_env.py --venv .venv-oldest --constraints constraints-oldest.txt --extras test,bench

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make the virtual environment in which the tests, the linters and the demo run.
 
-    python3 scripts/setup_env.py [--venv .venv] [--constraints constraints.txt] [--extras test,dev]
+    python3 scripts/setup_env.py [--venv .venv] [--constraints constraints.txt] [--extras test,dev,bench]
 
 Installs the project in editable mode with the tested versions of everything. A second run returns at once as long as
 `pyproject.toml`, the constraints, this script and the interpreter are the same. Needs Python's standard library only.
@@ -139,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="the environment's folder (default: .venv)")
     parser.add_argument("--constraints", type=Path, default=ROOT / "constraints.txt", help="default: constraints.txt")
-    parser.add_argument("--extras", default="test,dev", help="the project's extras, comma-separated (%(default)s)")
+    parser.add_argument("--extras", default="test,dev,bench", help="the project's extras, comma-separated (%(default)s)")
     options = parser.parse_args()
     if sys.version_info < (3, 11):
         parser.error(
