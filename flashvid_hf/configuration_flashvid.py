@@ -22,6 +22,8 @@ class FlashVIDConfigMixin:
             at least 1; from the number of layers on nothing is pruned. Default: near `pruning_depth` of the depth.
         llm_retention_ratio: the part that it sees; above 0, at most 1, which is no pruning. Default: what makes
             `retention_ratio` the average over all layers.
+        vision_chunk_size: frames (for Qwen: temporal grids, of two frames each) of compressed videos that the vision
+            tower encodes at once; `None` for all. Bounds memory: the features are the same up to rounding.
 
     Raises:
         ValueError: a field is outside of its range.
@@ -52,6 +54,7 @@ class FlashVIDConfigMixin:
     behavior: Any = "paper"
     pruning_layer: Any = None
     llm_retention_ratio: Any = None
+    vision_chunk_size: Any = 32
 
     get_text_config: ClassVar[Any]  # of upstream's configuration
 
@@ -91,6 +94,8 @@ class FlashVIDConfigMixin:
         self.compression  # noqa: B018 -- validates on construction
         check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
         check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
+        if self.vision_chunk_size is not None:
+            check_number("vision_chunk_size", self.vision_chunk_size, least=1, integer=True)
 
     def override(self, **overrides: Any) -> Any:
         """This configuration with other settings, validated; itself if there are none. Other parts are shared.

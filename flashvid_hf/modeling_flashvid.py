@@ -20,6 +20,7 @@ from .prompt import Prompt, VideoLayout, count
 from .pruning import PRUNING, TokenPruning, UpperLayers, install_pruning, join_masks
 from .released import released_repeats
 from .report import CompressionReport
+from .stopwatch import Stopwatch
 
 
 @dataclass
@@ -29,13 +30,16 @@ class FlashVIDVideoOutput(BaseModelOutputWithPooling):
     Args:
         pooler_output: the rows of every video that enter the language model, with shape (rows, D) each: its kept
             tokens, and in some families newlines.
+        last_hidden_state: patches of the vision tower; `None` for compressed videos, which it need not hold at once.
         videos: how each video was compressed; `None` if none was.
         settings: the configuration that they were encoded with.
+        stopwatch: how long encoding and compression took; `None` if no video was compressed.
         deepstack_features: for each level, rows of every video's kept tokens; only of families that have them.
     """
 
     videos: tuple[CompressedVideo, ...] | None = None
     settings: Any = None
+    stopwatch: Stopwatch | None = None
     deepstack_features: list[tuple[torch.Tensor, ...]] | None = None
 
 
@@ -202,6 +206,7 @@ class FlashVIDModelMixin:
             cache=inputs["past_key_values"],
             use_cache=inputs["use_cache"],
             query_index=query_index,
+            stopwatch=Stopwatch(getattr(encoded.get("video"), "stopwatch", None)),
             **self.language_model_inputs(prompt, image_mask, video_mask, encoded),
             **kwargs,
         )
@@ -280,20 +285,19 @@ class FlashVIDModelMixin:
 
     def compress_videos(
         self,
-        outputs: BaseModelOutputWithPooling,
         features: list[torch.Tensor],
         attention: list[torch.Tensor],
         settings: Any,
+        stopwatch: Stopwatch,
     ) -> FlashVIDVideoOutput:
         """Compress the features (T, N, D) of each video by the attention (T, N) that its tokens receive."""
         compression = settings.compression
-        videos = tuple(compress_video(*video, compression) for video in zip(features, attention, strict=True))
+        with stopwatch.stage("compression", features[0].device):
+            videos = tuple(compress_video(*video, compression) for video in zip(features, attention, strict=True))
         tokens = tuple(video.tokens for video in videos)
         if settings.behavior == "released" and self.released_code_overwrites_repeats:
             tokens = tuple(released_repeats(video.tokens, video.indices) for video in videos)
-        return FlashVIDVideoOutput(
-            last_hidden_state=outputs.last_hidden_state, pooler_output=tokens, videos=videos, settings=settings
-        )
+        return FlashVIDVideoOutput(pooler_output=tokens, videos=videos, settings=settings, stopwatch=stopwatch)
 
     def placeholder_masks(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
@@ -347,6 +351,7 @@ class FlashVIDModelMixin:
         cache: FlashVIDCache | None,
         use_cache: bool,
         query_index: int | torch.Tensor | None,
+        stopwatch: Stopwatch,
         **kwargs: Any,
     ) -> FlashVIDModelOutput:
         """Run the language model on the columns that entered, prune inside it, and account for both in the cache.
@@ -355,6 +360,7 @@ class FlashVIDModelMixin:
             inputs_embeds: of the columns that entered, with shape (B, M, D); `position_ids` (..., B, M) likewise.
             attention_mask: 2D mask of the whole sequence, earlier turns included, as the caller passed it.
             query_index: column of the whole sequence that ranks the video tokens; by default the last.
+            stopwatch: what takes the time of the language model.
         """
         if not prompt.videos and not is_compressed(cache):  # as upstream runs it, with the caller's mask and any cache
             outputs = self.language_model(
@@ -400,14 +406,15 @@ class FlashVIDModelMixin:
         if upper is not None:
             kwargs[PRUNING] = upper
 
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            position_ids=position_ids,
-            attention_mask=lower_mask,
-            past_key_values=cache,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        with stopwatch.stage("prefill", inputs_embeds.device):
+            outputs = self.language_model(
+                inputs_embeds=inputs_embeds,
+                position_ids=position_ids,
+                attention_mask=lower_mask,
+                past_key_values=cache,
+                use_cache=use_cache,
+                **kwargs,
+            )
 
         token_index = report = None
         if prompt.videos:
@@ -418,7 +425,7 @@ class FlashVIDModelMixin:
             if mask is not None:
                 padding = ~mask.to(token_index.device)
                 token_index, video_index = (index.masked_fill(padding, -1) for index in (token_index, video_index))
-            report = prompt.report(video_index)
+            report = prompt.report(video_index, stopwatch)
         if cache is not None:
             cache.account(
                 lower_mask=lower_mask,

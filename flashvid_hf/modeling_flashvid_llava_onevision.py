@@ -27,6 +27,7 @@ from .newlines import Rows, count_rows, lay_out_rows, pooled_side
 from .original_llava import ORIGINAL_KEY_MAPPING
 from .prompt import Prompt, VideoLayout, count
 from .pruning import join_masks
+from .stopwatch import Stopwatch
 from .vision_attention import RECORD, VisionRecord, install_layer_recording
 
 # Names in the checkpoints of llava-hf and what they are called in the model since transformers 4.52, and those of the
@@ -102,21 +103,29 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         return_dict = kwargs.pop("return_dict", None)
         _check_videos(pixel_values_videos)
         layers = self._feature_layers(vision_feature_layer)
-        record = VisionRecord(layers[-1].self_attn if settings.compresses else None, layers)
-        outputs = self.vision_tower(torch.cat(tuple(pixel_values_videos)), **{RECORD: record}, **kwargs)
-        features = torch.cat([record.hidden_states[layer] for layer in layers], dim=-1)
-        attention = record.received
         strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
         first = 1 if strategy == "default" else 0
         num_frames = [len(video) for video in pixel_values_videos]
-        pooled = self.apply_pooling(self.multi_modal_projector(features[:, first:])).split(num_frames)
-        if attention is not None:
-            attention = attention.view(features.shape[:2])[:, first:, None]
-            scores = [score[..., 0] for score in self.apply_pooling(attention).split(num_frames)]
-            video_output = self.compress_videos(outputs, list(pooled), scores, settings)
+        frames = pixel_values_videos[0] if len(num_frames) == 1 else torch.cat(tuple(pixel_values_videos))
+        size = settings.vision_chunk_size if settings.compresses else None
+        features, attention = [], []  # of every chunk
+        stopwatch = Stopwatch()
+        with stopwatch.stage("vision", frames.device):
+            for chunk in frames.split(size or len(frames)):
+                record = VisionRecord(layers[-1].self_attn if settings.compresses else None, layers)
+                outputs = self.vision_tower(chunk, **{RECORD: record}, **kwargs)
+                hidden_states = torch.cat([record.hidden_states[layer] for layer in layers], dim=-1)[:, first:]
+                features.append(self.apply_pooling(self.multi_modal_projector(hidden_states)))
+                if record.received is not None:
+                    received = record.received.view(len(chunk), -1)[:, first:, None]
+                    attention.append(self.apply_pooling(received)[..., 0])
+        videos = (features[0] if len(features) == 1 else torch.cat(features)).split(num_frames)
+        if settings.compresses:
+            scores = torch.cat(attention).split(num_frames)
+            video_output = self.compress_videos(list(videos), list(scores), settings, stopwatch)
             indices = [video.indices for video in video_output.videos]
         else:
-            tokens = tuple(video.flatten(0, 1) for video in pooled)
+            tokens = tuple(video.flatten(0, 1) for video in videos)
             video_output = FlashVIDVideoOutput(
                 last_hidden_state=outputs.last_hidden_state, pooler_output=tokens, settings=settings
             )

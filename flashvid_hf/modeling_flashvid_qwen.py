@@ -1,6 +1,8 @@
 """What the Qwen families share: packed frames in the vision tower, three-axis positions."""
 
+import math
 from dataclasses import fields
+from itertools import chain
 from typing import Any
 
 import torch
@@ -9,7 +11,9 @@ from transformers import GenerationMixin
 from .generation_flashvid import FlashVIDGenerationMixin
 from .modeling_flashvid import FlashVIDModelMixin, FlashVIDVideoOutput
 from .prompt import Prompt
+from .stopwatch import Stopwatch
 from .vision_attention import RECORD, VisionRecord, install_packed_recording
+from .vision_chunks import join_pieces, split_frames
 
 
 class FlashVIDQwenGenerationMixin(FlashVIDGenerationMixin):
@@ -60,6 +64,9 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
             video_grid_thw: temporal grids, height and width in patches of every video, with shape (V, 3).
             settings: a configuration whose settings of the compression apply in place of the model's.
             kwargs: single fields of it (`retention_ratio=0.2`), and what upstream takes.
+
+        Raises:
+            ValueError: a tensor of upstream's keyword arguments belongs to more frames than are encoded at once.
         """
         settings = self.take_settings(settings, kwargs)
         return_dict = kwargs.pop("return_dict", None)
@@ -68,18 +75,52 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
             known = {field.name for field in fields(FlashVIDVideoOutput)} & outputs.keys()
             outputs = FlashVIDVideoOutput(**{name: outputs[name] for name in known}, settings=settings)
             return outputs if return_dict is not False else outputs.to_tuple()
-        record = VisionRecord(self.visual.blocks[-1].attn)
-        outputs = super().get_video_features(
-            pixel_values_videos, video_grid_thw, return_dict=True, **{RECORD: record}, **kwargs
+        stopwatch = Stopwatch()
+        with stopwatch.stage("vision", pixel_values_videos.device):
+            features, attention, *levels = self._encode_chunks(pixel_values_videos, video_grid_thw, settings, **kwargs)
+        num_frames = video_grid_thw[:, 0].tolist()
+        features, attention = (
+            [rows.unflatten(0, (frames, -1)) for rows, frames in zip(of_videos, num_frames, strict=True)]
+            for of_videos in (features, attention)
         )
-        # The attention of a token is the mean over the patches that the merger joins.
-        attention = record.received.view(-1, self.visual.spatial_merge_unit).mean(-1)
-        attention = self.restore_order(attention, video_grid_thw).split([len(f) for f in outputs.pooler_output])
-        frames = video_grid_thw[:, 0].tolist()
-        features = [f.view(t, -1, f.shape[-1]) for f, t in zip(outputs.pooler_output, frames, strict=True)]
-        scores = [a.view(t, -1) for a, t in zip(attention, frames, strict=True)]
-        compressed = self.compress_videos(outputs, features, scores, settings)
+        compressed = self.compress_videos(features, attention, settings, stopwatch)
+        # Deepstack features are not merged: a kept token takes those of its own place.
+        compressed.deepstack_features = [
+            tuple(rows[video.indices.to(rows.device)] for rows, video in zip(level, compressed.videos, strict=True))
+            for level in levels
+        ] or None
         return compressed if return_dict is not False else compressed.to_tuple()
+
+    def _encode_chunks(
+        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor, settings: Any, **kwargs: Any
+    ) -> list[list[torch.Tensor]]:
+        """Features (T * N, D) of every video, the attention (T * N,) that they receive, and their deepstack levels."""
+        grids = video_grid_thw.tolist()
+        chunks = split_frames([frames for frames, _, _ in grids], settings.vision_chunk_size)
+        whole = sorted(name for name, value in kwargs.items() if isinstance(value, torch.Tensor))
+        if len(chunks) > 1 and whole:
+            raise ValueError(
+                f"`{whole[0]}` belongs to all frames of the videos, and `vision_chunk_size` is "
+                f"{settings.vision_chunk_size}: pass `vision_chunk_size=None` with it, or leave it out."
+            )
+        parts, first = [], 0
+        for chunk in chunks:
+            shapes = [(frames, *grids[video][1:]) for video, frames in chunk]
+            grid, end = video_grid_thw.new_tensor(shapes), first + sum(math.prod(shape) for shape in shapes)
+            record = VisionRecord(self.visual.blocks[-1].attn)
+            outputs = super().get_video_features(
+                pixel_values_videos[first:end], grid, return_dict=True, **{RECORD: record}, **kwargs
+            )
+            first, sizes = end, [len(features) for features in outputs.pooler_output]
+            # The attention of a token is the mean over the patches that the merger joins.
+            attention = self.restore_order(record.received.view(-1, self.visual.spatial_merge_unit).mean(-1), grid)
+            parts.append((outputs.pooler_output, attention.split(sizes), *self.split_levels(outputs, sizes)))
+        videos = [video for chunk in chunks for video, _ in chunk]
+        return [join_pieces([*chain(*of_chunks)], videos) for of_chunks in zip(*parts, strict=True)]
+
+    def split_levels(self, outputs: Any, sizes: list[int]) -> list[tuple[torch.Tensor, ...]]:
+        """Deepstack features of the vision tower, for every level a tensor of each video; most families have none."""
+        return []
 
     def restore_order(self, attention: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
         """From the order of the tokens inside the vision tower to that of its output; the same in most families."""

@@ -15,7 +15,6 @@ from .modeling_flashvid import (
     FlashVIDCausalLMOutput,
     FlashVIDLanguageModelingMixin,
     FlashVIDModelOutput,
-    FlashVIDVideoOutput,
 )
 from .modeling_flashvid_qwen import FlashVIDQwenGenerationMixin, FlashVIDQwenModelMixin
 from .prompt import Prompt
@@ -28,21 +27,10 @@ class FlashVIDQwen3VLModelMixin(FlashVIDQwenModelMixin):
     video and return to their runs, because a kept token keeps its column.
     """
 
-    def compress_videos(
-        self,
-        outputs: BaseModelOutputWithPooling,
-        features: list[torch.Tensor],
-        attention: list[torch.Tensor],
-        settings: Any,
-    ) -> FlashVIDVideoOutput:
-        compressed = super().compress_videos(outputs, features, attention, settings)
-        # Deepstack features are not merged: a kept token takes those of its own place.
-        sizes = [video.selected.numel() for video in compressed.videos]
-        compressed.deepstack_features = [
-            tuple(rows[video.indices.to(rows.device)] for rows, video in zip(level, compressed.videos, strict=True))
-            for level in _split_levels(outputs.deepstack_features, sizes)
-        ]
-        return compressed
+    def split_levels(self, outputs: Any, sizes: list[int]) -> list[tuple[torch.Tensor, ...]]:
+        # Before transformers 5.18 a level is one tensor for all videos.
+        levels = outputs.deepstack_features
+        return [level.split(sizes) if isinstance(level, torch.Tensor) else level for level in levels]
 
     def dropped_columns(self, input_ids: torch.Tensor | None, settings: Any) -> torch.Tensor | None:
         # The released code drops every vision_start and vision_end token; those around images stay here.
@@ -106,11 +94,6 @@ class FlashVIDQwen3VLModelMixin(FlashVIDQwenModelMixin):
             "use_cache": use_cache,
         }
         return self.forward_flashvid(super().forward, inputs, query_index, **kwargs)
-
-
-def _split_levels(deepstack_features: list, sizes: list[int]) -> list[tuple[torch.Tensor, ...]]:
-    """Rows of each video at every level; before transformers 5.18 a level is one tensor for all videos."""
-    return [level.split(sizes) if isinstance(level, torch.Tensor) else level for level in deepstack_features]
 
 
 class FlashVIDQwen3VLModel(FlashVIDPreTrainedMixin, FlashVIDQwen3VLModelMixin, Qwen3VLModel):

@@ -10,6 +10,7 @@ import torch
 from .compression import CompressedVideo
 from .packing import pack, take
 from .report import CompressionReport
+from .stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Prompt:
         place = torch.arange(1, self.columns.shape[1] + 1, device=self.columns.device)
         return (eligible * place).argmax(-1)
 
-    def report(self, video_index: torch.Tensor) -> CompressionReport:
+    def report(self, video_index: torch.Tensor, stopwatch: Stopwatch) -> CompressionReport:
         """What became of the videos, given the video of every column (B, L) that was left in the end."""
         slots = video_index.flatten() + 1  # slot 0: other tokens
         remained = torch.zeros(len(self.videos) + 1, dtype=torch.long, device=slots.device)
@@ -143,6 +144,7 @@ class Prompt:
             _entered=tuple(len(layout.prunable) for layout in self.layouts),
             _remained=remained[1:],
             _placeholders=self.placeholders,
+            _stopwatch=stopwatch,
         )
 
 

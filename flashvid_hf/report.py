@@ -1,10 +1,11 @@
 """What was compressed in a call."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from .compression import CompressedVideo
+from .stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class CompressionReport:
     _entered: tuple[int, ...] | torch.Tensor
     _remained: tuple[int, ...] | torch.Tensor
     _placeholders: torch.Tensor  # of each sample
+    _stopwatch: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     @classmethod
     def uncompressed(cls, placeholders: torch.Tensor, tokens: tuple[int, ...] | torch.Tensor) -> "CompressionReport":
@@ -76,6 +78,15 @@ class CompressionReport:
     def segment_lengths(self) -> tuple[tuple[int, ...], ...]:
         """Frames of every segment of every compressed video."""
         return tuple(tuple(video.segment_lengths.tolist()) for video in self.videos)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock seconds of the stages "vision", "compression" and "prefill"; empty where nothing was compressed.
+
+        "vision" is the tower with its projector, "prefill" the language model. The first run of a model takes longer
+        than later ones.
+        """
+        return self._stopwatch.seconds
 
     def __str__(self) -> str:
         rows = zip(self.tokens, self.entered, self.remained, strict=True)

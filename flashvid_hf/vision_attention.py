@@ -5,6 +5,7 @@ The hooks belong to one model instance and do nothing unless a call brings a `Vi
 threads do not meet.
 """
 
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from .ranks import mean_over_heads
 
 # Name of the keyword argument that carries the record through the vision tower.
 RECORD = "vision_record"
+# Most bytes of the attention weights (float32) that exist at once; a frame of SigLIP's 729 patches has 34 million.
+_WEIGHT_BYTES = 64 * 2**20
 
 
 class VisionRecord:
@@ -48,8 +51,6 @@ def install_layer_recording(layers: nn.ModuleList) -> None:
 def mean_received_attention(query: torch.Tensor, key: torch.Tensor, lengths: list[int], scaling: float) -> torch.Tensor:
     """Attention that each position receives: softmax over the keys, mean over heads and queries.
 
-    Goes frame by frame, as no attention matrix of more than one frame should exist.
-
     Args:
         query, key: with shape (heads, sequence, head width).
         lengths: positions of every frame; no frame sees another.
@@ -57,9 +58,31 @@ def mean_received_attention(query: torch.Tensor, key: torch.Tensor, lengths: lis
     Returns:
         float32 tensor with shape (sequence,), summing to 1 over every frame.
     """
-    frames = zip(query.split(lengths, dim=1), key.split(lengths, dim=1), strict=True)
+    received, start = [], 0
+    for length, frames in groupby(lengths):  # as a rule all frames of a video are equally long
+        shape = (len(query), len(list(frames)), length, -1)
+        end = start + shape[1] * length
+        q, k = (states[:, start:end].reshape(shape).transpose(0, 1) for states in (query, key))
+        received.append(_received_in_frames(q, k, scaling).flatten())
+        start = end
+    return torch.cat(received)
+
+
+def _received_in_frames(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+    """`mean_received_attention` of frames of one length: (T, heads, length, head width) to (T, length).
+
+    Goes over as many frames at once as `_WEIGHT_BYTES` allow, and over some queries of a frame if it is too large.
+    """
+    _, num_heads, length, _ = query.shape
+    row = 4 * num_heads * length  # bytes of the weights of one query
+    num_frames, num_queries = max(1, _WEIGHT_BYTES // (row * length)), max(1, _WEIGHT_BYTES // row)
+    received = query.new_zeros(len(query), length, dtype=torch.float32)
     with torch.autocast(query.device.type, enabled=False):
-        return torch.cat([(q.float() @ k.float().mT * scaling).softmax(-1).mean((0, 1)) for q, k in frames])
+        for total, q, k in zip(*(states.split(num_frames) for states in (received, query, key)), strict=True):
+            k = k.float().mT
+            for part in q.split(num_queries, dim=2):
+                total += (part.float() @ k).mul_(scaling).softmax(-1).sum((1, 2))
+    return received.div_(num_heads * length)
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -218,7 +218,7 @@ class TinyFamily:
         """Position ids of the columns of the only sample that enter."""
         raise NotImplementedError
 
-    def video_features(self, model: torch.nn.Module, inputs: dict[str, Any]):
+    def video_features(self, model: torch.nn.Module, inputs: dict[str, Any], **kwargs: Any):
         """What the model makes of the videos."""
         raise NotImplementedError
 
@@ -298,8 +298,8 @@ class QwenFamily(TinyFamily):
     def entered_positions(self, model, inputs, columns):
         return self.positions(model, inputs)[:, :, columns]
 
-    def video_features(self, model, inputs):
-        return model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
+    def video_features(self, model, inputs, **kwargs):
+        return model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"], **kwargs)
 
     def pooled_attention(self, received, inputs):
         attention = received.view(-1, 4).mean(-1)
@@ -405,8 +405,8 @@ class LlavaFamily(TinyFamily):
     def entered_positions(self, model, inputs, columns):
         return torch.arange(len(columns))[None]
 
-    def video_features(self, model, inputs):
-        return model.get_video_features(inputs["pixel_values_videos"])
+    def video_features(self, model, inputs, **kwargs):
+        return model.get_video_features(inputs["pixel_values_videos"], **kwargs)
 
     def pooled_attention(self, received, inputs):
         maps = received.view(-1, 1, 5, 5)

@@ -117,7 +117,7 @@ def config_of_depth(family: str, depth: int):
 def test_defaults_are_those_of_the_reference(family):
     depth, expected = DEFAULTS[family]
     config = config_of_depth(family, depth)
-    assert {name: getattr(config, name) for name in config.method_fields} == expected
+    assert {name: getattr(config, name) for name in config.method_fields - {"vision_chunk_size"}} == expected
 
 
 @each_family

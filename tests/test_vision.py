@@ -1,0 +1,182 @@
+"""Inside the vision towers: received attention, chunks of frames, memory."""
+
+import itertools
+from contextlib import nullcontext
+
+import pytest
+import torch
+from benchmarking import PeakMemory
+from families import FAMILIES
+from transformers import Qwen2_5_VLConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionBlock
+
+from flashvid_hf import vision_attention
+from flashvid_hf.vision_attention import RECORD, VisionRecord, install_packed_recording, mean_received_attention
+from flashvid_hf.vision_chunks import join_pieces, split_frames
+
+SMALL, LARGE = (2, 8, 4), (4, 8, 8)  # grids in patches
+
+each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+
+
+@each_family
+def test_received_attention_equals_that_of_the_used_block(family):
+    """Recomputed scores against the weights that an attention function of our own sees."""
+    model = family.model()
+    seen, compressed = {}, []
+
+    def probe(module, query, key, value, attention_mask=None, scaling=None, **kwargs):
+        weights = (query @ key.mT * scaling).softmax(-1)
+        seen.setdefault(module, []).append(weights.mean((1, 2)).flatten())
+        return (weights @ value).transpose(1, 2).contiguous(), weights
+
+    ALL_ATTENTION_FUNCTIONS.register("probe", probe)
+    try:
+        family.tower(model).set_attn_implementation("probe")
+        original = model.model.compress_videos
+        model.model.compress_videos = lambda *args: compressed.append(args) or original(*args)
+        inputs = family.inputs(["text", LARGE, "text"], ["text", SMALL, "text"])
+        with torch.no_grad():
+            family.video_features(model, inputs)
+    finally:
+        ALL_ATTENTION_FUNCTIONS._global_mapping.pop("probe", None)
+    features, scores, *_ = compressed[0]
+    used = list(seen)[getattr(model.config, "vision_feature_layer", -1)]
+    received = family.pooled_attention(torch.cat(seen[used]), inputs)
+    torch.testing.assert_close(torch.cat([s.flatten() for s in scores]), received, atol=1e-7, rtol=1e-5)
+    for video, of_video, part in zip(features, scores, (LARGE, SMALL), strict=True):
+        assert video.shape[:2] == of_video.shape == family.tokens(part)
+
+
+@pytest.mark.parametrize("budget", [1, 500, 3 * 4 * 16**2, 10**9])
+def test_received_attention_in_pieces(monkeypatch, budget):
+    """Some queries of a frame at once, one frame, several frames: always the same, and never more than the budget."""
+    lengths = [16, 16, 16, 4, 16, 1]
+    query, key = torch.randn(2, 3, sum(lengths), 8).unbind()
+    frames = zip(query.split(lengths, dim=1), key.split(lengths, dim=1), strict=True)
+    expected = torch.cat([(q @ k.mT * 0.3).softmax(-1).mean((0, 1)) for q, k in frames])
+    monkeypatch.setattr(vision_attention, "_WEIGHT_BYTES", budget)
+    sizes, softmax = [], torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: sizes.append(4 * x.numel()) or softmax(x, dim))
+    found = mean_received_attention(query, key, lengths, 0.3)
+    torch.testing.assert_close(found, expected)
+    assert found.sum() == pytest.approx(len(lengths))
+    assert sum(sizes) == 4 * 3 * sum(length**2 for length in lengths)
+    assert max(sizes) <= max(budget, 4 * 3 * 16)  # at least the weights of one query
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_recording_attention_takes_no_memory_worth_mentioning(monkeypatch, dtype):
+    """The last block of Qwen2.5-VL on 160 frames of 1,024 patches, all at once, with and without the record.
+
+    Nothing is computed: "meta" tensors have sizes only. The attention function needs no memory of its own, which is
+    less than any real one does.
+    """
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # knows no "meta"
+    monkeypatch.setitem(
+        ALL_ATTENTION_FUNCTIONS, "free", lambda module, query, *args, **kwargs: (query.transpose(1, 2), None)
+    )
+    config = Qwen2_5_VLConfig(vision_config={"hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420})
+    config.vision_config._attn_implementation = "free"
+    with torch.device("meta"):
+        block = Qwen2_5_VLVisionBlock(config.vision_config).to(dtype)
+        states = torch.empty(160 * 1024, 1280, dtype=dtype)
+        tables = (torch.empty(160 * 1024, 80), torch.empty(160 * 1024, 80))
+    install_packed_recording([block.attn])
+    seqlens = torch.arange(0, 160 * 1024 + 1, 1024, dtype=torch.int32)
+    peaks = []
+    for record in (None, VisionRecord(block.attn)):
+        with torch.no_grad(), PeakMemory("meta") as memory:
+            block(states, cu_seqlens=seqlens, max_seqlen=1024, position_embeddings=tables, **{RECORD: record})
+        peaks.append(memory.bytes)
+    assert record.received.shape == (160 * 1024,)
+    assert peaks[0] > 2**30 and peaks[1] - peaks[0] < 2**20
+
+
+@pytest.mark.parametrize("size", [None, 1, 2, 3, 5, 100])
+@pytest.mark.parametrize("num_frames", [[1], [7], [3, 2], [5, 1, 6], [2, 2, 2]])
+def test_every_frame_is_in_one_chunk(num_frames, size):
+    chunks = split_frames(num_frames, size)
+    pieces = [piece for chunk in chunks for piece in chunk]
+    frames = [(video, frame) for video, count in enumerate(num_frames) for frame in range(count)]
+    assert [video for video, count in pieces for _ in range(count)] == [video for video, _ in frames]
+    sizes = [sum(count for _, count in chunk) for chunk in chunks]
+    assert sum(sizes) == len(frames) and min(sizes) > 0
+    if size is not None:
+        assert set(sizes[:-1]) <= {size} and sizes[-1] <= size
+    numbers = torch.arange(len(frames)).split([count for _, count in pieces])
+    joined = join_pieces(list(numbers), [video for video, _ in pieces])
+    assert [part.tolist() for part in joined] == [part.tolist() for part in torch.arange(len(frames)).split(num_frames)]
+
+
+@each_family
+@torch.no_grad()
+def test_chunks_change_nothing(family):
+    """Chunks that end inside of videos and that hold several of them."""
+    model = family.model()
+    calls = []
+    family.tower(model).register_forward_pre_hook(lambda tower, args: calls.append(args))
+    inputs = family.inputs(["text", LARGE, "text", (3, 4, 8)], ["text", SMALL, "text"])
+    for size, num_calls in ((None, 1), (32, 1), (4, 3), (3, 3), (1, 9)):
+        calls.clear()
+        outputs = model(**inputs, vision_chunk_size=size)
+        assert len(calls) == num_calls
+        if size is None:
+            expected = outputs
+            continue
+        assert torch.equal(outputs.token_index, expected.token_index)
+        torch.testing.assert_close(outputs.logits, expected.logits, atol=2e-5, rtol=1e-5)
+        for ours, theirs in zip(outputs.report.videos, expected.report.videos, strict=True):
+            assert torch.equal(ours.slots, theirs.slots)
+            torch.testing.assert_close(ours.tokens, theirs.tokens, atol=2e-6, rtol=1e-6)
+
+
+@each_family
+@torch.no_grad()
+def test_memory_does_not_grow_with_the_chunks(family):
+    """Beyond what grows with every video (its features and pixels) only a chunk is in memory."""
+    model = family.model()
+    peaks = {}
+    for size, num_frames in itertools.product((4, None), (16, 64)):
+        inputs = family.inputs([(num_frames, 16, 16), "text"])
+        with PeakMemory() as memory:
+            family.video_features(model, inputs, vision_chunk_size=size)
+        peaks[size, num_frames] = memory.bytes
+    grown = {size: peaks[size, 64] - peaks[size, 16] for size in (4, None)}
+    assert grown[4] < grown[None] / 3
+    assert peaks[4, 64] < peaks[None, 64] / 3
+
+
+@each_family
+def test_bad_chunks_are_refused(family):
+    inputs = family.inputs([LARGE, "text"])
+    for value in (0, -1, 1.5, "4", True):
+        with pytest.raises(ValueError, match="`vision_chunk_size` is .*: .*at least 1"):
+            family.video_features(family.model(), inputs, vision_chunk_size=value)
+
+
+def test_what_belongs_to_all_frames_needs_them_at_once():
+    family = FAMILIES[0]
+    inputs = family.inputs([LARGE, "text"])
+    positions = torch.zeros(256, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match="`video_position_ids` belongs to all frames of the videos, .*`vision_chunk"):
+        family.video_features(family.model(), inputs, vision_chunk_size=2, video_position_ids=positions)
+
+
+@each_family
+@torch.no_grad()
+def test_the_report_tells_the_seconds_of_every_stage(family):
+    model = family.model()
+    inputs = family.inputs(["text", LARGE, "text"])
+    outputs = model(**inputs)
+    assert list(outputs.report.seconds) == ["vision", "compression", "prefill"]
+    assert all(seconds > 0 for seconds in outputs.report.seconds.values())
+    # Videos that were encoded once keep the time of that; the language model's is each call's own.
+    encoded = {"video": family.video_features(model, inputs)}
+    media = {name for names in model.model.encoder_inputs.values() for name in names if name.startswith("pixel")}
+    inputs = {name: value for name, value in inputs.items() if name not in media}
+    first, second = (model(**inputs, mm_encoder_outputs=encoded).report.seconds for _ in range(2))
+    assert first["vision"] == second["vision"] == encoded["video"].stopwatch.seconds["vision"]
+    assert "prefill" not in encoded["video"].stopwatch.seconds and first["prefill"] != second["prefill"]
+    assert model(**family.inputs(["text", "text"])).report.seconds == {}
