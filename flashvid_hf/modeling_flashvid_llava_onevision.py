@@ -29,6 +29,7 @@ from .prompt import Prompt, VideoLayout, count
 from .pruning import join_masks
 from .stopwatch import Stopwatch
 from .vision_attention import RECORD, VisionRecord, install_layer_recording
+from .vision_chunks import tower_device
 
 # Names in the checkpoints of llava-hf and what they are called in the model since transformers 4.52, and those of the
 # original code.
@@ -89,7 +90,8 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
 
         Args:
             pixel_values_videos: frames of all videos, with shape (V, T, channels, height, width), or a list of videos
-                with shape (T, channels, height, width) each.
+                with shape (T, channels, height, width) each. Those of compressed videos may lie on the CPU: every
+                chunk goes to the device of the vision tower by itself.
             vision_feature_layer: index of the hidden states of the vision tower to use, as upstream counts them; the
                 attention is that of the layer which made them, with several that of the last one named.
             vision_feature_select_strategy: "full", or "default" to leave out the first patch.
@@ -102,27 +104,17 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         settings = self.take_settings(settings, kwargs)
         return_dict = kwargs.pop("return_dict", None)
         _check_videos(pixel_values_videos)
-        layers = self._feature_layers(vision_feature_layer)
-        strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
-        first = 1 if strategy == "default" else 0
         num_frames = [len(video) for video in pixel_values_videos]
         frames = pixel_values_videos[0] if len(num_frames) == 1 else torch.cat(tuple(pixel_values_videos))
-        size = settings.vision_chunk_size if settings.compresses else None
-        features, attention = [], []  # of every chunk
+        strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
         stopwatch = Stopwatch()
-        with stopwatch.stage("vision", frames.device):
-            for chunk in frames.split(size or len(frames)):
-                record = VisionRecord(layers[-1].self_attn if settings.compresses else None, layers)
-                outputs = self.vision_tower(chunk, **{RECORD: record}, **kwargs)
-                hidden_states = torch.cat([record.hidden_states[layer] for layer in layers], dim=-1)[:, first:]
-                features.append(self.apply_pooling(self.multi_modal_projector(hidden_states)))
-                if record.received is not None:
-                    received = record.received.view(len(chunk), -1)[:, first:, None]
-                    attention.append(self.apply_pooling(received)[..., 0])
-        videos = (features[0] if len(features) == 1 else torch.cat(features)).split(num_frames)
-        if settings.compresses:
-            scores = torch.cat(attention).split(num_frames)
-            video_output = self.compress_videos(list(videos), list(scores), settings, stopwatch)
+        with stopwatch.stage("vision", tower_device(self.vision_tower, frames)):
+            outputs, features, attention = self._encode_chunks(
+                frames, self._feature_layers(vision_feature_layer), strategy == "default", settings, **kwargs
+            )
+        videos = list(features.split(num_frames))
+        if attention is not None:
+            video_output = self.compress_videos(videos, list(attention.split(num_frames)), settings, stopwatch)
             indices = [video.indices for video in video_output.videos]
         else:
             tokens = tuple(video.flatten(0, 1) for video in videos)
@@ -135,6 +127,30 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
             for tokens, kept, frames in zip(video_output.pooler_output, indices, num_frames, strict=True)
         )
         return video_output if return_dict is not False else video_output.to_tuple()
+
+    def _encode_chunks(
+        self, frames: torch.Tensor, layers: tuple[Any, ...], drops_first: bool, settings: Any, **kwargs: Any
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor, torch.Tensor | None]:
+        """The tower's last output, the features (T, N, D) of all frames, and the attention (T, N) that they receive.
+
+        Args:
+            frames: with shape (T, channels, height, width).
+            layers: the layers whose outputs are the features, side by side.
+            drops_first: leave out the first patch of every frame.
+        """
+        size = settings.vision_chunk_size if settings.compresses else None
+        device, first = tower_device(self.vision_tower, frames), int(drops_first)
+        features, attention = [], []  # of every chunk
+        for chunk in frames.split(size or len(frames)):
+            record = VisionRecord(layers[-1].self_attn if settings.compresses else None, layers)
+            outputs = self.vision_tower(chunk.to(device), **{RECORD: record}, **kwargs)
+            hidden_states = torch.cat([record.hidden_states[layer] for layer in layers], dim=-1)
+            features.append(self.apply_pooling(self.multi_modal_projector(hidden_states[:, first:])))
+            if record.received is not None:
+                received = record.received.view(len(chunk), -1)[:, first:, None]
+                attention.append(self.apply_pooling(received)[..., 0])
+        joined = features[0] if len(features) == 1 else torch.cat(features)
+        return outputs, joined, torch.cat(attention) if attention else None
 
     def lay_out(self, video: CompressedVideo, settings: Any) -> VideoLayout:
         num_frames, num_tokens = video.selected.shape

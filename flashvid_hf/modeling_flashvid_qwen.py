@@ -13,7 +13,7 @@ from .modeling_flashvid import FlashVIDModelMixin, FlashVIDVideoOutput
 from .prompt import Prompt
 from .stopwatch import Stopwatch
 from .vision_attention import RECORD, VisionRecord, install_packed_recording
-from .vision_chunks import join_pieces, split_frames
+from .vision_chunks import join_pieces, split_frames, tower_device
 
 
 class FlashVIDQwenGenerationMixin(FlashVIDGenerationMixin):
@@ -60,7 +60,8 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         """Encode the videos and compress each.
 
         Args:
-            pixel_values_videos: patches of all videos, with shape (patches, patch width).
+            pixel_values_videos: patches of all videos, with shape (patches, patch width). Those of compressed videos
+                may lie on the CPU: every chunk goes to the device of the vision tower by itself.
             video_grid_thw: temporal grids, height and width in patches of every video, with shape (V, 3).
             settings: a configuration whose settings of the compression apply in place of the model's.
             kwargs: single fields of it (`retention_ratio=0.2`), and what upstream takes.
@@ -76,7 +77,7 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
             outputs = FlashVIDVideoOutput(**{name: outputs[name] for name in known}, settings=settings)
             return outputs if return_dict is not False else outputs.to_tuple()
         stopwatch = Stopwatch()
-        with stopwatch.stage("vision", pixel_values_videos.device):
+        with stopwatch.stage("vision", tower_device(self.visual, pixel_values_videos)):
             features, attention, *levels = self._encode_chunks(pixel_values_videos, video_grid_thw, settings, **kwargs)
         num_frames = video_grid_thw[:, 0].tolist()
         features, attention = (
@@ -103,13 +104,14 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
                 f"`{whole[0]}` belongs to all frames of the videos, and `vision_chunk_size` is "
                 f"{settings.vision_chunk_size}: pass `vision_chunk_size=None` with it, or leave it out."
             )
+        device = tower_device(self.visual, pixel_values_videos)
         parts, first = [], 0
         for chunk in chunks:
             shapes = [(frames, *grids[video][1:]) for video, frames in chunk]
             grid, end = video_grid_thw.new_tensor(shapes), first + sum(math.prod(shape) for shape in shapes)
             record = VisionRecord(self.visual.blocks[-1].attn)
             outputs = super().get_video_features(
-                pixel_values_videos[first:end], grid, return_dict=True, **{RECORD: record}, **kwargs
+                pixel_values_videos[first:end].to(device), grid, return_dict=True, **{RECORD: record}, **kwargs
             )
             first, sizes = end, [len(features) for features in outputs.pooler_output]
             # The attention of a token is the mean over the patches that the merger joins.

@@ -1,5 +1,7 @@
 """Encoding videos some frames at a time, so that the memory of a vision tower does not grow with the video."""
 
+from typing import Any
+
 import torch
 
 
@@ -23,6 +25,11 @@ def split_frames(num_frames: list[int], size: int | None) -> list[list[tuple[int
             chunks[-1].append((video, piece))
             left, room = left - piece, room - piece
     return chunks
+
+
+def tower_device(tower: Any, pixels: torch.Tensor) -> torch.device:
+    """Where chunks of the pixels belong: with the tower's weights, unless these lie elsewhere until they are used."""
+    return pixels.device if tower.device.type == "meta" else tower.device
 
 
 def join_pieces(pieces: list[torch.Tensor], videos: list[int]) -> list[torch.Tensor]:
