@@ -24,6 +24,7 @@ def flashvid(
     llm_retention_ratio: float = 0.3,
     *,
     behavior: str = "paper",
+    vision_chunk_size: int | None = 32,
 ) -> Any:
     """A FlashVID model over the weights of a model that is already loaded.
 
@@ -50,6 +51,7 @@ def flashvid(
             0.3 make `retention_ratio` the average of 28 layers. For other depths set both, or take what the family's
             configuration derives, by `from_pretrained` of its class.
         behavior: "paper", or "released" to reproduce the released code with its deviations.
+        vision_chunk_size: frames that the vision tower encodes at once, see `FlashVIDConfigMixin`.
 
     Returns:
         A generative or a base model of the family, as `model` is.
@@ -70,6 +72,7 @@ def flashvid(
         "pruning_layer": pruning_layer,
         "llm_retention_ratio": llm_retention_ratio,
         "behavior": behavior,
+        "vision_chunk_size": vision_chunk_size,
     }
     config_class, model_class, base_class = _find_classes(model)
     config = _adopt_config(model.config, config_class, settings)
