@@ -139,7 +139,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="the environment's folder (default: .venv)")
     parser.add_argument("--constraints", type=Path, default=ROOT / "constraints.txt", help="default: constraints.txt")
-    parser.add_argument("--extras", default="test,dev,bench", help="the project's extras, comma-separated (%(default)s)")
+    parser.add_argument(
+        "--extras", default="test,dev,bench", help="the project's extras, comma-separated (%(default)s)"
+    )
     options = parser.parse_args()
     if sys.version_info < (3, 11):
         parser.error(
