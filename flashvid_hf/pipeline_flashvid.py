@@ -1,6 +1,7 @@
 """`pipeline("video-text-to-text")`: ask a model about video files, decoded frames or chats."""
 
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +30,12 @@ CUSTOM_PIPELINES = {
 
 @dataclass(frozen=True)
 class _Request:
-    """One conversation, its videos read and its images loaded."""
+    """One conversation, its videos read and its images loaded, and how many seconds that took."""
 
     messages: list[dict[str, Any]]
     clips: list[VideoClip]
     images: list[Any]
+    seconds: float
 
 
 class VideoTextToTextPipeline(Pipeline):
@@ -48,7 +50,15 @@ class VideoTextToTextPipeline(Pipeline):
 
     - `generated_text`: the new text;
     - `video_tokens`: how many video tokens the prompt had (`total`), how many `entered` the language model and how many
-      `remained` in its upper layers. A model that does not compress has three times the same number.
+      `remained` in its upper layers. A model that does not compress has three times the same number;
+    - `seconds`: what each stage took, by the clock: `decode` (reading the videos and images of this input),
+      `preprocess` (template, tokenizer, resizing and normalising of the frames) and `generate` (with the new ids made
+      text). Between them stand the stages of `generate` that the model's report has times of. Inputs of a batch go
+      through all but `decode` together: each answer has the time of the whole batch. A GPU works on while the clock
+      runs, so that what `preprocess` has only started there counts as `generate`.
+
+    Where the model is on a CUDA device, frames go there as the 8-bit numbers that were decoded, and are resized and
+    normalised there; rounding may differ from the CPU's.
     """
 
     _load_processor = True
@@ -76,6 +86,7 @@ class VideoTextToTextPipeline(Pipeline):
             text: the question; a list of as many questions as videos; or one or more chats.
             num_frames, fps: how to sample the frames of a file, see `read_video`.
             batch_size: inputs that run together.
+            num_workers: processes that read the videos of coming inputs while the model is at work; 1 for a generator.
             kwargs: arguments of `generate`, such as `max_new_tokens` or `streamer`.
 
         Returns:
@@ -128,7 +139,7 @@ class VideoTextToTextPipeline(Pipeline):
         return sampling, {**(generate_kwargs or {}), **kwargs}, {}
 
     def preprocess(self, inputs: Any, **sampling: Any) -> dict[str, _Request]:
-        clips, images, messages = [], [], []
+        clips, images, messages, seconds = [], [], [], 0.0
         for message in _to_messages(inputs):
             content = message["content"]
             if isinstance(content, str):  # some templates know text only as a part, and would drop it
@@ -140,19 +151,23 @@ class VideoTextToTextPipeline(Pipeline):
                         f"A part of a message has the type {part.get('type')!r}: it must be 'video', 'image' or "
                         f"'text'. Its keys are {sorted(part)}."
                     )
+                start = time.perf_counter()
                 if part["type"] == "video":
                     metadata = part.get("video_metadata")
                     clips.append(read_video(_source(part), video_metadata=metadata, **sampling))
                 elif part["type"] == "image":
                     images.append(load_image(_source(part)))
+                seconds += time.perf_counter() - start
                 parts.append({"type": part["type"]} if part["type"] in ("video", "image") else part)
             messages.append({**message, "content": parts})
-        return {"request": _Request(messages, clips, images)}
+        return {"request": _Request(messages, clips, images, seconds)}
 
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, list]:
         request = model_inputs["request"]
         requests = request if isinstance(request, list) else [request]
+        start = time.perf_counter()
         inputs = self._process(requests).to(self.device)
+        processed = time.perf_counter()
         if hasattr(self, "_prepare_generate_kwargs"):  # transformers 5.20
             generate_kwargs = self._prepare_generate_kwargs(generate_kwargs, return_dict_in_generate=True)
         else:
@@ -161,9 +176,23 @@ class VideoTextToTextPipeline(Pipeline):
         outputs = self.model.generate(**inputs, **generate_kwargs)
         new = outputs.sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
-        tokens = self._count_tokens(inputs["input_ids"], getattr(outputs, "report", None), len(new))
-        answers = [{"generated_text": text, "video_tokens": counts} for text, counts in zip(texts, tokens, strict=True)]
-        each = len(answers) // len(requests)  # `num_return_sequences`
+        generated = time.perf_counter()
+        report = getattr(outputs, "report", None)
+        stages = {
+            "preprocess": processed - start,
+            **(getattr(report, "seconds", None) or {}),
+            "generate": generated - processed,
+        }
+        tokens = self._count_tokens(inputs["input_ids"], report, len(new))
+        each = len(new) // len(requests)  # `num_return_sequences`
+        answers = [
+            {
+                "generated_text": text,
+                "video_tokens": counts,
+                "seconds": {"decode": requests[i // each].seconds, **stages},
+            }
+            for i, (text, counts) in enumerate(zip(texts, tokens, strict=True))
+        ]
         grouped = [answers[i * each : (i + 1) * each] for i in range(len(requests))]
         return {"answers": grouped if isinstance(request, list) else grouped[0]}
 
@@ -188,6 +217,8 @@ class VideoTextToTextPipeline(Pipeline):
             media["do_sample_frames"] = False  # they are sampled; without metadata upstream would take them for 24 fps
         if images:
             media["images"] = images
+        if media:  # other accelerators than CUDA may lack the resizing with antialiasing
+            media["device"] = self.device if self.device.type == "cuda" else "cpu"
         inputs = self.processor(text=prompts, padding=True, padding_side="left", **media)
         return convert_to_tensors(inputs, "pt")
 

@@ -4,10 +4,15 @@
     processor(text=..., videos=[clip.frames], video_metadata=[clip.metadata], do_sample_frames=False)
 
 What always holds: the frames are those that `metadata.frames_indices` names, or an error says why not; what the decoder
-notices to be damaged or cut short is an error. decord comes first where it is exact: in MP4 and QuickTime, in one pass
-from the start. After a seek, decord and torchcodec return neighbouring frames in MPEG-TS, MPEG-PS and AVI (decord also
-in open-GOP video, which x265 writes by default), and OpenCV trusts the frame count in the header. PyAV is strictest:
-it lets each frame's timestamp and damage flag be checked.
+notices to be damaged or cut short is an error. PyAV comes first: it decodes only what lies between a wanted frame and
+the keyframe before it, and lets each frame's timestamp and damage flag be checked. The others are tried where it cannot
+read a file. decord is exact in MP4 and QuickTime, in one pass from the start. After a seek, decord and torchcodec
+return neighbouring frames in MPEG-TS, MPEG-PS and AVI (decord also in open-GOP video, which x265 writes by default),
+and OpenCV trusts the frame count in the header.
+
+Not every format lets damage be noticed. Damaged picture data that decodes to some other picture passes with every
+decoder: seldom in H.264, AV1, MPEG-2 and MPEG-4 of plain pictures, in about a fifth of the cases in H.264 of noise,
+often in HEVC, VP9, ProRes, FFV1 and Motion JPEG, mostly in VP8 and GIF.
 
 A frame's time is index / fps, as in transformers: exact for a constant frame rate, based on the mean rate otherwise.
 """
@@ -20,11 +25,11 @@ import re
 import shutil
 import tempfile
 import urllib.request
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import accumulate, islice
 from numbers import Integral, Real
 from typing import Any
 from urllib.parse import urlparse
@@ -65,57 +70,82 @@ def _read_pyav(path: str, choose: Choose) -> Decoded:
     with av.open(path) as container:
         if not container.streams.video:
             raise ValueError("no video stream can be found in it")
-        stream = container.streams.video[0]
-        fps = float(stream.average_rate or stream.guessed_rate or 0) or None
-        packets, end, is_intact = [], 0.0, True  # packets: timestamp, starts a decoding, is not shown (edit list)
-        for packet in container.demux():
-            if packet.size == 0 and packet.dts is None:  # end-of-stream marker
-                continue
-            if packet.pts is not None and packet.time_base:  # of all streams: the header's duration is the longest's
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            if packet.stream.index == stream.index:
-                packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
-                is_intact = is_intact and not packet.is_corrupt
-        expected, duration = stream.frames, (container.duration or 0) / 1e6  # microseconds
-        is_short = len(packets) < expected or end + 1 < duration or os.path.getsize(path) < _announced_size(path)
-        if is_short or not is_intact:
-            found = f"{len(packets)} of {expected or '?'} packets, {end:.1f} of {duration:.1f} seconds"
-            raise _DamagedVideo(f"it is damaged or cut short, found {found}")
-        times = [time for time, _, is_hidden in packets if not is_hidden]
-        if None not in times and len(set(times)) == len(times):
-            indices = choose(len(times), fps)
-            keys = sorted(time for time, is_key, _ in packets if is_key and time is not None)
-            frames = _seek_pyav(container, stream, np.sort(times)[indices].tolist(), keys)
-            if frames is not None:
-                return frames, indices, len(times), fps
+        try:
+            return _decode_pyav(av, container, path, choose)
+        except av.error.InvalidDataError as error:  # after the opening: what stands inside
+            raise _DamagedVideo(f"it is damaged: {error}") from error
+
+
+def _decode_pyav(av: Any, container: Any, path: str, choose: Choose) -> Decoded:
+    stream = container.streams.video[0]
+    fps = float(stream.average_rate or stream.guessed_rate or 0) or None
+    packets, end, is_intact = [], 0.0, True  # packets: timestamp, starts a decoding, is not shown (edit list)
+    for packet in container.demux():
+        if packet.size == 0 and packet.dts is None:  # end-of-stream marker
+            continue
+        if packet.pts is not None and packet.time_base:  # of all streams: the header's duration is the longest's
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream.index == stream.index:
+            packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
+            is_intact = is_intact and not packet.is_corrupt
+    expected, duration = stream.frames, (container.duration or 0) / 1e6  # microseconds
+    is_short = len(packets) < expected or end + 1 < duration or os.path.getsize(path) < _announced_size(path)
+    if is_short or not is_intact:
+        found = f"{len(packets)} of {expected or '?'} packets, {end:.1f} of {duration:.1f} seconds"
+        raise _DamagedVideo(f"it is damaged or cut short, found {found}")
+    times = [time for time, _, is_hidden in packets if not is_hidden]
+    if None not in times and len(set(times)) == len(times):
+        indices = choose(len(times), fps)
+        frames = _seek_pyav(container, stream, np.sort(times)[indices].tolist(), packets)
+        if frames is not None:
+            return frames, indices, len(times), fps
     # The packets' timestamps are missing or not those of the frames (raw streams, AVI): decode to count, then to keep.
     total = sum(1 for _ in _iterate_pyav(av, path))
+    # Where each packet is a frame; VP8 has some that are only drawn from.
+    if total < len(times) and _container(path) and stream.codec_context.name != "vp8":
+        raise _DamagedVideo(f"it is damaged: {len(times)} packets hold {total} frames")
     indices = choose(total, fps)
     decoded = islice(_iterate_pyav(av, path), indices[-1] + 1)
     return [_pyav_array(frame) for i, frame in enumerate(decoded) if i in indices], indices, total, fps
 
 
-def _seek_pyav(container: Any, stream: Any, wanted: list[int], keys: list[int]) -> list[np.ndarray] | None:
-    """Frames at the ascending timestamps `wanted`, or None if seeking does not lead to one of them."""
+def _seek_pyav(
+    container: Any, stream: Any, wanted: list[int], packets: list[tuple[int | None, bool, bool]]
+) -> list[np.ndarray] | None:
+    """Frames at the ascending timestamps `wanted`, or None if seeking does not lead to them and all that precede them.
+
+    The next keyframe before a frame is where its decoding starts.
+    """
+    shown = sorted(time for time, _, is_hidden in packets if not is_hidden and time is not None)
+    keys = sorted(time for time, is_key, _ in packets if is_key and time is not None)
+    # A frame may be drawn from later ones that are decoded before it: those must be undamaged too.
+    coded = [time for time, *_ in packets if time is not None]
+    sources = dict(zip(coded, accumulate(coded, max), strict=True))
     stream.thread_type = "AUTO"
-    frames: list[np.ndarray] = []
+    frames: dict[int, np.ndarray] = {}
+    seen: set[float] = set()
     decoder: Iterator[Any] = iter(())
-    now = -math.inf
+    now: float = -math.inf
     for time in wanted:
         key = keys[max(bisect_right(keys, time) - 1, 0)] if keys else time
-        if not frames or key > now:  # a keyframe lies between: jump to it instead of decoding up to it
+        if key > now:  # a keyframe lies between: jump to it instead of decoding up to it
             container.seek(key, stream=stream)
-            decoder = container.decode(stream)
-        for frame in decoder:
-            now = -math.inf if frame.pts is None else frame.pts
-            if key <= now <= time and frame.is_corrupt:
-                raise _DamagedVideo(f"it is damaged at {frame.time:.2f} s")
-            if now >= time:
+            decoder, now = container.decode(stream), -math.inf
+        while now < sources[time]:
+            frame = next(decoder, None)
+            if frame is None:
                 break
-        if now != time:
+            now = -math.inf if frame.pts is None else frame.pts
+            if now < key:  # from before the jump, and drawn from what was jumped over
+                continue
+            if frame.is_corrupt:
+                raise _DamagedVideo(f"it is damaged at {frame.time:.2f} s")
+            seen.add(now)
+            if now in wanted:
+                frames[int(now)] = _pyav_array(frame)
+        if now < sources[time] or not seen.issuperset(shown[bisect_left(shown, key) : bisect_right(shown, time)]):
             return None
-        frames.append(_pyav_array(frame))
-    return frames
+    return [frames[time] for time in wanted]
 
 
 def _iterate_pyav(av: Any, path: str) -> Iterator[Any]:
@@ -217,9 +247,9 @@ def _announced_size(path: str) -> int:
 
 
 BACKENDS: dict[str, Callable[[str, Choose], Decoded]] = {  # in the order in which they are tried
+    "pyav": _read_pyav,
     "decord": _read_decord,
     "torchcodec": _read_torchcodec,
-    "pyav": _read_pyav,
     "opencv": partial(_read_with_transformers, "opencv"),
 }
 _MODULES = {"pyav": "av", "torchcodec": "torchcodec", "decord": "decord", "opencv": "cv2"}
@@ -227,7 +257,7 @@ _PACKAGES = _MODULES | {"opencv": "opencv-python-headless"}
 
 
 def available_backends() -> list[str]:
-    """Names of the installed decoders in the order in which they are tried: decord, torchcodec, pyav, opencv."""
+    """Names of the installed decoders in the order in which they are tried: pyav, decord, torchcodec, opencv."""
     return [name for name in BACKENDS if importlib.util.find_spec(_MODULES[name]) is not None]
 
 

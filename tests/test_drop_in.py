@@ -77,8 +77,10 @@ def test_arguments_and_defaults_are_the_reference_s():
         "pruning_layer": 20,
         "llm_retention_ratio": 0.3,
         "behavior": "paper",
+        "vision_chunk_size": 32,
     }
-    assert [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == ["behavior"]
+    own = [name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+    assert own == ["behavior", "vision_chunk_size"]
     for field in fields(CompressionConfig):
         assert parameters[field.name].default == field.default
 

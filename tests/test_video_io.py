@@ -27,7 +27,7 @@ from flashvid_hf.video_io import DEFAULT_NUM_FRAMES, VideoClip, available_backen
 av = pytest.importorskip("av")
 
 BITS = 8
-ALL_BACKENDS = ["decord", "torchcodec", "pyav", "opencv"]
+ALL_BACKENDS = ["pyav", "decord", "torchcodec", "opencv"]
 # Decoders differ in who converts the colours. Measured with PyAV 18, torchcodec 0.13, decord 0.6 and OpenCV 5 on all
 # clips below: no difference at all. The tolerance is for builds whose conversion rounds differently.
 PIXEL_TOLERANCE = 2
@@ -591,7 +591,7 @@ def test_more_frames_than_there_are_gives_each_once_and_a_warning(clip, monkeypa
         (dict(num_frames=8, fps=1), r"`num_frames` \(8\) and `fps` \(1\) are two ways to sample: pass only one"),
         (
             dict(backend="ffmpeg"),
-            r"`backend` must be one of the installed \[.*\], got 'ffmpeg'; known are \['decord', ",
+            r"`backend` must be one of the installed \[.*\], got 'ffmpeg'; known are \['pyav', 'decord', ",
         ),
         (dict(video_metadata={"fps": 2}), r"`video_metadata` describes decoded frames; a video file carries its own"),
     ],
@@ -716,23 +716,25 @@ def test_wrong_metadata_of_decoded_frames():
 # --- fallback ---
 
 
-def test_the_default_decoder_is_decord_where_it_is_exact(clip, monkeypatch):
-    if "decord" not in available_backends():
-        pytest.skip("decord is not installed")
-    others = [name for name in available_backends() if name != "decord"]
-    assert read_video(clip("mp4")).metadata.video_backend == "decord"
-    assert read_video(clip("mkv")).metadata.video_backend in others
-    # Far into a long video it would have to seek, and miss: the next decoder takes over.
-    monkeypatch.setattr(video_io, "MAX_FRAMES_IN_ONE_PASS", 10)
-    assert read_video(clip("mp4")).metadata.video_backend in others
-    assert read_video(clip("mp4"), num_frames=1).metadata.video_backend == "decord"
-
-
 def failing(error):
     def read(path, choose):
         raise error
 
     return read
+
+
+def test_pyav_comes_first_and_decord_next(clip, monkeypatch):
+    for key in ("mp4", "mkv", "MPEG-TS", "raw H.264"):
+        assert read_video(clip(key)).metadata.video_backend == "pyav"
+    if "decord" not in available_backends():
+        pytest.skip("decord is not installed")
+    monkeypatch.setitem(video_io.BACKENDS, "pyav", failing(RuntimeError("no such codec")))
+    assert read_video(clip("mp4")).metadata.video_backend == "decord"
+    # Far into a long video decord would have to seek, and miss.
+    monkeypatch.setattr(video_io, "MAX_FRAMES_IN_ONE_PASS", 10)
+    assert read_video(clip("mp4"), num_frames=1).metadata.video_backend == "decord"
+    with pytest.raises(ValueError, match="pyav: no such codec; decord: .* exact only in one pass"):
+        read_video(clip("mp4"))
 
 
 def test_next_backend_is_tried(clip, monkeypatch):
@@ -767,6 +769,122 @@ def test_damage_is_not_left_to_a_decoder_that_hides_it(damaged, monkeypatch):
     monkeypatch.setattr(video_io, "BACKENDS", {"pyav": video_io._read_pyav, "opencv": hide})
     with pytest.raises(ValueError, match="damaged or cut short"):
         read_video(damaged / "cut.mkv")
+
+
+def packets_of(path):
+    """Each packet of pictures in the order of decoding: its timestamp, and where in the file it stands."""
+    content = path.read_bytes()
+    with av.open(str(path)) as container:
+        packets = [(packet.pts, bytes(packet)) for packet in container.demux(video=0) if packet.size]
+    return [(time, content.index(data), len(data)) for time, data in packets]
+
+
+def overwrite(path, target, packet, size, seed):
+    """A copy of the file with `size` bytes of a packet replaced, from its middle on at the latest."""
+    random = np.random.default_rng(seed)
+    _, start, length = packet
+    content = bytearray(path.read_bytes())
+    place = start + random.integers(length // 2 + 1)
+    size = min(size, start + length - place)
+    content[place : place + size] = random.bytes(size)
+    target.write_bytes(content)
+    return target
+
+
+def read_or_refuse(path, whole, **kwargs):
+    """What becomes of a damaged file: "refused", "same" or "altered"."""
+    try:
+        frames = read_video(path, num_frames=len(whole), **kwargs).frames
+    except ValueError as error:
+        assert f"{str(path)!r} cannot be read: " in str(error)
+        assert kwargs.get("backend") or "pyav: it is damaged" in str(error)
+        return "refused"
+    return "same" if np.array_equal(frames, whole) else "altered"
+
+
+# Formats whose decoder notices such damage. In HEVC, VP8, VP9, FFV1 and GIF much of it decodes to another picture.
+@pytest.mark.parametrize("key", ["mp4, several GOPs", "mkv", "mp4, MPEG-4 part 2"])
+@pytest.mark.parametrize("num_frames", [None, 8])
+def test_damaged_pictures_never_pass_silently(clip, tmp_path, key, num_frames):
+    packets = packets_of(clip(key))
+    whole = read_video(clip(key), num_frames=num_frames or len(packets)).frames
+    found = []
+    for seed in range(12):
+        packet = packets[np.random.default_rng(seed).integers(len(packets))]
+        path = overwrite(clip(key), tmp_path / clip(key).name, packet, 100, seed)
+        found.append(read_or_refuse(path, whole))
+    assert "refused" in found and "altered" not in found, found
+
+
+def test_damaged_pictures_pass_decord(clip, tmp_path):
+    """The trial above can fail."""
+    if "decord" not in available_backends():
+        pytest.skip("decord is not installed")
+    packets = packets_of(clip("mp4"))
+    whole = read_video(clip("mp4"), num_frames=40, backend="decord").frames
+    paths = [overwrite(clip("mp4"), tmp_path / f"{i}.mp4", packets[4 * i], 100, i) for i in range(10)]
+    assert "altered" in [read_or_refuse(path, whole, backend="decord") for path in paths]
+
+
+def test_a_frame_drawn_from_a_damaged_later_one_is_an_error(clip, tmp_path):
+    """A B frame is decoded after, and shown before, a frame that it is drawn from."""
+    packets = packets_of(clip("mp4"))
+    whole = read_video(clip("mp4"), num_frames=40).frames
+    times = sorted(time for time, *_ in packets)
+    later = next(i for i, packet in enumerate(packets) if i > 0 and packet[0] > packets[i + 1][0])
+    path = overwrite(clip("mp4"), tmp_path / "damaged.mp4", packets[later], 100, 0)
+    place = times.index(packets[later][0])
+    assert place > later, "no B frame before it"
+    for index in range(40):
+        try:
+            frames, *_ = video_io._read_pyav(str(path), lambda total, fps, index=index: [index])
+        except video_io._DamagedVideo:
+            continue
+        assert index < place and np.array_equal(frames[0], whole[index])
+    with pytest.raises(video_io._DamagedVideo):
+        video_io._read_pyav(str(path), lambda total, fps: [place - 1])
+
+
+def test_a_frame_that_is_missing_is_an_error(clip, tmp_path):
+    """AV1 leaves a frame out that it cannot decode; in MP4 each packet is one."""
+    packets = packets_of(clip("mp4, AV1"))
+    whole = read_video(clip("mp4, AV1"), num_frames=40).frames
+    for i in range(1, 40, 4):
+        time, start, length = packets[i]
+        path = overwrite(clip("mp4, AV1"), tmp_path / "damaged.mp4", (time, start, 2), 4, i)
+        with contextlib.suppress(ValueError):
+            assert len(read_video(path, num_frames=40).frames) == len(whole)
+
+
+def test_few_frames_are_reached_without_decoding_the_rest(clip, monkeypatch):
+    decoded, demuxed, open_file = [], [], av.open
+
+    class Container:
+        def __init__(self, path):
+            self.container = open_file(path)
+
+        def decode(self, stream):
+            for frame in self.container.decode(stream):
+                decoded.append(frame.pts)
+                yield frame
+
+        def demux(self):
+            demuxed.append(1)
+            return self.container.demux()
+
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.container.close()
+
+    monkeypatch.setattr(av, "open", Container)
+    result = read_video(clip("mp4, several GOPs"), num_frames=2)  # the first and the last: of 8 GOPs of 25 frames
+    assert numbers_of(result.frames) == [0, 199]
+    assert len(decoded) <= 26 and len(demuxed) == 1
 
 
 def test_a_frame_that_the_decoder_flags_is_an_error(clip, monkeypatch):
