@@ -1,0 +1,105 @@
+"""Timing the parts of a call: rounds of runs that measure themselves, and the stages of a model's `forward`."""
+
+import functools
+import gc
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from benchmarking import seconds
+from tqdm.auto import tqdm
+
+
+def attempt(run: Callable[[], Any]) -> Any:
+    """The result of a run, or `None` where the GPU has too little memory for it."""
+    try:
+        return run()
+    except torch.OutOfMemoryError:
+        pass  # only after this block is what the run held free
+    gc.collect()
+    torch.cuda.empty_cache()
+    return None
+
+
+def alternate_stages(
+    runs: dict[Any, Callable[[], dict[str, float]]], repeats: int
+) -> dict[Any, dict[str, list[float]]]:
+    """Like `alternate`, for runs that return the seconds of their stages. Those out of memory are not in the result."""
+    times: dict[Any, dict[str, list[float]]] = {name: defaultdict(list) for name in runs}
+    for round_number in tqdm(range(1 + repeats), desc="rounds", leave=False):  # the first is the warm-up
+        for name, run in runs.items():
+            stages = attempt(run) if name in times else None
+            if stages is None:
+                times.pop(name, None)
+            elif round_number:
+                for stage, value in stages.items():
+                    times[name][stage].append(value)
+    return times
+
+
+def time_answer(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int, device: str, **settings: Any):
+    """The first token and the mean of the others; which tokens they are makes no difference."""
+    outputs: Any = None
+    token = inputs["input_ids"][:, -1:]
+
+    def read() -> None:
+        nonlocal outputs
+        outputs = model(**inputs, use_cache=True, logits_to_keep=1, **settings)
+        outputs.logits.argmax(-1)
+
+    def write() -> None:
+        for _ in range(new_tokens - 1):
+            model(input_ids=token, past_key_values=outputs.past_key_values, use_cache=True).logits.argmax(-1)
+
+    first = seconds(read, device)
+    return {"time_to_first_token": first, "per_token": seconds(write, device) / (new_tokens - 1)}
+
+
+@contextmanager
+def stopwatch(parts: list[tuple[str, Any, str]], device: str) -> Iterator[dict[str, float]]:
+    """Seconds spent in methods meanwhile, all calls together.
+
+    Args:
+        parts: name of the stage, object and name of the method for each.
+    """
+    spent: dict[str, float] = defaultdict(float)
+
+    def watch(stage: str, method: Callable) -> Callable:
+        @functools.wraps(method)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            result = None
+
+            def run() -> None:
+                nonlocal result
+                result = method(*args, **kwargs)
+
+            spent[stage] += seconds(run, device)
+            return result
+
+        return watched
+
+    for stage, owner, name in parts:
+        setattr(owner, name, watch(stage, getattr(owner, name)))
+    try:
+        yield spent
+    finally:
+        for _, owner, name in parts:
+            delattr(owner, name)  # the class has it again
+
+
+def time_stages(model: Any, inputs: dict[str, torch.Tensor], device: str, **settings: Any) -> dict[str, float]:
+    base = model.model
+    parts = [("features", base, "get_video_features"), ("prefill", base.language_model, "forward")]
+    if hasattr(base, "visual"):
+        parts += [("vision", base.visual, "forward")]
+    else:
+        parts += [("vision", module, "forward") for module in (base.vision_tower, base.multi_modal_projector)]
+        parts += [("vision", base, "apply_pooling")]
+    with stopwatch(parts, device) as spent:
+        whole = seconds(lambda: model(**inputs, use_cache=True, logits_to_keep=1, **settings), device)
+    stages = {"vision": spent["vision"], "prefill": spent["prefill"]}
+    if settings:  # upstream only puts a newline behind its features there, which is of its rest
+        stages["compression"] = spent["features"] - spent["vision"]
+    return {**stages, "rest": whole - sum(stages.values())}
