@@ -105,7 +105,10 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         return_dict = kwargs.pop("return_dict", None)
         _check_videos(pixel_values_videos)
         num_frames = [len(video) for video in pixel_values_videos]
-        frames = pixel_values_videos[0] if len(num_frames) == 1 else torch.cat(tuple(pixel_values_videos))
+        if isinstance(pixel_values_videos, torch.Tensor):
+            frames = pixel_values_videos.flatten(0, 1)
+        else:
+            frames = pixel_values_videos[0] if len(num_frames) == 1 else torch.cat(tuple(pixel_values_videos))
         strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
         stopwatch = Stopwatch()
         with stopwatch.stage("vision", tower_device(self.vision_tower, frames)):

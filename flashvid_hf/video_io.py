@@ -101,9 +101,10 @@ def _decode_pyav(av: Any, container: Any, path: str, choose: Choose) -> Decoded:
             return frames, indices, len(times), fps
     # The packets' timestamps are missing or not those of the frames (raw streams, AVI): decode to count, then to keep.
     total = sum(1 for _ in _iterate_pyav(av, path))
-    # Where each packet is a frame; VP8 has some that are only drawn from.
-    if total < len(times) and _container(path) and stream.codec_context.name != "vp8":
-        raise _DamagedVideo(f"it is damaged: {len(times)} packets hold {total} frames")
+    # Where each packet is a frame; VP8 has some that are only drawn from. Matroska gives no time to frames before a cut.
+    timed = sum(time is not None for time in times)
+    if total < timed and _container(path) and stream.codec_context.name != "vp8":
+        raise _DamagedVideo(f"it is damaged: {timed} packets hold {total} frames")
     indices = choose(total, fps)
     decoded = islice(_iterate_pyav(av, path), indices[-1] + 1)
     return [_pyav_array(frame) for i, frame in enumerate(decoded) if i in indices], indices, total, fps
@@ -123,7 +124,7 @@ def _seek_pyav(
     sources = dict(zip(coded, accumulate(coded, max), strict=True))
     stream.thread_type = "AUTO"
     frames: dict[int, np.ndarray] = {}
-    seen: set[float] = set()
+    targets, seen = set(wanted), set()
     decoder: Iterator[Any] = iter(())
     now: float = -math.inf
     for time in wanted:
@@ -141,7 +142,7 @@ def _seek_pyav(
             if frame.is_corrupt:
                 raise _DamagedVideo(f"it is damaged at {frame.time:.2f} s")
             seen.add(now)
-            if now in wanted:
+            if now in targets:
                 frames[int(now)] = _pyav_array(frame)
         if now < sources[time] or not seen.issuperset(shown[bisect_left(shown, key) : bisect_right(shown, time)]):
             return None

@@ -338,6 +338,15 @@ def test_frames_that_an_edit_list_hides_do_not_count(clip, backend, tmp_path):
     assert numbers_of(result.frames) == [60 + index for index in result.metadata.frames_indices]
 
 
+@pytest.mark.parametrize("ending", [".mp4", ".mkv"])
+def test_frames_that_were_cut_from_what_they_are_drawn_from_do_not_count(clip, tmp_path, ending):
+    """A cut without encoding anew leaves the first frames of an open group of pictures behind, undecodable."""
+    path = remux(clip("mp4, open GOP"), tmp_path / f"cut{ending}", start=60)
+    result = read_video(path, num_frames=10)
+    assert result.metadata.total_num_frames == 140
+    assert numbers_of(result.frames) == [60 + index for index in result.metadata.frames_indices]
+
+
 def test_open_gop_in_mpeg_ts_needs_more_than_a_seek(clip, tmp_path):
     path = remux(clip("mp4, open GOP"), tmp_path / "open.ts")
     result = read_video(path, num_frames=16)
