@@ -17,6 +17,8 @@ from .video_io import VideoClip, read_video
 logger = logging.get_logger(__name__)
 
 TASK = "video-text-to-text"
+# More of frames as they were decoded are resized on the CPU: while it lasts, resizing takes many times their size.
+_MOST_BYTES_ON_GPU = 512 * 2**20
 _FILE_TYPES = (str, bytes, os.PathLike)
 # What a configuration says, so that `pipeline` finds the class below in a folder with code.
 CUSTOM_PIPELINES = {
@@ -53,12 +55,12 @@ class VideoTextToTextPipeline(Pipeline):
       `remained` in its upper layers. A model that does not compress has three times the same number;
     - `seconds`: what each stage took, by the clock: `decode` (reading the videos and images of this input),
       `preprocess` (template, tokenizer, resizing and normalising of the frames) and `generate` (with the new ids made
-      text). Between them stand the stages of `generate` that the model's report has times of. Inputs of a batch go
-      through all but `decode` together: each answer has the time of the whole batch. A GPU works on while the clock
-      runs, so that what `preprocess` has only started there counts as `generate`.
+      text). Where a video was compressed, `vision`, `compression` and `prefill` stand between them, which are stages of
+      `generate`. Inputs of a batch go through all but `decode` together: each answer has the time of the whole batch.
+      A GPU works on while the clock runs, so that what `preprocess` has only started there counts as `generate`.
 
     Where the model is on a CUDA device, frames go there as the 8-bit numbers that were decoded, and are resized and
-    normalised there; rounding may differ from the CPU's.
+    normalised there, unless they are more than 512 MiB; rounding may differ from the CPU's.
     """
 
     _load_processor = True
@@ -180,7 +182,7 @@ class VideoTextToTextPipeline(Pipeline):
         report = getattr(outputs, "report", None)
         stages = {
             "preprocess": processed - start,
-            **(getattr(report, "seconds", None) or {}),
+            **(report.seconds if report is not None else {}),
             "generate": generated - processed,
         }
         tokens = self._count_tokens(inputs["input_ids"], report, len(new))
@@ -218,7 +220,8 @@ class VideoTextToTextPipeline(Pipeline):
         if images:
             media["images"] = images
         if media:  # other accelerators than CUDA may lack the resizing with antialiasing
-            media["device"] = self.device if self.device.type == "cuda" else "cpu"
+            fits = sum(clip.frames.nbytes for clip in clips) <= _MOST_BYTES_ON_GPU
+            media["device"] = self.device if self.device.type == "cuda" and fits else "cpu"
         inputs = self.processor(text=prompts, padding=True, padding_side="left", **media)
         return convert_to_tensors(inputs, "pt")
 

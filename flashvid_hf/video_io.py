@@ -101,7 +101,7 @@ def _decode_pyav(av: Any, container: Any, path: str, choose: Choose) -> Decoded:
             return frames, indices, len(times), fps
     # The packets' timestamps are missing or not those of the frames (raw streams, AVI): decode to count, then to keep.
     total = sum(1 for _ in _iterate_pyav(av, path))
-    # Where each packet is a frame; VP8 has some that are only drawn from. Matroska gives no time to frames before a cut.
+    # Where each packet is a frame; VP8 has some that are only drawn from. Matroska gives frames before a cut no time.
     timed = sum(time is not None for time in times)
     if total < timed and _container(path) and stream.codec_context.name != "vp8":
         raise _DamagedVideo(f"it is damaged: {timed} packets hold {total} frames")

@@ -91,29 +91,15 @@ def test_text_takes_no_time_to_read(pipe):
     assert 0 <= answer["seconds"]["decode"] < 0.1
 
 
-@pytest.mark.parametrize("of_report", [{"vision": 1.0, "compression": 2.0, "prefill": 3.0}, None])
-def test_stages_of_the_report_stand_between(pipe, monkeypatch, of_report):
-    generate = pipe.model.generate
-
-    class Timed:
-        """A report with times, otherwise `report`."""
-
-        def __init__(self, report):
-            self.report, self.seconds = report, of_report
-
-        def __getattr__(self, name):
-            return getattr(self.report, name)
-
-    def timed(**kwargs):
-        outputs = generate(**kwargs)
-        outputs.report = Timed(outputs.report)
-        return outputs
-
-    monkeypatch.setattr(pipe.model, "generate", timed)
+def test_stages_of_the_report_stand_between(pipe, monkeypatch):
+    made, generate = [], pipe.model.generate
+    monkeypatch.setattr(pipe.model, "generate", lambda **kwargs: made.append(generate(**kwargs)) or made[-1])
     (answer,) = pipe(CLIP, text="What moves?", **SETTINGS)
-    assert list(answer["seconds"]) == [*STAGES[:2], *(of_report or {}), STAGES[2]]
-    for stage, seconds in (of_report or {}).items():
-        assert answer["seconds"][stage] == seconds
+    (outputs,) = made
+    assert list(outputs.report.seconds) == ["vision", "compression", "prefill"]
+    assert list(answer["seconds"]) == [*STAGES[:2], *outputs.report.seconds, STAGES[2]]
+    assert outputs.report.seconds.items() <= answer["seconds"].items()
+    assert sum(outputs.report.seconds.values()) < answer["seconds"]["generate"]
 
 
 # Where frames are processed
@@ -143,6 +129,18 @@ def test_frames_are_processed_where_the_model_is(every_pipe, monkeypatch, device
     assert {name: str(place) for name, _, place in calls} == {"image_processor": expected, "video_processor": expected}
     (frames,) = next(media for name, media, _ in calls if name == "video_processor")
     assert frames.dtype.itemsize == 1 and len(frames) == 4
+
+
+def test_many_large_frames_are_processed_on_the_cpu(every_pipe, monkeypatch):
+    """They would take the memory of the GPU: resizing computes in floats, on all frames at once."""
+    calls = spy(monkeypatch, every_pipe)
+    monkeypatch.setattr(every_pipe, "device", torch.device("cuda"))
+    request = every_pipe.preprocess(CHAT, num_frames=4)["request"]
+    for limit, expected in ((request.clips[0].frames.nbytes, "cuda"), (request.clips[0].frames.nbytes - 1, "cpu")):
+        calls.clear()
+        monkeypatch.setattr(pipeline_flashvid, "_MOST_BYTES_ON_GPU", limit)
+        every_pipe._process([request])
+        assert [str(place) for _, _, place in calls] == [expected, expected]
 
 
 def test_the_device_alone_changes_no_pixel(every_pipe):
