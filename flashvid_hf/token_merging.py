@@ -31,7 +31,7 @@ def count_by_slot(slot: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
 
 
 def weighted_sums(
-    features: torch.Tensor, source: torch.Tensor, slot: torch.Tensor, weight: torch.Tensor, slots: torch.Tensor
+    features: torch.Tensor, source: torch.Tensor | None, slot: torch.Tensor, weight: torch.Tensor, slots: torch.Tensor
 ) -> torch.Tensor:
     """For every s in `slots`, the sum of `weight[e] * features[source[e]]` over the entries e with `slot[e] == s`.
 
@@ -40,7 +40,7 @@ def weighted_sums(
 
     Args:
         features: with shape (T * N, D), float32.
-        source, slot, weight: one entry each per summand, with shape (E,).
+        source, slot, weight: one entry each per summand, with shape (E,). Without `source`, 0, 1, 2 ...
         slots: 0, 1, 2 ..., with shape (S,).
 
     Returns:
@@ -48,7 +48,8 @@ def weighted_sums(
     """
     ordered, order = slot.sort(stable=True)
     offsets = torch.searchsorted(ordered, slots)
-    return F.embedding_bag(source[order], features, offsets, mode="sum", per_sample_weights=weight[order])
+    rows = order if source is None else source[order]
+    return F.embedding_bag(rows, features, offsets, mode="sum", per_sample_weights=weight[order])
 
 
 class MergedTokens(NamedTuple):
@@ -116,7 +117,7 @@ def merge_tokens(
     else:
         members = count_by_slot(roots, torch.ones_like(roots, dtype=torch.float32))  # of each token's tree, (T * N,)
     weight = members.reciprocal()
-    means = weighted_sums(features.reshape(-1, width), flat_index, roots, weight, flat_index).view_as(features)
+    means = weighted_sums(features.reshape(-1, width), None, roots, weight, flat_index).view_as(features)
 
     # Within the frames: clusters of roots.
     candidates = is_root.view_as(selected) > selected  # roots that are not selected
@@ -142,9 +143,12 @@ def gram_matrices(features: torch.Tensor) -> torch.Tensor:
     """Inner products within each frame, with shape (T, N, N), of features (T, N, D).
 
     Exactly symmetric, which a matrix product need not be: tokens that are equally far from each other stay so, and a
-    tie goes to the lower index rather than to rounding.
+    tie goes to the lower index rather than to rounding. The lower left quarter is only the mirror of the upper right.
     """
-    products = torch.bmm(features, features.mT)
+    half = features.shape[1] // 2
+    upper = torch.bmm(features[:, :half], features.mT)
+    lower_right = torch.bmm(features[:, half:], features[:, half:].mT)
+    products = torch.cat([upper, F.pad(lower_right, (half, 0), value=float("inf"))], dim=1)
     return torch.minimum(products, products.mT)
 
 
@@ -236,7 +240,7 @@ def share_clusters(
     whole, remainder = share // all_roots, share % all_roots
     left = num_clusters - (together * whole).sum(1)
     # Rank of the remainders within the segment: sort by (segment, remainder descending, frame).
-    order = torch.sub(segment * _MORE_THAN_ROOTS, remainder).argsort(stable=True)
+    order = torch.sub(remainder, segment, alpha=_MORE_THAN_ROOTS).argsort(descending=True, stable=True)
     rank = order.argsort() - torch.searchsorted(segment, segment)
     return whole + (rank < left)
 
@@ -263,11 +267,11 @@ def cluster_tokens(
     num_tokens = features.shape[1]
     index = torch.arange(num_tokens, device=features.device)
     others = ~candidates
-    squared = gram_matrices(features)  # and then squared distances in the same memory
-    norm = squared.diagonal(dim1=1, dim2=2).clone()
+    products = gram_matrices(features)
+    norm = products.diagonal(dim1=1, dim2=2).masked_fill(others, float("inf"))  # far from everything
     # The norms are added to each other first, which keeps the matrices symmetric and mutual neighbours tied.
-    squared.mul_(-2).add_(norm[:, :, None] + norm.masked_fill(others, float("inf"))[:, None, :])
-    squared.clamp_(min=0).div_(features.shape[2])
+    squared = norm[:, :, None] + norm[:, None, :]
+    squared.sub_(products, alpha=2).clamp_(min=0).div_(features.shape[2])
     squared.diagonal(dim1=1, dim2=2).masked_fill_(candidates, 0)  # exactly, whatever the rounding above
 
     num_neighbors = num_neighbors[:, None, None]
@@ -276,8 +280,7 @@ def cluster_tokens(
     density = (-nearest.sum(-1) / num_neighbors[..., 0]).exp()
     density = density.masked_fill_(others, -1)  # denser than no candidate
 
-    apart = others[:, :, None] | others[:, None, :]
-    largest = squared.masked_fill(apart, 0).amax(dim=(1, 2), keepdim=True)
+    largest = squared.nan_to_num(nan=float("nan"), posinf=0.0).amax(dim=(1, 2), keepdim=True)
     denser = density[:, None, :] > density[:, :, None]
     separation = torch.where(denser, squared, largest).amin(dim=-1).sqrt()
 

@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: alternating timings, peak memory, the facts of the machine, JSON and pictures."""
+"""What the benchmark scripts share: timings in turn, operator counts, peak memory, the machine, JSON and pictures."""
 
 import json
 import platform
@@ -101,6 +101,31 @@ def summarize(values: Iterable[float]) -> dict[str, float]:
     values = sorted(values)
     low, high = values[0], values[-1]
     return {"median": statistics.median(values), "min": low, "max": high, "runs": len(values)}
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that run, and those that have to wait for the device."""
+
+    waiting_names = (
+        "_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "unique", "bincount", "equal",
+        "allclose", "argwhere", "histc",
+    )  # fmt: skip
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.waiting = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().split("::")[1].split(".")[0]
+        self.count += not func.is_view
+        waits = any(name == waiting or name.startswith(f"{waiting}_") for waiting in self.waiting_names)
+        by_mask = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        unsized = name == "repeat_interleave" and (kwargs or {}).get("output_size") is None
+        if waits or by_mask or unsized:
+            self.waiting.append(func.name())
+        return func(*args, **(kwargs or {}))
 
 
 class PeakMemory(TorchDispatchMode):

@@ -10,9 +10,9 @@ from dataclasses import fields, replace
 import pytest
 import reference
 import torch
+from benchmarking import Operators
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from flashvid_hf.compression import CompressionConfig, compress_video, exact_num_tokens
 from flashvid_hf.token_merging import cluster_tokens
@@ -392,31 +392,6 @@ def test_ties_between_clusters_go_to_the_lower_index(num_clusters):
 
 
 # What it costs
-
-
-class Operators(TorchDispatchMode):
-    """Counts the operators that run, and those that have to wait for the device."""
-
-    waiting_names = (
-        "_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "unique", "bincount", "equal",
-        "allclose", "argwhere", "histc",
-    )  # fmt: skip
-
-    def __init__(self):
-        super().__init__()
-        self.count, self.waiting = 0, []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.name().split("::")[1].split(".")[0]
-        self.count += not func.is_view
-        waits = any(name == waiting or name.startswith(f"{waiting}_") for waiting in self.waiting_names)
-        by_mask = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
-            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-        )
-        unsized = name == "repeat_interleave" and (kwargs or {}).get("output_size") is None
-        if waits or by_mask or unsized:
-            self.waiting.append(func.name())
-        return func(*args, **(kwargs or {}))
 
 
 def operators(num_frames, **kwargs) -> Operators:
