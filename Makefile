@@ -12,7 +12,7 @@ MINUTES ?= 10
 demo_options = $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(FAMILY),--family "$(FAMILY)")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest fuzz lint format clean env env-oldest
+.PHONY: help demo test test-oldest fuzz bench lint format clean env env-oldest
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ test-oldest: env-oldest  ## Run the tests with the oldest supported transformers
 
 fuzz: env  ## Try random calls and damaged video files until the time is over (MINUTES=)
 	.venv/bin/python tests/fuzz.py --minutes $(MINUTES)
+
+bench: env  ## Measure speed and memory on this machine, into benchmarks/ (some minutes on a CPU)
+	.venv/bin/python scripts/bench_compression.py
+	.venv/bin/python scripts/bench_generation.py
 
 lint: env  ## Check style, format and types
 	.venv/bin/ruff check .

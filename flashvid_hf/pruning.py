@@ -97,10 +97,11 @@ class TokenPruning(UpperLayers):
         self.columns: torch.Tensor | None = None  # (B, L) into the columns that entered
 
     @torch.no_grad()
-    def score(self, attention: Any, hidden_states: torch.Tensor, position_embeddings: tuple) -> None:
-        """Rank the columns by the inputs of the self-attention below the pruning layer."""
+    def score(self, layer: Any, hidden_states: torch.Tensor, position_embeddings: tuple) -> None:
+        """Rank the columns by the self-attention of the layer below the pruning layer, given that layer's input."""
         if self.scores is not None:  # recomputation of a checkpointed layer
             return
+        attention, hidden_states = layer.self_attn, layer.input_layernorm(hidden_states)
         cos, sin = position_embeddings
         batch, length, _ = hidden_states.shape
         last = self.query.to(hidden_states.device)[:, None]
@@ -165,27 +166,17 @@ def join_masks(
 
 def install_pruning(layers: nn.ModuleList) -> None:
     """Let calls with a `pruning` argument prune between these layers of a language model."""
-    layer: Any
     for layer in layers:
         add_pre_hook(layer, _enter_layer)
-        add_pre_hook(layer.self_attn, _enter_attention)
 
 
 def _enter_layer(layer: Any, args: tuple, kwargs: dict[str, Any]):
-    decision = kwargs.get(PRUNING)
+    decision = kwargs.pop(PRUNING, None)
     if decision is None:
         return args, kwargs
-    layer_idx = layer.self_attn.layer_idx
-    if layer_idx != decision.layer - 1:  # that layer passes it on to its attention, which scores the tokens
-        kwargs.pop(PRUNING)
+    layer_idx, hidden_states = layer.self_attn.layer_idx, args[0]
+    if layer_idx == decision.layer - 1 and isinstance(decision, TokenPruning):
+        decision.score(layer, hidden_states, kwargs["position_embeddings"])
     if layer_idx >= decision.layer:
-        args = (decision.enter(layer_idx, args[0], kwargs), *args[1:])
-    return args, kwargs
-
-
-def _enter_attention(attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
-    decision = kwargs.pop(PRUNING, None)
-    if isinstance(decision, TokenPruning):
-        hidden_states = args[0] if args else kwargs["hidden_states"]
-        decision.score(attention, hidden_states, kwargs["position_embeddings"])
+        args = (decision.enter(layer_idx, hidden_states, kwargs), *args[1:])
     return args, kwargs

@@ -1,8 +1,8 @@
 """The models that the benchmarks measure: upstream's classes in published sizes, with random weights.
 
-Speed does not depend on the values of the weights, so nothing is downloaded. The sizes are those of `config.json` (and
-of the processor's configuration) in the named repository on the Hub. They were written down from memory of these files
-and could not be compared with them where this project is made; the numbers of parameters are the published ones.
+Speed does not depend on the values of the weights, so nothing is downloaded. The sizes are to be those of `config.json`
+and of the processor's configuration in the named repository on the Hub. They are noted by hand, and have not been
+compared with these files.
 """
 
 from collections.abc import Callable
