@@ -17,7 +17,9 @@ from .ranks import mean_over_heads
 # Name of the keyword argument that carries the record through the vision tower.
 RECORD = "vision_record"
 # Most bytes of the attention weights (float32) that exist at once; a frame of SigLIP's 729 patches has 34 million.
+# Where there are few frames, at most this many times the bytes of the queries: so much the block's own MLP takes too.
 _WEIGHT_BYTES = 64 * 2**20
+_WEIGHTS_PER_QUERY = 2
 
 
 class VisionRecord:
@@ -71,11 +73,12 @@ def mean_received_attention(query: torch.Tensor, key: torch.Tensor, lengths: lis
 def _received_in_frames(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
     """`mean_received_attention` of frames of one length: (T, heads, length, head width) to (T, length).
 
-    Goes over as many frames at once as `_WEIGHT_BYTES` allow, and over some queries of a frame if it is too large.
+    Goes over as many frames at once as the budget allows, and over some queries of a frame if it is too large.
     """
     _, num_heads, length, _ = query.shape
+    budget = min(_WEIGHT_BYTES, _WEIGHTS_PER_QUERY * query.nbytes)
     row = 4 * num_heads * length  # bytes of the weights of one query
-    num_frames, num_queries = max(1, _WEIGHT_BYTES // (row * length)), max(1, _WEIGHT_BYTES // row)
+    num_frames, num_queries = max(1, budget // (row * length)), max(1, budget // row)
     received = query.new_zeros(len(query), length, dtype=torch.float32)
     with torch.autocast(query.device.type, enabled=False):
         for total, q, k in zip(*(states.split(num_frames) for states in (received, query, key)), strict=True):
