@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from benchmarking import Operators, PeakMemory
 from families import FAMILIES, IMAGE, VIDEO
-from test_compression import Operators
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -95,3 +95,14 @@ def test_no_more_frames_no_more_waits(family):
                 model(**inputs, retention_ratio=ratio)
             waits[num_frames, ratio] = len(seen.waiting)
     assert waits[16, 0.25] - waits[4, 0.25] <= waits[16, 1.0] - waits[4, 1.0]
+
+
+@torch.no_grad()
+def test_no_more_memory_than_without_compression(family):
+    """Of a long video; at widths of real models also of a single frame, see benchmarks/."""
+    model, inputs, peaks = family.model(), family.inputs(["text", (64, 16, 16), "text"]), {}
+    for ratio in (1.0, 0.25):
+        with PeakMemory() as memory:
+            model(**inputs, retention_ratio=ratio)
+        peaks[ratio] = memory.bytes
+    assert peaks[0.25] <= peaks[1.0]
