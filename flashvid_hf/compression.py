@@ -1,7 +1,8 @@
 """FlashVID (arXiv 2602.08024) before the language model: DySeg, ADTS and TSTM, one after the other.
 
 The compression is decided once, without gradient, and then applied to the features as one weighted sum of rows. In
-behavior "paper" every size follows from `exact_num_tokens`, so nothing waits for the device.
+behavior "paper" every size follows from `exact_num_tokens`, so nothing waits for the device; only a video of more than
+one chunk of frames does, twice.
 
 Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens. A flat
 index is t * N + n.
@@ -9,10 +10,12 @@ index is t * N + n.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
+from .frame_chunks import frames_per_chunk, map_frames
 from .released import released_segment_lengths
 from .segmentation import frame_similarity, segment_video
 from .token_merging import gram_matrices, inverse_norms, merge_tokens, same_segment, weighted_sums
@@ -152,35 +155,77 @@ def compress_video(video_features: torch.Tensor, attention: torch.Tensor, config
     if config.frame_budget(num_tokens)[0] == num_tokens:
         return _keep_everything(video_features)
     with torch.autocast(video_features.device.type, enabled=False):
-        features = video_features.float().contiguous()
+        size, features = frames_per_chunk(video_features), video_features.contiguous()
+        if num_frames <= size:  # otherwise only a chunk at a time is copied
+            features = features.float()
         with torch.no_grad():
-            decision = _decide(features, attention.float().contiguous(), config)
-        tokens = weighted_sums(features.reshape(num_frames * num_tokens, -1), *decision.pop("entries"))
+            decision = _decide(features, attention.float().contiguous(), config, size)
+        entries, per_chunk = decision.pop("entries"), size * config.frame_budget(num_tokens)[0]
+        tokens = weighted_sums(features.view(num_frames * num_tokens, -1), *entries, per_chunk=per_chunk)
     return CompressedVideo(tokens=tokens.to(video_features.dtype), **decision)
 
 
-def event_relevance(features: torch.Tensor, frame_features: torch.Tensor, segment: torch.Tensor) -> torch.Tensor:
-    """Event relevance of ADTS: mean dot product of each token with the frame means of its segment, with shape (T, N).
+def segment_means(frame_features: torch.Tensor, segment: torch.Tensor) -> torch.Tensor:
+    """Mean token of the segment of every frame, with shape (T, D).
 
     Args:
-        features: with shape (T, N, D).
         frame_features: mean token of every frame, with shape (T, D).
         segment: the segment of each frame, with shape (T,).
     """
     together = same_segment(segment)
-    segment_features = (together / together.sum(-1, keepdim=True)) @ frame_features
+    return (together / together.sum(-1, keepdim=True)) @ frame_features
+
+
+def event_relevance(features: torch.Tensor, segment_features: torch.Tensor) -> torch.Tensor:
+    """Event relevance of ADTS: mean dot product of each token with the frame means of its segment, with shape (T, N).
+
+    Args:
+        features: with shape (T, N, D).
+        segment_features: mean token of the segment of every frame, with shape (T, D).
+    """
     # A row times a matrix: on CPUs several times as fast as the same matrix times a column.
     return torch.bmm(segment_features[:, None], features.mT)[:, 0]
 
 
-def _decide(features: torch.Tensor, attention: torch.Tensor, config: CompressionConfig) -> dict:
-    """The fields of a `CompressedVideo` but the tokens, and the `entries` of the weighted sums that make them."""
+def _select(
+    features: torch.Tensor,
+    attention: torch.Tensor,
+    segment_features: torch.Tensor,
+    *,
+    num_tokens: int,
+    method: str,
+    allow_repeats: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The selected tokens of frames (T, N, D), with shape (T, num_tokens), and 1 / norm of all, with shape (T, N)."""
+    features = features.float()
+    distance = relevance = None
+    if method == "attn":
+        inverse_norm = inverse_norms(features.norm(dim=-1).square())
+    else:
+        products = gram_matrices(features)
+        inverse_norm = inverse_norms(products.diagonal(dim1=1, dim2=2))
+        distance = 1 - products.mul_(inverse_norm[:, :, None] * inverse_norm[:, None, :])
+    if method == "attn_div_v2":
+        relevance = event_relevance(features, segment_features)
+    chosen = select_tokens(
+        distance, attention, num_tokens, method=method, event_relevance=relevance, allow_repeats=allow_repeats
+    )
+    return chosen, inverse_norm
+
+
+def _decide(features: torch.Tensor, attention: torch.Tensor, config: CompressionConfig, size: int) -> dict:
+    """The fields of a `CompressedVideo` but the tokens, and the `entries` of the weighted sums that make them.
+
+    Args:
+        features: with shape (T, N, D), float32 unless there are more than `size` frames.
+        size: frames whose float32 features are in memory at once.
+    """
     num_frames, num_tokens, _ = features.shape
     budget, num_selected = config.frame_budget(num_tokens)
     num_merged = budget - num_selected
     released = config.behavior == "released"
     flat_index = torch.arange(num_frames * num_tokens, device=features.device)
-    frame_features = features.mean(1)
+    frame_features = map_frames(lambda chunk: chunk.float().mean(1), size, features)
 
     # DySeg
     if config.do_segment:
@@ -190,23 +235,11 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
     segment = starts.cumsum(0)
 
     # ADTS
-    distance = relevance = None
-    if config.token_selection_method == "attn":
-        inverse_norm = inverse_norms(features.norm(dim=-1).square())
-    else:
-        products = gram_matrices(features)
-        inverse_norm = inverse_norms(products.diagonal(dim1=1, dim2=2))
-        distance = 1 - products.mul_(inverse_norm[:, :, None] * inverse_norm[:, None, :])
-    if config.token_selection_method == "attn_div_v2":
-        relevance = event_relevance(features, frame_features, segment)
-    chosen = select_tokens(
-        distance,
-        attention,
-        num_selected,
-        method=config.token_selection_method,
-        event_relevance=relevance,
-        allow_repeats=released,
-    )
+    method, segment_features = config.token_selection_method, frame_features
+    if method == "attn_div_v2":
+        segment_features = segment_means(frame_features, segment)
+    select = partial(_select, num_tokens=num_selected, method=method, allow_repeats=released)
+    chosen, inverse_norm = map_frames(select, size, features, attention, segment_features)
     selected = torch.zeros_like(attention, dtype=torch.bool).scatter_(1, chosen, True)
     kept = source = (chosen + flat_index.view_as(attention)[:, :1]).view(-1)
     num_chosen, roots = len(kept), flat_index
@@ -217,7 +250,7 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
         merged = merge_tokens(
             features, inverse_norm, selected, segment, flat_index,
             tokens_per_frame=budget, num_merged=num_merged, temporal_threshold=config.temporal_threshold,
-            released=released,
+            released=released, size=size,
         )  # fmt: skip
         centers = merged.centers.view(-1)
         num_centers = int(centers.sum()) if released else num_frames * num_merged  # "paper": known beforehand

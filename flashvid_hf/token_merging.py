@@ -4,11 +4,14 @@ Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a 
 t * N + n.
 """
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from .frame_chunks import join_chunks, map_frames
 from .released import released_cluster_tokens, released_clusters
 
 # Nearest neighbours in the density estimate of DPC-kNN, at most; the reference's constant.
@@ -31,25 +34,51 @@ def count_by_slot(slot: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
 
 
 def weighted_sums(
-    features: torch.Tensor, source: torch.Tensor | None, slot: torch.Tensor, weight: torch.Tensor, slots: torch.Tensor
+    features: torch.Tensor,
+    source: torch.Tensor | None,
+    slot: torch.Tensor,
+    weight: torch.Tensor,
+    slots: torch.Tensor,
+    *,
+    per_chunk: int | None = None,
 ) -> torch.Tensor:
     """For every s in `slots`, the sum of `weight[e] * features[source[e]]` over the entries e with `slot[e] == s`.
 
-    The entries are sorted by slot and summed in order, so the result does not depend on a race between threads, and
-    only the output is allocated.
+    The entries are sorted by slot and summed in order, so the result does not depend on a race between threads.
 
     Args:
-        features: with shape (T * N, D), float32.
+        features: with shape (T * N, D), float32 unless there are more slots than `per_chunk`.
         source, slot, weight: one entry each per summand, with shape (E,). Without `source`, 0, 1, 2 ...
         slots: 0, 1, 2 ..., with shape (S,).
+        per_chunk: slots to sum at once; all by default.
 
     Returns:
-        Tensor with shape (S, D); a slot without entries is zero.
+        float32 tensor with shape (S, D); a slot without entries is zero.
     """
+    return join_chunks([*iterate_sums(features, source, slot, weight, slots, per_chunk)])
+
+
+def iterate_sums(
+    features: torch.Tensor,
+    source: torch.Tensor | None,
+    slot: torch.Tensor,
+    weight: torch.Tensor,
+    slots: torch.Tensor,
+    per_chunk: int | None,
+) -> Iterator[torch.Tensor]:
+    """`weighted_sums` chunk by chunk, with shape (per_chunk, D) each."""
     ordered, order = slot.sort(stable=True)
     offsets = torch.searchsorted(ordered, slots)
-    rows = order if source is None else source[order]
-    return F.embedding_bag(rows, features, offsets, mode="sum", per_sample_weights=weight[order])
+    rows, weight = order if source is None else source[order], weight[order]
+    per_chunk = per_chunk or len(slots)
+    if len(slots) <= per_chunk and features.dtype == torch.float32:
+        yield F.embedding_bag(rows, features, offsets, mode="sum", per_sample_weights=weight)
+        return
+    starts = offsets[::per_chunk].tolist()  # waits: the sizes of the chunks depend on the video
+    for first, (start, end) in zip(range(0, len(slots), per_chunk), pairwise([*starts, len(rows)]), strict=True):
+        summands = features[rows[start:end]].float()
+        places, of_chunk = torch.arange(end - start, device=rows.device), offsets[first : first + per_chunk] - start
+        yield F.embedding_bag(places, summands, of_chunk, mode="sum", per_sample_weights=weight[start:end])
 
 
 class MergedTokens(NamedTuple):
@@ -79,11 +108,12 @@ def merge_tokens(
     num_merged: int,
     temporal_threshold: float = 0.8,
     released: bool = False,
+    size: int | None = None,
 ) -> MergedTokens:
     """Merge the unselected tokens over time, then within the frames, into `num_merged` tokens a frame on average.
 
     Args:
-        features: with shape (T, N, D), float32.
+        features: with shape (T, N, D), float32 unless there are more than `size` frames.
         inverse_norm: of every token, 0 for a zero token, with shape (T, N).
         selected: boolean mask of the tokens that ADTS selected, with shape (T, N).
         segment: the segment of each frame, ascending, with shape (T,).
@@ -93,8 +123,10 @@ def merge_tokens(
         temporal_threshold: see `link_tokens`.
         released: merge as the released code does: a tree's sum is divided by 1 + the direct children of its root, a
             single-frame segment clusters the selected tokens too, and every frame rounds its clusters up.
+        size: frames whose float32 features are in memory at once; all by default.
     """
     num_frames, num_tokens, width = features.shape
+    size = size or num_frames
     together = same_segment(segment)
     length = together.sum(1)  # frames in the segment of each frame, (T,)
 
@@ -108,6 +140,7 @@ def merge_tokens(
         max_links=(num_tokens - tokens_per_frame) * length,
         temporal_threshold=temporal_threshold,
         strict_limit=released,
+        size=size,
     )
     is_root = parent == flat_index
     roots = find_roots(parent, num_frames)
@@ -117,7 +150,6 @@ def merge_tokens(
     else:
         members = count_by_slot(roots, torch.ones_like(roots, dtype=torch.float32))  # of each token's tree, (T * N,)
     weight = members.reciprocal()
-    means = weighted_sums(features.reshape(-1, width), None, roots, weight, flat_index).view_as(features)
 
     # Within the frames: clusters of roots.
     candidates = is_root.view_as(selected) > selected  # roots that are not selected
@@ -131,7 +163,10 @@ def merge_tokens(
     else:
         frame_clusters = share_clusters(num_roots, num_clusters, all_roots, segment, together)
         cluster_frames = cluster_tokens
-    centers, joined = cluster_frames(means, candidates, frame_clusters, frame_clusters.clamp(1, _MAX_NEIGHBORS))
+    means = iterate_sums(features.view(-1, width), None, roots, weight, flat_index, size * num_tokens)
+    of_frames = (candidates, frame_clusters, frame_clusters.clamp(1, _MAX_NEIGHBORS))
+    chunks = zip(means, *(tensor.split(size) for tensor in of_frames), strict=True)
+    centers, joined = join_chunks([cluster_frames(mean.view(-1, num_tokens, width), *chunk) for mean, *chunk in chunks])
     joined = (joined + flat_index.view_as(joined)[:, :1]).view(-1)  # flat index
 
     counted = (candidates * frame_clusters.clamp(max=1.0)[:, None]).view(-1)  # not those of frames without clusters
@@ -167,6 +202,7 @@ def link_tokens(
     max_links: torch.Tensor,
     temporal_threshold: float = 0.8,
     strict_limit: bool = False,
+    size: int | None = None,
 ) -> torch.Tensor:
     """Link every unselected token to its most similar unselected token of the frame before, if similar enough.
 
@@ -177,6 +213,7 @@ def link_tokens(
         temporal_threshold: a link needs a larger cosine than this. From 1 on there are no links.
         strict_limit: what the released code does where more links pass than may be made: only those *stronger* than
             the weakest that would still fit, so one less (and none of equally strong ones).
+        size: frames whose float32 features are in memory at once; all by default.
 
     Returns:
         Flat index of each token's parent, with shape (T * N,); a token that joins no tree is its own parent.
@@ -184,9 +221,9 @@ def link_tokens(
     num_frames, num_tokens = selected.shape
     if num_frames == 1 or temporal_threshold >= 1:
         return flat_index
-    similarity = torch.bmm(features[1:], features[:-1].mT)  # a child's norm does not change which parent is nearest
-    similarity.mul_(inverse_norm[:-1, None, :]).masked_fill_(selected[:-1, None, :], float("-inf"))
-    strength, parent = similarity.max(dim=-1)
+    strength, parent = map_frames(
+        _nearest_parent, size or num_frames, features[1:], features[:-1], inverse_norm[:-1], selected[:-1]
+    )
     is_bound = selected[1:] | (segment[1:] != segment[:-1])[:, None]
     strength = (strength * inverse_norm[1:]).masked_fill_(is_bound, float("-inf"))
     strength = F.pad(strength, (0, 0, 1, 0), value=float("-inf")).view(-1)  # frame 0 has no frame before it
@@ -209,6 +246,23 @@ def link_tokens(
     else:
         joins = joins & fits
     return torch.where(joins, parent, flat_index)
+
+
+def _nearest_parent(
+    children: torch.Tensor, parents: torch.Tensor, inverse_norm: torch.Tensor, selected: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine times the norm of each child to its most similar unselected parent, and which that is, (T, N) each.
+
+    A child's norm does not change which parent is nearest.
+
+    Args:
+        children, parents: features of frames and of those before them, with shape (T, N, D).
+        inverse_norm, selected: of the parents, with shape (T, N).
+    """
+    similarity = torch.bmm(children.float(), parents.float().mT)
+    similarity.mul_(inverse_norm[:, None, :]).masked_fill_(selected[:, None, :], float("-inf"))
+    nearest = similarity.max(dim=-1)
+    return nearest.values, nearest.indices
 
 
 def find_roots(parent: torch.Tensor, num_frames: int) -> torch.Tensor:

@@ -10,11 +10,12 @@ from dataclasses import fields, replace
 import pytest
 import reference
 import torch
-from benchmarking import Operators
+from benchmarking import Operators, PeakMemory
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flashvid_hf.compression import CompressionConfig, compress_video, exact_num_tokens
+from flashvid_hf import frame_chunks
+from flashvid_hf.compression import CompressedVideo, CompressionConfig, compress_video, exact_num_tokens
 from flashvid_hf.token_merging import cluster_tokens
 from flashvid_hf.token_selection import TOKEN_SELECTION_METHODS, select_tokens
 
@@ -419,6 +420,52 @@ def test_at_most_220_operators(method):
     with Operators() as seen:
         compress_video(*video, config)
     assert seen.count <= 220
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("behavior", BEHAVIORS)
+@pytest.mark.parametrize("alpha", [0, 0.7, 1])
+@pytest.mark.parametrize("kind", ["scenes", "static"])
+def test_a_long_video_in_chunks_is_the_same(monkeypatch, kind, alpha, behavior, dtype):
+    """Bit for bit, and waiting twice at most beside what "released" waits anyway."""
+    features, attention = make_video(kind, 11, 12, 16, seed=0)
+    features = features.to(dtype)
+    for method in TOKEN_SELECTION_METHODS:
+        config = CompressionConfig(
+            retention_ratio=0.25, alpha=alpha, behavior=behavior, token_selection_method=method, temporal_threshold=0.3
+        )
+        expected = compress_video(features, attention, config)
+        for num_frames in (1, 2, 4, 10):
+            monkeypatch.setattr(frame_chunks, "_CHUNK_BYTES", num_frames * 4 * 12 * 16)
+            with Operators() as seen:
+                found = compress_video(features, attention, config)
+            for field in fields(CompressedVideo):
+                ours, theirs = getattr(found, field.name), getattr(expected, field.name)
+                assert (ours is None and theirs is None) or torch.equal(ours, theirs), (field.name, method, num_frames)
+            assert behavior == "released" or len(seen.waiting) <= 2
+        monkeypatch.undo()
+
+
+def test_gradients_in_chunks_are_the_same(monkeypatch):
+    features, attention = make_video("scenes", 11, 12, 16, seed=0)
+    gradients = []
+    for num_bytes in (2**20, 3 * 4 * 12 * 16):
+        monkeypatch.setattr(frame_chunks, "_CHUNK_BYTES", num_bytes)
+        leaf = features.clone().requires_grad_()
+        compress_video(leaf, attention, CompressionConfig()).tokens.square().sum().backward()
+        gradients.append(leaf.grad)
+    assert gradients[0].abs().sum() > 0
+    torch.testing.assert_close(*gradients)
+
+
+def test_memory_does_not_grow_with_copies(monkeypatch):
+    """Of bfloat16 features, what is held beyond them is much less than a float32 copy of a long video."""
+    features, attention = make_video("scenes", 200, 16, 256, seed=0)
+    features = features.bfloat16()
+    monkeypatch.setattr(frame_chunks, "_CHUNK_BYTES", 10 * 4 * 16 * 256)
+    with PeakMemory() as memory:
+        compress_video(features, attention, CompressionConfig(retention_ratio=0.1))
+    assert memory.bytes < 4 * features.numel() / 2
 
 
 def test_operators_that_wait_are_noticed():

@@ -24,6 +24,7 @@ from flashvid_hf.compression import (
     compress_video,
     event_relevance,
     exact_num_tokens,
+    segment_means,
 )
 from flashvid_hf.modeling_flashvid import FlashVIDVideoOutput
 from flashvid_hf.packing import take
@@ -141,7 +142,7 @@ def test_token_selection(case, behavior, reason):
     similarity = torch.bmm(features, features.mT)
     inverse_norm = inverse_norms(similarity.diagonal(dim1=1, dim2=2))
     cosine = similarity * inverse_norm[:, :, None] * inverse_norm[:, None, :]
-    relevance = event_relevance(features, features.mean(1), torch.zeros(len(features), dtype=torch.long))
+    relevance = event_relevance(features, segment_means(features.mean(1), torch.zeros(len(features), dtype=torch.long)))
     chosen = select_tokens(
         1 - cosine,
         reference["cls_attention"],
