@@ -1,6 +1,6 @@
 """LLaVA-OneVision with FlashVID: attention from the SigLIP layer whose output is used, a newline after the video."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from .prompt import Prompt, VideoLayout, count
 from .pruning import join_masks
 from .stopwatch import Stopwatch
 from .vision_attention import RECORD, VisionRecord, install_layer_recording
-from .vision_chunks import tower_device
+from .vision_chunks import join_rows, tower_device
 
 # Names in the checkpoints of llava-hf and what they are called in the model since transformers 4.52, and those of the
 # original code.
@@ -112,18 +112,16 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
         stopwatch = Stopwatch()
         with stopwatch.stage("vision", tower_device(self.vision_tower, frames)):
-            outputs, features, attention = self._encode_chunks(
-                frames, self._feature_layers(vision_feature_layer), strategy == "default", settings, **kwargs
-            )
+            layers = self._feature_layers(vision_feature_layer)
+            chunks = self._encode_chunks(frames, layers, strategy == "default", settings, **kwargs)
+            features, of_frames = join_rows(chunks, len(frames))
         videos = list(features.split(num_frames))
-        if attention is not None:
-            video_output = self.compress_videos(videos, list(attention.split(num_frames)), settings, stopwatch)
+        if settings.compresses:
+            video_output = self.compress_videos(videos, list(of_frames.split(num_frames)), settings, stopwatch)
             indices = [video.indices for video in video_output.videos]
         else:
             tokens = tuple(video.flatten(0, 1) for video in videos)
-            video_output = FlashVIDVideoOutput(
-                last_hidden_state=outputs.last_hidden_state, pooler_output=tokens, settings=settings
-            )
+            video_output = FlashVIDVideoOutput(last_hidden_state=of_frames, pooler_output=tokens, settings=settings)
             indices = [torch.arange(len(video), device=video.device) for video in tokens]
         video_output.pooler_output = tuple(
             torch.cat([tokens, self.image_newline[None].to(tokens)])[self._rows(kept, frames).order]
@@ -133,8 +131,10 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
 
     def _encode_chunks(
         self, frames: torch.Tensor, layers: tuple[Any, ...], drops_first: bool, settings: Any, **kwargs: Any
-    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor, torch.Tensor | None]:
-        """The tower's last output, the features (T, N, D) of all frames, and the attention (T, N) that they receive.
+    ) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Features (T, N, D) of chunks of frames, and the attention (T, N) that they receive.
+
+        In place of the attention, the tower's last hidden states if the videos are not to be compressed.
 
         Args:
             frames: with shape (T, channels, height, width).
@@ -143,17 +143,16 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         """
         size = settings.vision_chunk_size if settings.compresses else None
         device, first = tower_device(self.vision_tower, frames), int(drops_first)
-        features, attention = [], []  # of every chunk
         for chunk in frames.split(size or len(frames)):
             record = VisionRecord(layers[-1].self_attn if settings.compresses else None, layers)
             outputs = self.vision_tower(chunk.to(device), **{RECORD: record}, **kwargs)
-            hidden_states = torch.cat([record.hidden_states[layer] for layer in layers], dim=-1)
-            features.append(self.apply_pooling(self.multi_modal_projector(hidden_states[:, first:])))
-            if record.received is not None:
+            hidden_states = torch.cat([record.hidden_states[layer] for layer in layers], dim=-1)[:, first:]
+            features = self.apply_pooling(self.multi_modal_projector(hidden_states))
+            if record.received is None:
+                yield features, outputs.last_hidden_state
+            else:
                 received = record.received.view(len(chunk), -1)[:, first:, None]
-                attention.append(self.apply_pooling(received)[..., 0])
-        joined = features[0] if len(features) == 1 else torch.cat(features)
-        return outputs, joined, torch.cat(attention) if attention else None
+                yield features, self.apply_pooling(received)[..., 0]
 
     def lay_out(self, video: CompressedVideo, settings: Any) -> VideoLayout:
         num_frames, num_tokens = video.selected.shape

@@ -1,8 +1,8 @@
 """What the Qwen families share: packed frames in the vision tower, three-axis positions."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import fields
-from itertools import chain
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from .modeling_flashvid import FlashVIDModelMixin, FlashVIDVideoOutput
 from .prompt import Prompt
 from .stopwatch import Stopwatch
 from .vision_attention import RECORD, VisionRecord, install_packed_recording
-from .vision_chunks import join_pieces, split_frames, tower_device
+from .vision_chunks import join_rows, split_frames, tower_device
 
 
 class FlashVIDQwenGenerationMixin(FlashVIDGenerationMixin):
@@ -77,8 +77,10 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
             outputs = FlashVIDVideoOutput(**{name: outputs[name] for name in known}, settings=settings)
             return outputs if return_dict is not False else outputs.to_tuple()
         stopwatch = Stopwatch()
+        sizes = (video_grid_thw.prod(-1) // self.visual.spatial_merge_unit).tolist()
         with stopwatch.stage("vision", tower_device(self.visual, pixel_values_videos)):
-            features, attention, *levels = self._encode_chunks(pixel_values_videos, video_grid_thw, settings, **kwargs)
+            chunks = self._encode_chunks(pixel_values_videos, video_grid_thw, settings, **kwargs)
+            features, attention, *levels = (rows.split(sizes) for rows in join_rows(chunks, sum(sizes)))
         num_frames = video_grid_thw[:, 0].tolist()
         features, attention = (
             [rows.unflatten(0, (frames, -1)) for rows, frames in zip(of_videos, num_frames, strict=True)]
@@ -94,8 +96,8 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
 
     def _encode_chunks(
         self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor, settings: Any, **kwargs: Any
-    ) -> list[list[torch.Tensor]]:
-        """Features (T * N, D) of every video, the attention (T * N,) that they receive, and their deepstack levels."""
+    ) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Features (tokens, D) of chunks of the videos, the attention (tokens,) that they receive, deepstack levels."""
         grids = video_grid_thw.tolist()
         chunks = split_frames([frames for frames, _, _ in grids], settings.vision_chunk_size)
         whole = sorted(name for name, value in kwargs.items() if isinstance(value, torch.Tensor))
@@ -104,24 +106,21 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
                 f"`{whole[0]}` belongs to all frames of the videos, and `vision_chunk_size` is "
                 f"{settings.vision_chunk_size}: pass `vision_chunk_size=None` with it, or leave it out."
             )
-        device = tower_device(self.visual, pixel_values_videos)
-        parts, first = [], 0
+        device, start = tower_device(self.visual, pixel_values_videos), 0
         for chunk in chunks:
             shapes = [(frames, *grids[video][1:]) for video, frames in chunk]
-            grid, end = video_grid_thw.new_tensor(shapes), first + sum(math.prod(shape) for shape in shapes)
+            grid, end = video_grid_thw.new_tensor(shapes), start + sum(math.prod(shape) for shape in shapes)
             record = VisionRecord(self.visual.blocks[-1].attn)
             outputs = super().get_video_features(
-                pixel_values_videos[first:end].to(device), grid, return_dict=True, **{RECORD: record}, **kwargs
+                pixel_values_videos[start:end].to(device), grid, return_dict=True, **{RECORD: record}, **kwargs
             )
-            first, sizes = end, [len(features) for features in outputs.pooler_output]
+            start = end
             # The attention of a token is the mean over the patches that the merger joins.
             attention = self.restore_order(record.received.view(-1, self.visual.spatial_merge_unit).mean(-1), grid)
-            parts.append((outputs.pooler_output, attention.split(sizes), *self.split_levels(outputs, sizes)))
-        videos = [video for chunk in chunks for video, _ in chunk]
-        return [join_pieces([*chain(*of_chunks)], videos) for of_chunks in zip(*parts, strict=True)]
+            yield torch.cat(outputs.pooler_output), attention, *self.deepstack_levels(outputs)
 
-    def split_levels(self, outputs: Any, sizes: list[int]) -> list[tuple[torch.Tensor, ...]]:
-        """Deepstack features of the vision tower, for every level a tensor of each video; most families have none."""
+    def deepstack_levels(self, outputs: Any) -> list[torch.Tensor]:
+        """Deepstack features of the vision tower, for every level with shape (tokens, D); most families have none."""
         return []
 
     def restore_order(self, attention: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:

@@ -27,10 +27,10 @@ class FlashVIDQwen3VLModelMixin(FlashVIDQwenModelMixin):
     video and return to their runs, because a kept token keeps its column.
     """
 
-    def split_levels(self, outputs: Any, sizes: list[int]) -> list[tuple[torch.Tensor, ...]]:
+    def deepstack_levels(self, outputs: Any) -> list[torch.Tensor]:
         # Before transformers 5.18 a level is one tensor for all videos.
         levels = outputs.deepstack_features
-        return [level.split(sizes) if isinstance(level, torch.Tensor) else level for level in levels]
+        return [level if isinstance(level, torch.Tensor) else torch.cat(tuple(level)) for level in levels]
 
     def dropped_columns(self, input_ids: torch.Tensor | None, settings: Any) -> torch.Tensor | None:
         # The released code drops every vision_start and vision_end token; those around images stay here.

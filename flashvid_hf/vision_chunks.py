@@ -1,5 +1,6 @@
 """Encoding videos some frames at a time, so that the memory of a vision tower does not grow with the video."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -32,9 +33,20 @@ def tower_device(tower: Any, pixels: torch.Tensor) -> torch.device:
     return pixels.device if tower.device.type == "meta" else tower.device
 
 
-def join_pieces(pieces: list[torch.Tensor], videos: list[int]) -> list[torch.Tensor]:
-    """One tensor for each video from its pieces, which come in order; `videos` says whose each is."""
-    of_videos: list[list[torch.Tensor]] = [[] for _ in range(videos[-1] + 1)]
-    for piece, video in zip(pieces, videos, strict=True):
-        of_videos[video].append(piece)
-    return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in of_videos]
+def join_rows(chunks: Iterable[Sequence[torch.Tensor]], length: int) -> list[torch.Tensor]:
+    """Several tensors that come in chunks of rows, `length` rows in all, without holding the chunks beside the whole.
+
+    Args:
+        chunks: the rows of every tensor; made one after the other, where it is a generator.
+    """
+    joined: list[torch.Tensor] = []
+    start = 0
+    for parts in chunks:
+        if len(parts[0]) == length:
+            return list(parts)
+        joined = joined or [part.new_empty(length, *part.shape[1:]) for part in parts]
+        end = start + len(parts[0])
+        for whole, part in zip(joined, parts, strict=True):
+            whole[start:end] = part
+        start = end
+    return joined

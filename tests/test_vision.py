@@ -13,7 +13,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionB
 
 from flashvid_hf import vision_attention
 from flashvid_hf.vision_attention import RECORD, VisionRecord, install_packed_recording, mean_received_attention
-from flashvid_hf.vision_chunks import join_pieces, split_frames
+from flashvid_hf.vision_chunks import join_rows, split_frames
 
 SMALL, LARGE = (2, 8, 4), (4, 8, 8)  # grids in patches
 
@@ -105,9 +105,9 @@ def test_every_frame_is_in_one_chunk(num_frames, size):
     assert sum(sizes) == len(frames) and min(sizes) > 0
     if size is not None:
         assert set(sizes[:-1]) <= {size} and sizes[-1] <= size
-    numbers = torch.arange(len(frames)).split([count for _, count in pieces])
-    joined = join_pieces(list(numbers), [video for video, _ in pieces])
-    assert [part.tolist() for part in joined] == [part.tolist() for part in torch.arange(len(frames)).split(num_frames)]
+    numbers, pairs = torch.arange(len(frames)), torch.randn(len(frames), 2)
+    joined = join_rows(zip(numbers.split(sizes), pairs.split(sizes), strict=True), len(frames))
+    assert torch.equal(joined[0], numbers) and torch.equal(joined[1], pairs)
 
 
 @each_family
