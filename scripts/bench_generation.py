@@ -54,7 +54,7 @@ from transformers import PreTrainedModel
 
 from flashvid_hf import FAMILIES, flashvid, read_video
 
-LIMIT_STEP, LIMIT_MOST = 32, 8192  # frames of --find-limit: its resolution, and where it stops
+LIMIT_STEP, LIMIT_MOST = 32, 32768  # frames of --find-limit: its resolution, and where it stops
 Point = dict[str, Any]
 
 
@@ -240,6 +240,8 @@ def measure_input(frames: np.ndarray, process: Callable, arguments: Any) -> Poin
 def find_limit(model: Any, compressed: Any, pixels: dict[str, torch.Tensor], **settings: Any) -> Point:
     """The most frames, a multiple of `LIMIT_STEP`, of which `model` generates a token: by doubling, then by bisection.
 
+    FlashVID takes the pixels from the CPU, chunk by chunk; upstream needs all of them on the GPU.
+
     Args:
         pixels: of `LIMIT_STEP` frames, which are repeated.
     """
@@ -251,7 +253,7 @@ def find_limit(model: Any, compressed: Any, pixels: dict[str, torch.Tensor], **s
             longer["video_grid_thw"] = grid * torch.tensor([[steps, 1, 1]])
 
         def run() -> bool:
-            inputs = make_inputs(compressed, longer)
+            inputs = make_inputs(compressed, longer, keep_pixels=model is compressed)
             model.generate(**inputs, max_new_tokens=1, do_sample=False, **settings)
             return True
 

@@ -39,12 +39,13 @@ def write_clip(path: str, frames: np.ndarray) -> bool:
     return True
 
 
-def make_inputs(model: Any, pixels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def make_inputs(model: Any, pixels: dict[str, torch.Tensor], keep_pixels: bool = False) -> dict[str, torch.Tensor]:
     """The inputs that a processor makes for one question about one video, with random text.
 
     Args:
         model: a FlashVID model.
         pixels: what the video processor returned.
+        keep_pixels: leave the pixels where they are, instead of moving them to the model.
     """
     config, generator = model.config, torch.Generator().manual_seed(0)
     (num_tokens,) = (int(count) for count in model.model.placeholder_counts("video", pixels))
@@ -64,4 +65,5 @@ def make_inputs(model: Any, pixels: dict[str, torch.Tensor]) -> dict[str, torch.
     if grid is not None:
         inputs["mm_token_type_ids"] = 2 * (ids == config.video_token_id).long()
     inputs["pixel_values_videos"] = pixels["pixel_values_videos"].to(model.dtype)
-    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    stay = {"pixel_values_videos"} if keep_pixels else set()
+    return {name: tensor if name in stay else tensor.to(model.device) for name, tensor in inputs.items()}
