@@ -84,7 +84,7 @@ def test_the_limit_is_found_by_bisection(monkeypatch):
             if pixel_values_videos.shape[1] > most:
                 raise torch.OutOfMemoryError("as a GPU would")
 
-    monkeypatch.setattr(bench_generation, "make_inputs", lambda model, pixels: pixels)
+    monkeypatch.setattr(bench_generation, "make_inputs", lambda model, pixels, keep_pixels: pixels)
     pixels = {"pixel_values_videos": torch.zeros(1, bench_generation.LIMIT_STEP, 3, 1, 1)}
     found = bench_generation.find_limit(Model(), None, pixels)
     assert found == {"frames": most, "out_of_memory_at": most + bench_generation.LIMIT_STEP}
