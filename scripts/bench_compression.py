@@ -1,8 +1,8 @@
 """Measure the compression alone: operators, time against the matrix products it needs, time by stage, peak memory.
 
 python scripts/bench_compression.py                                      the default sizes, on the GPU if there is one
-python scripts/bench_compression.py --frames 32 --dtype float32 --device cpu
-python scripts/bench_compression.py --plot benchmarks/compression-cuda.json     draw the picture again, measure nothing
+python scripts/bench_compression.py --frames 32 --dtype bfloat16 --device cpu
+python scripts/bench_compression.py --plot benchmarks/compression-....json       draw the picture again, measure nothing
 
 The yardstick is three batched float32 products: the inner products within each frame, for the selection and again for
 the clustering, and those of neighbouring frames for the links. The video is synthetic: four scenes in which every token
@@ -12,7 +12,6 @@ drifts at a pace of its own, under noise.
 import argparse
 import contextlib
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from benchmarking import (
     Operators,
     PeakMemory,
     alternate,
+    command,
     default_device,
     environment,
     pyplot,
@@ -53,7 +53,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=196, help="tokens of a frame (%(default)s)")
     parser.add_argument("--width", type=int, default=3584, help="width of a token (%(default)s)")
     dtypes = ["bfloat16", "float16", "float32"]
-    parser.add_argument("--dtype", default="bfloat16", choices=dtypes, help="of the video features (%(default)s)")
+    dtype = "bfloat16" if default_device().startswith("cuda") else "float32"
+    parser.add_argument("--dtype", default=dtype, choices=dtypes, help="of the video features (default: %(default)s)")
     parser.add_argument("--retention-ratio", type=float, default=0.1, help="(%(default)s)")
     parser.add_argument(
         "--method", default=CompressionConfig.token_selection_method, choices=TOKEN_SELECTION_METHODS,
@@ -224,10 +225,10 @@ def main(argv: list[str] | None = None) -> None:
     results = [measure(num_frames, arguments) for num_frames in arguments.frames]
     print_table(results)
     settings = {name: value for name, value in vars(arguments).items() if name not in ("output", "plot")}
-    path = arguments.output / f"compression-{torch.device(arguments.device).type}.json"
+    path = arguments.output / f"compression-{torch.device(arguments.device).type}-{arguments.dtype}.json"
     report = {
         "environment": environment(arguments.device),
-        "command": shlex.join(["python", "scripts/bench_compression.py", *(sys.argv[1:] if argv is None else argv)]),
+        "command": command("bench_compression.py", sys.argv[1:] if argv is None else argv),
         "arguments": settings,
         "results": results,
     }

@@ -26,7 +26,6 @@ import copy
 import functools
 import inspect
 import itertools
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable
@@ -40,6 +39,7 @@ from benchmarking import (
     REPOSITORY,
     PeakMemory,
     alternate,
+    command,
     default_device,
     environment,
     seconds,
@@ -316,7 +316,7 @@ def main(arguments: list[str] | None = None) -> None:
     weights = {id(tensor): tensor.nbytes for tensor in itertools.chain(upstream.parameters(), upstream.buffers())}
     config = compressed.config
     results: Point = {
-        "command": shlex.join(["python", "scripts/bench_generation.py", *arguments]),
+        "command": command("bench_generation.py", arguments),
         "environment": environment(given.device),
         "architecture": {
             "name": given.architecture,

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import time
@@ -175,6 +176,12 @@ class PeakMemory(TorchDispatchMode):
 
 def _tensors(values: Any) -> list[torch.Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+
+
+def command(script: str, arguments: list[str]) -> str:
+    """What measures the same again. Where the results went is left out."""
+    kept = [a for i, a in enumerate(arguments) if not a.startswith("--output") and arguments[i - 1 : i] != ["--output"]]
+    return shlex.join(["python", f"scripts/{script}", *kept])
 
 
 def write_json(path: str | Path, results: dict[str, Any]) -> None:

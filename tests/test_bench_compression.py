@@ -12,9 +12,12 @@ from flashvid_hf.compression import CompressionConfig, compress_video
 
 def test_benchmark(tmp_path, capsys):
     sizes = ["--frames", "4", "6", "--tokens", "36", "--width", "8", "--repeats", "2"]
-    bench_compression.main([*sizes, "--device", "cpu", "--output", str(tmp_path)])
-    report = json.loads((tmp_path / "compression-cpu.json").read_text())
-    assert report["arguments"]["tokens"] == 36 and "--frames 4 6" in report["command"]
+    bench_compression.main([*sizes, "--device", "cpu", "--dtype", "bfloat16", "--output", str(tmp_path)])
+    report = json.loads((tmp_path / "compression-cpu-bfloat16.json").read_text())
+    assert report["arguments"]["tokens"] == 36 and report["command"].startswith(
+        "python scripts/bench_compression.py --frames 4 6 "
+    )
+    assert str(tmp_path) not in report["command"]
     assert [result["frames"] for result in report["results"]] == [4, 6]
     for result in report["results"]:
         video = bench_compression.make_video(result["frames"], 36, 8, torch.bfloat16, "cpu")
@@ -27,7 +30,7 @@ def test_benchmark(tmp_path, capsys):
     assert "ratio" in capsys.readouterr().out
 
     pytest.importorskip("matplotlib")
-    picture = tmp_path / "compression-cpu.png"
+    picture = tmp_path / "compression-cpu-bfloat16.png"
     picture.unlink()
-    bench_compression.main(["--plot", str(tmp_path / "compression-cpu.json")])
+    bench_compression.main(["--plot", str(tmp_path / "compression-cpu-bfloat16.json")])
     assert picture.read_bytes().startswith(b"\x89PNG")
