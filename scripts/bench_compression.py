@@ -150,7 +150,10 @@ def measure(num_frames: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "frames": num_frames,
         "kept_tokens": len(result.indices),
         "segments": len(result.segment_lengths),
-        "linked_share": (result.trees.flatten().diff() != 1).float().mean().item(),
+        "linked_share": (result.trees.flatten() != torch.arange(result.trees.numel(), device=device))
+        .float()
+        .mean()
+        .item(),
         "operators": operators.count,
         "synchronizations": len(operators.waiting),
         "seconds": {name: summarize(values) for name, values in times.items()},
