@@ -871,8 +871,8 @@ def wrap_containers(monkeypatch, **methods):
     open_file = av.open
 
     class Container:
-        def __init__(self, path):
-            self.container = open_file(path)
+        def __init__(self, *args, **kwargs):
+            self.container = open_file(*args, **kwargs)
 
         def __getattr__(self, name):
             return partial(methods[name], self.container) if name in methods else getattr(self.container, name)
