@@ -33,12 +33,13 @@ class FlashVIDQwen3VLModelMixin(FlashVIDQwenModelMixin):
         return [level if isinstance(level, torch.Tensor) else torch.cat(tuple(level)) for level in levels]
 
     def dropped_columns(self, input_ids: torch.Tensor | None, settings: Any) -> torch.Tensor | None:
-        # The released code drops every vision_start and vision_end token; those around images stay here.
+        # The released code drops every vision_start and vision_end token. Those around images stay here, and those that
+        # the model itself has written: without a cache it reads them again.
         if settings.behavior != "released" or input_ids is None:
             return None
-        is_image = nn.functional.pad(input_ids == self.config.image_token_id, (1, 1))
-        starts = (input_ids == self.config.vision_start_token_id) & ~is_image[:, 2:]
-        ends = (input_ids == self.config.vision_end_token_id) & ~is_image[:, :-2]
+        is_video = nn.functional.pad(input_ids == self.config.video_token_id, (1, 1))
+        starts = (input_ids == self.config.vision_start_token_id) & is_video[:, 2:]
+        ends = (input_ids == self.config.vision_end_token_id) & is_video[:, :-2]
         return starts | ends
 
     def language_model_inputs(

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from families import FAMILIES, IMAGE, VIDEO
+from families import FAMILIES, IMAGE, VIDEO, VISION_END, VISION_START
 
 from flashvid_hf import FlashVIDCache
 
@@ -149,6 +149,17 @@ def test_inner_pruning_keeps_what_the_query_attends_to(family):
     best = attention.masked_fill(~is_token, -1).topk(math.ceil(0.5 * int(is_token.sum()))).indices
     expected = torch.cat([entered[~is_token], entered[best]]).sort().values
     assert torch.equal(kept, expected)
+
+
+@pytest.mark.parametrize("behavior", ["paper", "released"])
+def test_a_model_that_writes_the_beginning_of_a_video(family, behavior):
+    """Without a cache it reads its own answer again, where no token is one of the prompt's to drop."""
+    model, inputs = family.model(behavior=behavior), family.inputs(["text", LARGE, "text", SMALL])
+    for token in (VISION_START, VISION_END):
+        settings = {"prefix_allowed_tokens_fn": lambda batch, ids, token=token: [token], "suppress_tokens": None}
+        cached, whole = (generate(model, inputs, use_cache=use, **settings) for use in (True, False))
+        assert cached.sequences[0, -6:].tolist() == [token] * 6
+        assert_same(cached, whole)
 
 
 def test_right_padding_and_loss(family):
