@@ -5,6 +5,7 @@ pruning layer on.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -406,7 +407,7 @@ class FlashVIDModelMixin:
         if upper is not None:
             kwargs[PRUNING] = upper
 
-        with stopwatch.stage("prefill", inputs_embeds.device):
+        with stopwatch.stage("prefill", inputs_embeds.device) if prompt.videos else nullcontext():  # not while decoding
             outputs = self.language_model(
                 inputs_embeds=inputs_embeds,
                 position_ids=position_ids,
