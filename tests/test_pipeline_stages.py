@@ -66,7 +66,7 @@ def test_each_stage_has_its_own_time(pipe, monkeypatch):
     assert [name for name in seconds if name in STAGES] == STAGES == [*seconds][:2] + [*seconds][-1:]
     for stage, least in delays.items():
         assert seconds[stage] >= least
-    assert elapsed - 0.5 < sum(seconds[stage] for stage in STAGES) <= elapsed
+    assert sum(seconds[stage] for stage in STAGES) <= elapsed
 
 
 def test_a_batch_shares_all_stages_but_the_reading(pipe, monkeypatch):
@@ -191,11 +191,22 @@ def test_errors_of_workers_are_those_of_the_reading(pipe):
         pipe([CLIP, "missing.mp4"], text="?", num_workers=1, **SETTINGS)
 
 
-def test_workers_read_while_the_model_is_at_work(pipe, monkeypatch):
-    delay(monkeypatch, pipeline_flashvid, "read_video", 1.0)
-    delay(monkeypatch, pipe, "_process", 1.0)
-    start = time.perf_counter()
-    answers = pipe([CLIP] * 4, text="What moves?", num_workers=1, **SETTINGS)
-    elapsed = time.perf_counter() - start
-    one_by_one = sum(answer["seconds"][stage] for (answer,) in answers for stage in STAGES)
-    assert elapsed < one_by_one - 1.5  # of the three readings that can be hidden
+def test_workers_read_while_the_model_is_at_work(pipe, monkeypatch, tmp_path):
+    """The first input is not done before the second has been read."""
+    read, process = pipeline_flashvid.read_video, pipe._process
+
+    def read_and_note(*args, **kwargs):
+        clip = read(*args, **kwargs)
+        (tmp_path / f"read {time.monotonic_ns()}").touch()  # in another process
+        return clip
+
+    def wait_and_process(requests):
+        end = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 2:
+            assert time.monotonic() < end, "nothing is read meanwhile"
+            time.sleep(0.01)
+        return process(requests)
+
+    monkeypatch.setattr(pipeline_flashvid, "read_video", read_and_note)
+    monkeypatch.setattr(pipe, "_process", wait_and_process)
+    assert len(pipe([CLIP] * 2, text="What moves?", num_workers=1, **SETTINGS)) == 2
