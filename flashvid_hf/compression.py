@@ -236,7 +236,7 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
 
     # ADTS
     method, segment_features = config.token_selection_method, frame_features
-    if method == "attn_div_v2":
+    if method == "attn_div_v2":  # no other method looks at them
         segment_features = segment_means(frame_features, segment)
     select = partial(_select, num_tokens=num_selected, method=method, allow_repeats=released)
     chosen, inverse_norm = map_frames(select, size, features, attention, segment_features)

@@ -77,13 +77,13 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
             outputs = FlashVIDVideoOutput(**{name: outputs[name] for name in known}, settings=settings)
             return outputs if return_dict is not False else outputs.to_tuple()
         stopwatch = Stopwatch()
-        sizes = (video_grid_thw.prod(-1) // self.visual.spatial_merge_unit).tolist()
+        grids = video_grid_thw.tolist()
+        sizes = [math.prod(grid) // self.visual.spatial_merge_unit for grid in grids]
         with stopwatch.stage("vision", tower_device(self.visual, pixel_values_videos)):
-            chunks = self._encode_chunks(pixel_values_videos, video_grid_thw, settings, **kwargs)
+            chunks = self._encode_chunks(pixel_values_videos, video_grid_thw, grids, settings, **kwargs)
             features, attention, *levels = (rows.split(sizes) for rows in join_rows(chunks, sum(sizes)))
-        num_frames = video_grid_thw[:, 0].tolist()
         features, attention = (
-            [rows.unflatten(0, (frames, -1)) for rows, frames in zip(of_videos, num_frames, strict=True)]
+            [rows.unflatten(0, (grid[0], -1)) for rows, grid in zip(of_videos, grids, strict=True)]
             for of_videos in (features, attention)
         )
         compressed = self.compress_videos(features, attention, settings, stopwatch)
@@ -95,10 +95,18 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         return compressed if return_dict is not False else compressed.to_tuple()
 
     def _encode_chunks(
-        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor, settings: Any, **kwargs: Any
+        self,
+        pixel_values_videos: torch.Tensor,
+        video_grid_thw: torch.Tensor,
+        grids: list[list[int]],
+        settings: Any,
+        **kwargs: Any,
     ) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Features (tokens, D) of chunks of the videos, the attention (tokens,) that they receive, deepstack levels."""
-        grids = video_grid_thw.tolist()
+        """Features (tokens, D) of chunks of the videos, the attention (tokens,) that they receive, deepstack levels.
+
+        Args:
+            grids: `video_grid_thw` as numbers.
+        """
         chunks = split_frames([frames for frames, _, _ in grids], settings.vision_chunk_size)
         whole = sorted(name for name, value in kwargs.items() if isinstance(value, torch.Tensor))
         if len(chunks) > 1 and whole:

@@ -11,8 +11,8 @@ return neighbouring frames in MPEG-TS, MPEG-PS and AVI (decord also in open-GOP 
 and OpenCV trusts the frame count in the header.
 
 Not every format lets damage be noticed. Damaged picture data that decodes to some other picture passes with every
-decoder: seldom in H.264, AV1, MPEG-2 and MPEG-4 of plain pictures, in about a fifth of the cases in H.264 of noise,
-often in HEVC, VP9, ProRes, FFV1 and Motion JPEG, mostly in VP8 and GIF.
+decoder: seldom in H.264, AV1, MPEG-2 and MPEG-4 of plain pictures, more often in noisy ones and in HEVC, VP9 and Motion
+JPEG, mostly in VP8 and GIF.
 
 A frame's time is index / fps, as in transformers: exact for a constant frame rate, based on the mean rate otherwise.
 """

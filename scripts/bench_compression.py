@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,6 +30,7 @@ from benchmarking import (
     default_device,
     environment,
     pyplot,
+    seconds,
     summarize,
     synchronize,
     write_json,
@@ -92,7 +94,7 @@ def make_video(
 @contextlib.contextmanager
 def stage_clock(device: str) -> Iterator[dict[str, float]]:
     """Seconds by stage of what is compressed inside of the block: every stage waits for the device at both ends."""
-    seconds: dict[str, float] = {}
+    spent: dict[str, float] = {}
 
     def timed(stage: str, function: Callable) -> Callable:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -100,7 +102,7 @@ def stage_clock(device: str) -> Iterator[dict[str, float]]:
             start = time.perf_counter()
             result = function(*args, **kwargs)
             synchronize(device)
-            seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+            spent[stage] = spent.get(stage, 0.0) + time.perf_counter() - start
             return result
 
         return run
@@ -110,7 +112,7 @@ def stage_clock(device: str) -> Iterator[dict[str, float]]:
             for name in names:
                 timed_function = timed(stage, getattr(compression, name))
                 patches.enter_context(mock.patch.object(compression, name, timed_function))
-        yield seconds
+        yield spent
 
 
 def measure(num_frames: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -128,37 +130,32 @@ def measure(num_frames: int, arguments: argparse.Namespace) -> dict[str, Any]:
     def compress() -> compression.CompressedVideo:
         return compress_video(*video, config)
 
-    stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
-
-    def compress_by_stage() -> None:
-        with stage_clock(device) as seconds:
+    def compress_by_stage() -> dict[str, float]:
+        with stage_clock(device) as spent:
             compress()
-        for stage, value in seconds.items():
-            stages[stage].append(value)
+        return spent
 
     warmup = 3 if device.startswith("cuda") else 1
-    times = alternate(
-        {"gram_products": gram_products, "compression": compress}, device, repeats=arguments.repeats, warmup=warmup
-    )
+    runs = {"gram_products": gram_products, "compression": compress}
+    clocked = {name: partial(seconds, run, device) for name, run in runs.items()}
+    times = alternate(clocked, repeats=arguments.repeats, warmup=warmup)
     ratios = [own / products for products, own in zip(times["gram_products"], times["compression"], strict=True)]
-    alternate({"by stage": compress_by_stage}, device, repeats=min(arguments.repeats, 3), warmup=warmup)
+    rounds = alternate({"by stage": compress_by_stage}, repeats=min(arguments.repeats, 3), warmup=warmup)["by stage"]
     with Operators() as operators:
         compress()
     with PeakMemory(device) as memory:
         result = compress()
+    trees = result.trees.flatten()
     return {
         "frames": num_frames,
         "kept_tokens": len(result.indices),
         "segments": len(result.segment_lengths),
-        "linked_share": (result.trees.flatten() != torch.arange(result.trees.numel(), device=device))
-        .float()
-        .mean()
-        .item(),
+        "linked_share": (trees != torch.arange(len(trees), device=device)).float().mean().item(),
         "operators": operators.count,
         "synchronizations": len(operators.waiting),
         "seconds": {name: summarize(values) for name, values in times.items()},
         "ratio": summarize(ratios),
-        "stage_seconds": {stage: summarize(values[warmup:]) for stage, values in stages.items() if values},
+        "stage_seconds": {stage: summarize(spent[stage] for spent in rounds) for stage in STAGES if stage in rounds[0]},
         "peak_bytes_beyond_inputs": memory.bytes,
     }
 

@@ -232,7 +232,8 @@ def measure_input(frames: np.ndarray, process: Callable, arguments: Any) -> Poin
         path = arguments.video or str(Path(folder, "clip.mp4"))
         if arguments.video or write_clip(path, frames):
             runs = {"decode": lambda: read_video(path, num_frames=len(frames)), **runs}
-        times = alternate(runs, arguments.device, repeats=arguments.repeats)
+        clocked = {stage: functools.partial(seconds, run, arguments.device) for stage, run in runs.items()}
+        times = alternate(clocked, repeats=arguments.repeats)
     return {stage: summarize(values) for stage, values in times.items()}
 
 

@@ -80,21 +80,21 @@ def seconds(run: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
-def alternate(
-    runs: dict[str, Callable[[], Any]], device: str, *, repeats: int, warmup: int = 1
-) -> dict[str, list[float]]:
-    """Seconds of every run: first a warm-up that does not count, then all of them in turn, `repeats` times.
+def alternate(runs: dict[Any, Callable[[], Any]], *, repeats: int, warmup: int = 1) -> dict[Any, list[Any]]:
+    """What the runs return, all of them in turn: `warmup` rounds that do not count, then `repeats` that do.
 
-    Whatever slows the machine down for a while then slows all of them down, and their ratio stays.
+    Whatever slows the machine down for a while then slows all of them down, and their ratio stays. A run that returns
+    `None` has failed: it is not tried again, and not in the result.
     """
-    for run in runs.values():
-        for _ in range(warmup):
-            run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in tqdm(range(repeats), desc="rounds", leave=False):
-        for name, run in runs.items():
-            times[name].append(seconds(run, device))
-    return times
+    results: dict[Any, list[Any]] = {name: [] for name in runs}
+    for round_number in tqdm(range(warmup + repeats), desc="rounds", leave=False):
+        for name in [*results]:
+            result = runs[name]()
+            if result is None:
+                del results[name]
+            elif round_number >= warmup:
+                results[name].append(result)
+    return results
 
 
 def summarize(values: Iterable[float]) -> dict[str, float]:

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from benchmarking import seconds
-from tqdm.auto import tqdm
+from benchmarking import alternate, seconds
 
 
 def attempt(run: Callable[[], Any]) -> Any:
@@ -27,16 +26,10 @@ def alternate_stages(
     runs: dict[Any, Callable[[], dict[str, float]]], repeats: int
 ) -> dict[Any, dict[str, list[float]]]:
     """Like `alternate`, for runs that return the seconds of their stages. Those out of memory are not in the result."""
-    times: dict[Any, dict[str, list[float]]] = {name: defaultdict(list) for name in runs}
-    for round_number in tqdm(range(1 + repeats), desc="rounds", leave=False):  # the first is the warm-up
-        for name, run in runs.items():
-            stages = attempt(run) if name in times else None
-            if stages is None:
-                times.pop(name, None)
-            elif round_number:
-                for stage, value in stages.items():
-                    times[name][stage].append(value)
-    return times
+    rounds = alternate({name: functools.partial(attempt, run) for name, run in runs.items()}, repeats=repeats)
+    return {
+        name: {stage: [stages[stage] for stages in of_run] for stage in of_run[0]} for name, of_run in rounds.items()
+    }
 
 
 def time_answer(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int, device: str, **settings: Any):

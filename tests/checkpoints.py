@@ -188,3 +188,20 @@ def untimed(answers: Any) -> Any:
     if isinstance(answers, dict):
         return {name: value for name, value in answers.items() if name != "seconds"}
     return [untimed(answer) for answer in answers]
+
+
+def device_map(model, offloaded: str) -> dict[str, str]:
+    """A place for every part of a model, some of them on disk."""
+    if offloaded == "everything":
+        return {"": "disk"}
+    if offloaded == "the base model":
+        return {"model": "disk", "lm_head": "cpu"}
+    base = model.base_model
+    parts = [*base.named_children(), *base.named_parameters(recurse=False)]
+    places = {f"model.{name}": "disk" if "vis" in name else "cpu" for name, _ in parts if name != "language_model"}
+    for name, child in base.language_model.named_children():
+        if name == "layers":
+            places |= {f"model.language_model.layers.{i}": "disk" if i % 2 else "cpu" for i in range(len(child))}
+        else:
+            places[f"model.language_model.{name}"] = "cpu"
+    return {**places, "lm_head": "cpu"}

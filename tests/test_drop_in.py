@@ -12,7 +12,7 @@ from dataclasses import fields
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
-from checkpoints import build_flashvid_folder, run_program
+from checkpoints import build_flashvid_folder, device_map, run_program
 from families import FAMILIES, IMAGE, VIDEO
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForImageTextToText
@@ -305,23 +305,6 @@ def test_quantized_models(family, tmp_path):
         assert not torch.equal(found[0], answer(native, inputs)[0])
         model.save_pretrained(tmp_path / "flashvid")
         assert_same(answer(AutoModelForImageTextToText.from_pretrained(tmp_path / "flashvid"), inputs), found)
-
-
-def device_map(model, offloaded: str) -> dict[str, str]:
-    """A place for every part of a model, some of them on disk."""
-    if offloaded == "everything":
-        return {"": "disk"}
-    if offloaded == "the base model":
-        return {"model": "disk", "lm_head": "cpu"}
-    base = model.base_model
-    parts = [*base.named_children(), *base.named_parameters(recurse=False)]
-    places = {f"model.{name}": "cpu" for name, _ in parts if name != "language_model"}
-    places |= {f"model.language_model.{name}": "cpu" for name, _ in base.language_model.named_children()}
-    del places["model.language_model.layers"]
-    layers = range(len(base.language_model.layers))
-    return (
-        places | {f"model.language_model.layers.{i}": "disk" if i % 2 else "cpu" for i in layers} | {"lm_head": "cpu"}
-    )
 
 
 @torch.no_grad()

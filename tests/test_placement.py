@@ -10,7 +10,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from checkpoints import once
+from checkpoints import device_map, once
 from families import FAMILIES, IMAGE, VIDEO
 from torch import distributed, multiprocessing
 from transformers import AutoModelForImageTextToText, logging
@@ -145,23 +145,6 @@ def test_heads_of_unknown_ranks_are_refused():
 
 
 # Offloading.
-
-
-def device_map(model, offloaded: str) -> dict[str, str]:
-    """A place for every part of a model, some of them on disk."""
-    if offloaded == "everything":
-        return {"": "disk"}
-    if offloaded == "the base model":
-        return {"model": "disk", "lm_head": "cpu"}
-    base = model.base_model
-    parts = [*base.named_children(), *base.named_parameters(recurse=False)]
-    places = {f"model.{name}": "disk" if "vis" in name else "cpu" for name, _ in parts if name != "language_model"}
-    for name, child in base.language_model.named_children():
-        if name == "layers":
-            places |= {f"model.language_model.layers.{i}": "disk" if i % 2 else "cpu" for i in range(len(child))}
-        else:
-            places[f"model.language_model.{name}"] = "cpu"
-    return {**places, "lm_head": "cpu"}
 
 
 @pytest.mark.parametrize("offloaded", ["every other layer and the vision tower", "the base model", "everything"])
