@@ -15,16 +15,10 @@ from .compression import CompressedVideo
 from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
 from .generation_flashvid import FlashVIDGenerationMixin
 from .hub import FlashVIDPreTrainedMixin
-from .modeling_flashvid import (
-    FlashVIDCausalLMOutput,
-    FlashVIDLanguageModelingMixin,
-    FlashVIDModelMixin,
-    FlashVIDModelOutput,
-    FlashVIDVideoOutput,
-    past_masks,
-)
+from .modeling_flashvid import FlashVIDLanguageModelingMixin, FlashVIDModelMixin, past_masks
 from .newlines import Rows, count_rows, lay_out_rows, pooled_side
 from .original_llava import ORIGINAL_KEY_MAPPING
+from .outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput, FlashVIDVideoOutput
 from .prompt import Prompt, VideoLayout, count
 from .pruning import join_masks
 from .stopwatch import Stopwatch

@@ -9,7 +9,8 @@ import torch
 from transformers import GenerationMixin
 
 from .generation_flashvid import FlashVIDGenerationMixin
-from .modeling_flashvid import FlashVIDModelMixin, FlashVIDVideoOutput
+from .modeling_flashvid import FlashVIDModelMixin
+from .outputs import FlashVIDVideoOutput
 from .prompt import Prompt
 from .stopwatch import Stopwatch
 from .vision_attention import RECORD, VisionRecord, install_packed_recording

@@ -12,8 +12,9 @@ from transformers.vision_utils import get_vision_window_index
 
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
 from .hub import FlashVIDPreTrainedMixin
-from .modeling_flashvid import FlashVIDCausalLMOutput, FlashVIDLanguageModelingMixin, FlashVIDModelOutput
+from .modeling_flashvid import FlashVIDLanguageModelingMixin
 from .modeling_flashvid_qwen import FlashVIDQwenGenerationMixin, FlashVIDQwenModelMixin
+from .outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput
 
 # Names in the published Qwen2.5-VL checkpoints and what they are called in the model since transformers 4.52.
 CHECKPOINT_KEY_MAPPING = {

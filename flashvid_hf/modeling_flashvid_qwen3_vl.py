@@ -11,12 +11,9 @@ from transformers.utils import can_return_tuple
 
 from .configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
 from .hub import FlashVIDPreTrainedMixin
-from .modeling_flashvid import (
-    FlashVIDCausalLMOutput,
-    FlashVIDLanguageModelingMixin,
-    FlashVIDModelOutput,
-)
+from .modeling_flashvid import FlashVIDLanguageModelingMixin
 from .modeling_flashvid_qwen import FlashVIDQwenGenerationMixin, FlashVIDQwenModelMixin
+from .outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput
 from .prompt import Prompt
 
 

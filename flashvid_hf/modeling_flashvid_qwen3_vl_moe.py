@@ -17,9 +17,10 @@ from transformers.utils import can_return_tuple
 
 from .configuration_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeConfig
 from .hub import FlashVIDPreTrainedMixin
-from .modeling_flashvid import FlashVIDCausalLMOutput, FlashVIDLanguageModelingMixin, FlashVIDModelOutput
+from .modeling_flashvid import FlashVIDLanguageModelingMixin
 from .modeling_flashvid_qwen import FlashVIDQwenGenerationMixin
 from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLModelMixin
+from .outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput
 from .prompt import Prompt
 
 # Published checkpoints hold the weights of the experts transposed. Upstream mends that for its own classes, and for

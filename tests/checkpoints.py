@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, pipeline, set_seed
 
 TESTS = Path(__file__).resolve().parent
 
@@ -205,3 +205,12 @@ def device_map(model, offloaded: str) -> dict[str, str]:
         else:
             places[f"model.language_model.{name}"] = "cpu"
     return {**places, "lm_head": "cpu"}
+
+
+def build_pipeline(tmp_path_factory: Any, family: str) -> Any:
+    """The pipeline of a demo model; the tests of a run share its folder."""
+    from flashvid_hf import find_family, load_processor
+
+    folder = once(tmp_path_factory, f"pipeline-{family}", lambda folder: build_flashvid_folder(folder, family))
+    model = find_family(folder).generative_model.from_pretrained(folder)
+    return pipeline("video-text-to-text", model=model, processor=load_processor(folder), device="cpu")

@@ -26,7 +26,7 @@ from flashvid_hf.compression import (
     exact_num_tokens,
     segment_means,
 )
-from flashvid_hf.modeling_flashvid import FlashVIDVideoOutput
+from flashvid_hf.outputs import FlashVIDVideoOutput
 from flashvid_hf.packing import take
 from flashvid_hf.pruning import PRUNING, TokenPruning
 from flashvid_hf.released import released_cluster_tokens, released_segment_lengths

@@ -2,11 +2,10 @@
 
 import pytest
 from build_demo_model import SHAPES
-from checkpoints import CLIP, build_flashvid_folder, count_clip_tokens, once, untimed
+from checkpoints import CLIP, build_pipeline, count_clip_tokens, untimed
 from PIL import Image
-from transformers import pipeline
 
-from flashvid_hf import VideoTextToTextPipeline, find_family, load_processor, read_video
+from flashvid_hf import VideoTextToTextPipeline, read_video
 
 QUESTION, OTHER_QUESTION = "What moves?", "Where to, and how fast does it go?"
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
@@ -17,10 +16,7 @@ PICTURE = Image.fromarray(LONG.frames[0])
 
 @pytest.fixture(scope="module", params=SHAPES)
 def pipe(request, tmp_path_factory) -> VideoTextToTextPipeline:
-    family = request.param
-    folder = once(tmp_path_factory, f"pipeline-{family}", lambda folder: build_flashvid_folder(folder, family))
-    model = find_family(folder).generative_model.from_pretrained(folder)
-    return pipeline("video-text-to-text", model=model, processor=load_processor(folder), device="cpu")
+    return build_pipeline(tmp_path_factory, request.param)
 
 
 @pytest.fixture(autouse=True)

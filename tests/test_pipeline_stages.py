@@ -5,11 +5,10 @@ import time
 import pytest
 import torch
 from build_demo_model import SHAPES
-from checkpoints import CLIP, build_flashvid_folder, once, untimed
+from checkpoints import CLIP, build_pipeline, untimed
 from PIL import Image
-from transformers import pipeline
 
-from flashvid_hf import VideoTextToTextPipeline, find_family, load_processor, pipeline_flashvid, read_video
+from flashvid_hf import VideoTextToTextPipeline, pipeline_flashvid, read_video
 
 STAGES = ["decode", "preprocess", "generate"]
 SETTINGS = {"max_new_tokens": 4, "do_sample": False, "num_frames": 4}
@@ -27,17 +26,12 @@ CHAT = [
 
 @pytest.fixture(scope="module", params=SHAPES)
 def every_pipe(request, tmp_path_factory) -> VideoTextToTextPipeline:
-    family = request.param
-    folder = once(tmp_path_factory, f"pipeline-{family}", lambda folder: build_flashvid_folder(folder, family))
-    model = find_family(folder).generative_model.from_pretrained(folder)
-    return pipeline("video-text-to-text", model=model, processor=load_processor(folder), device="cpu")
+    return build_pipeline(tmp_path_factory, request.param)
 
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory) -> VideoTextToTextPipeline:
-    folder = once(tmp_path_factory, "pipeline-llava_video", lambda f: build_flashvid_folder(f, "llava_video"))
-    model = find_family(folder).generative_model.from_pretrained(folder)
-    return pipeline("video-text-to-text", model=model, processor=load_processor(folder), device="cpu")
+    return build_pipeline(tmp_path_factory, "llava_video")
 
 
 def delay(monkeypatch, owner, name: str, seconds: float) -> None:
