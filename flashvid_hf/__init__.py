@@ -26,7 +26,8 @@ from .modeling_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeForConditionalGene
 from .pipeline_flashvid import TASK, VideoTextToTextPipeline
 from .processing_flashvid_llava_video import FlashVIDLlavaVideoProcessor
 from .report import CompressionReport
-from .video_io import VideoClip, read_video
+from .video_download import SCHEMES, fetch_video
+from .video_io import FETCHERS, VideoClip, read_video
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ for _family in FAMILIES:
     AutoModelForMultimodalLM.register(_family.config, _family.generative_model)
     if _family.processor is not None:
         AutoProcessor.register(_family.config, _family.processor)
+FETCHERS.update(dict.fromkeys(SCHEMES, fetch_video))
 PIPELINE_REGISTRY.register_pipeline(
     TASK, pipeline_class=VideoTextToTextPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
 )

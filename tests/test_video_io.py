@@ -22,7 +22,7 @@ from PIL import Image
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
-from flashvid_hf import video_io
+from flashvid_hf import video_decoders, video_download, video_io
 from flashvid_hf.video_io import DEFAULT_NUM_FRAMES, VideoClip, available_backends, read_video
 
 av = pytest.importorskip("av")
@@ -185,7 +185,7 @@ def backend(request):
     if request.param not in available_backends():
         pytest.skip(f"{request.param} is not installed")
     try:
-        importlib.import_module(video_io._MODULES[request.param])
+        importlib.import_module(video_decoders.MODULES[request.param])
     except Exception as error:  # torchcodec without FFmpeg's libraries raises a RuntimeError
         pytest.skip(f"{request.param} cannot be imported: {type(error).__name__}")
     return request.param
@@ -447,7 +447,7 @@ def test_failed_downloads_name_url_and_reason(no_proxy, monkeypatch):
         handler.wfile.write(b"x" * 10)
 
     release = threading.Event()
-    monkeypatch.setattr(video_io, "DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr(video_download, "DOWNLOAD_TIMEOUT", 0.2)
     answers = {"404": missing, "10 of 1000 bytes": cut, "timed out": lambda _: release.wait(10)}
     for reason, respond in answers.items():
         with serving(respond) as address:
@@ -741,7 +741,7 @@ def test_pyav_comes_first_and_decord_next(clip, monkeypatch):
     monkeypatch.setitem(video_io.BACKENDS, "pyav", failing(RuntimeError("no such codec")))
     assert read_video(clip("mp4")).metadata.video_backend == "decord"
     # Far into a long video decord would have to seek, and miss.
-    monkeypatch.setattr(video_io, "MAX_FRAMES_IN_ONE_PASS", 10)
+    monkeypatch.setattr(video_decoders, "MAX_FRAMES_IN_ONE_PASS", 10)
     assert read_video(clip("mp4"), num_frames=1).metadata.video_backend == "decord"
     with pytest.raises(ValueError, match="pyav: no such codec; decord: .* exact only in one pass"):
         read_video(clip("mp4"))
@@ -752,7 +752,7 @@ def test_next_backend_is_tried(clip, monkeypatch):
     monkeypatch.setattr(
         video_io,
         "BACKENDS",
-        {"torchcodec": failing(RuntimeError("no\n FFmpeg")), "pyav": video_io._read_pyav},
+        {"torchcodec": failing(RuntimeError("no\n FFmpeg")), "pyav": video_decoders._read_pyav},
     )
     monkeypatch.setattr(video_io, "available_backends", lambda: list(video_io.BACKENDS))
     result = read_video(clip("mp4"), num_frames=4)
@@ -776,7 +776,7 @@ def test_damage_is_not_left_to_a_decoder_that_hides_it(damaged, monkeypatch):
     def hide(path, choose):
         raise AssertionError("must not be asked")
 
-    monkeypatch.setattr(video_io, "BACKENDS", {"pyav": video_io._read_pyav, "opencv": hide})
+    monkeypatch.setattr(video_io, "BACKENDS", {"pyav": video_decoders._read_pyav, "opencv": hide})
     with pytest.raises(ValueError, match="damaged or cut short"):
         read_video(damaged / "cut.mkv")
 
@@ -847,12 +847,12 @@ def test_a_frame_drawn_from_a_damaged_later_one_is_an_error(clip, tmp_path):
     assert place > later, "no B frame before it"
     for index in range(40):
         try:
-            frames, *_ = video_io._read_pyav(str(path), lambda total, fps, index=index: [index])
-        except video_io._DamagedVideo:
+            frames, *_ = video_decoders._read_pyav(str(path), lambda total, fps, index=index: [index])
+        except video_decoders.DamagedVideo:
             continue
         assert index < place and np.array_equal(frames[0], whole[index])
-    with pytest.raises(video_io._DamagedVideo):
-        video_io._read_pyav(str(path), lambda total, fps: [place - 1])
+    with pytest.raises(video_decoders.DamagedVideo):
+        video_decoders._read_pyav(str(path), lambda total, fps: [place - 1])
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mkv"])
@@ -921,9 +921,18 @@ def test_a_frame_that_the_decoder_flags_is_an_error(clip, monkeypatch):
 
 
 def test_only_what_transformers_brings_is_mandatory():
-    path = video_io.__file__
-    assert set(get_imports(path)) - set(sys.stdlib_module_names) == {"numpy", "torch", "transformers"}
-    assert get_relative_imports(path) == []
+    for module in (video_io, video_decoders):
+        assert set(get_imports(module.__file__)) - set(sys.stdlib_module_names) == {"torch", "transformers"}
+    assert get_relative_imports(video_io.__file__) == ["video_decoders"]
+    assert get_relative_imports(video_decoders.__file__) == []
+
+
+@pytest.mark.parametrize("video", [b"bytes", "data:video/mp4;base64,AAAA", "http://host/a.mp4", "https://host/a.mp4"])
+def test_published_code_reads_files_only(video, monkeypatch):
+    """The package fills the table; a folder's own copy of the code has an empty one."""
+    monkeypatch.setattr(video_io, "FETCHERS", {})
+    with pytest.raises(ValueError, match="reads files and decoded frames only. Save the video as a file"):
+        read_video(video)
 
 
 # --- the demo clip ---
