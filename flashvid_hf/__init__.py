@@ -24,6 +24,7 @@ from .modeling_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLForConditionalGenera
 from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
 from .modeling_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeForConditionalGeneration, FlashVIDQwen3VLMoeModel
 from .pipeline_flashvid import TASK, VideoTextToTextPipeline
+from .processing_flashvid import FlashVIDProcessor
 from .processing_flashvid_llava_video import FlashVIDLlavaVideoProcessor
 from .report import CompressionReport
 from .video_download import SCHEMES, fetch_video
@@ -36,8 +37,7 @@ for _family in FAMILIES:
     AutoModel.register(_family.config, _family.base_model)
     AutoModelForImageTextToText.register(_family.config, _family.generative_model)
     AutoModelForMultimodalLM.register(_family.config, _family.generative_model)
-    if _family.processor is not None:
-        AutoProcessor.register(_family.config, _family.processor)
+    AutoProcessor.register(_family.config, _family.processor or FlashVIDProcessor)
 FETCHERS.update(dict.fromkeys(SCHEMES, fetch_video))
 PIPELINE_REGISTRY.register_pipeline(
     TASK, pipeline_class=VideoTextToTextPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
@@ -57,6 +57,7 @@ __all__ = [
     "FlashVIDLlavaVideoForConditionalGeneration",
     "FlashVIDLlavaVideoModel",
     "FlashVIDLlavaVideoProcessor",
+    "FlashVIDProcessor",
     "FlashVIDQwen2_5_VLConfig",
     "FlashVIDQwen2_5_VLForConditionalGeneration",
     "FlashVIDQwen2_5_VLModel",

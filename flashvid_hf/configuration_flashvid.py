@@ -24,6 +24,8 @@ class FlashVIDConfigMixin:
             `retention_ratio` the average over all layers.
         vision_chunk_size: frames (for Qwen: temporal grids, of two frames each) of compressed videos that the vision
             tower encodes at once; `None` for all. Bounds memory: the features are the same up to rounding.
+        base_model_name_or_path: the repository or folder that has the weights, where this one has none.
+        base_model_revision: its commit. Both are `None` in the configuration of a model that is loaded.
 
     Raises:
         ValueError: a field is outside of its range.
@@ -55,6 +57,8 @@ class FlashVIDConfigMixin:
     pruning_layer: Any = None
     llm_retention_ratio: Any = None
     vision_chunk_size: Any = 32
+    base_model_name_or_path: Any = None
+    base_model_revision: Any = None
 
     get_text_config: ClassVar[Any]  # of upstream's configuration
 
@@ -147,7 +151,20 @@ class FlashVIDConfigMixin:
                 f"{cls.__name__} reads {cls.model_type!r} and {cls.accepted_checkpoints or repr(cls.base_model_type)}. "
                 "Choose the class of that family."
             )
+        base = config_dict.get("base_model_name_or_path")
+        if base is not None and "text_config" not in config_dict:
+            raise ValueError(
+                f"{str(pretrained_model_name_or_path)!r} is a recipe: its `config.json` lacks what belongs to its base, "
+                f"{base!r}. Build a folder from it with `flashvid-hf export`, and load that."
+            )
         return cls.adopt(config_dict), kwargs
+
+    def to_dict(self):
+        config_dict = super().to_dict()
+        if self.base_model_name_or_path is None:  # the folder of a model with weights does not speak of a base
+            for name in ("base_model_name_or_path", "base_model_revision"):
+                config_dict.pop(name, None)
+        return config_dict
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -160,7 +177,7 @@ class FlashVIDConfigMixin:
 
 
 # The fields that every family has, and a single call may set.
-CALL_FIELDS = frozenset(field.name for field in fields(FlashVIDConfigMixin))
+CALL_FIELDS = frozenset(field.name for field in fields(FlashVIDConfigMixin) if not field.name.startswith("base_model_"))
 FlashVIDConfigMixin.method_fields = CALL_FIELDS
 
 

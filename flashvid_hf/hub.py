@@ -1,19 +1,17 @@
-"""Loading and saving: key names of the original checkpoints, and folders that bring their code along."""
+"""Loading and saving: names in original checkpoints, weightless folders, and folders that bring their code along."""
 
 import copy
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
-from transformers.dynamic_module_utils import get_relative_import_files
+from transformers import GenerationConfig, PreTrainedConfig
+from transformers.dynamic_module_utils import custom_object_save
 
+from .base_model import follow_base, hub_arguments
 from .pipeline_flashvid import CUSTOM_PIPELINES
 
-# What a loader may pass on to find the files of a repository.
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 # What belongs to the model although a configuration would take it.
 _MODEL_ARGUMENTS = ("dtype", "torch_dtype", "quantization_config", "key_mapping")
 
@@ -33,6 +31,14 @@ def _own_config(config_class: Any, config: Any, overrides: dict[str, Any]) -> An
         towers = {name: getattr(getattr(config, name), kind) for name in config.sub_configs}
         setattr(own, kind, {"": getattr(config, kind), **towers})
     return own
+
+
+def _own_generation_config(path: str | os.PathLike, hub: dict[str, Any]) -> GenerationConfig | None:
+    """The generation settings that lie in a folder; `None` if those of the base serve."""
+    try:
+        return GenerationConfig.from_pretrained(path, **hub)
+    except OSError:
+        return None
 
 
 class FlashVIDPreTrainedMixin:
@@ -58,6 +64,10 @@ class FlashVIDPreTrainedMixin:
     ):
         """Load a FlashVID folder, or a checkpoint of the upstream family.
 
+        A weightless folder names another repository, its base, and a commit: the weights come from there. All other
+        arguments hold for both, but `revision` and `subfolder`, which say where the folder itself is. What is loaded is
+        complete: saving it writes the weights too.
+
         Args:
             kwargs: as upstream; FlashVID's fields (`retention_ratio=0.1`) override those of `config.json`.
 
@@ -66,8 +76,9 @@ class FlashVIDPreTrainedMixin:
                 `output_loading_info=True` the caller sees which, and they are random, as upstream.
         """
         returns_info = kwargs.pop("output_loading_info", False)
+        hub = hub_arguments(kwargs)
         if not isinstance(config, PreTrainedConfig):
-            hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
+            kwargs = {name: value for name, value in kwargs.items() if name not in hub}
             held_back = {name: kwargs.pop(name) for name in _MODEL_ARGUMENTS if name in kwargs}
             config, kwargs = cls.config_class.from_pretrained(
                 config or pretrained_model_name_or_path, return_unused_kwargs=True, **hub, **kwargs
@@ -76,13 +87,18 @@ class FlashVIDPreTrainedMixin:
         else:
             overrides = {name: kwargs.pop(name) for name in cls.config_class.method_fields & kwargs.keys()}
             config = _own_config(cls.config_class, config, overrides)
+        source, from_base = follow_base(pretrained_model_name_or_path, hub, config)
+        if from_base is not None:
+            if cls.can_generate() and "generation_config" not in kwargs:
+                kwargs["generation_config"] = _own_generation_config(pretrained_model_name_or_path, hub)
+            kwargs = {name: value for name, value in kwargs.items() if name not in hub} | from_base
+        config.base_model_name_or_path = config.base_model_revision = None  # from here on the weights are here
         kwargs["key_mapping"] = {**cls.checkpoint_key_mapping, **(kwargs.get("key_mapping") or {})}
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
-        )
+        model, info = super().from_pretrained(source, *model_args, config=config, output_loading_info=True, **kwargs)
+        if from_base is not None:
+            model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         missing = sorted(info["missing_keys"])
         if missing and not returns_info:
-            source = pretrained_model_name_or_path
             raise ValueError(
                 f"{'`state_dict`' if source is None else repr(str(source))} lacks weights of {cls.__name__}: "
                 f"{len(missing)}, the first of them {', '.join(missing[:3])}. They would be random: choose a "
@@ -98,8 +114,5 @@ class FlashVIDPreTrainedMixin:
         self.config.auto_map = dict(self.config.auto_classes)
         self.config.custom_pipelines = {name: dict(pipeline) for name, pipeline in CUSTOM_PIPELINES.items()}
         super().save_pretrained(save_directory, *args, **kwargs)
-        module = sys.modules[type(self).__module__].__file__
-        for source in {module, *get_relative_import_files(module)}:
-            target = Path(save_directory, Path(source).name)
-            if not (target.exists() and target.samefile(source)):
-                shutil.copyfile(source, target)
+        if not Path(sys.modules[type(self).__module__].__file__).parent.samefile(save_directory):
+            custom_object_save(self, save_directory)

@@ -8,10 +8,10 @@ from transformers import (
     LlavaOnevisionImageProcessor,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
-    PreTrainedConfig,
     Qwen2Tokenizer,
 )
 
+from .base_model import follow_base, hub_arguments, read_config
 from .configuration_flashvid_llava_video import NEWLINE_POSITIONS, POOL_MODES, FlashVIDLlavaVideoConfig
 from .newlines import count_rows, pooled_side
 from .original_llava import is_original
@@ -94,19 +94,19 @@ class FlashVIDLlavaVideoProcessor(LlavaOnevisionProcessor):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """Load the processor of a folder, or make that of an original checkpoint, which brings only a tokenizer.
 
+        So it does for a weightless folder, whose base is an original checkpoint.
+
         Args:
             kwargs: as upstream; for an original checkpoint also `mm_spatial_pool_mode` and `mm_newline_position`.
         """
-        hub = {name: value for name, value in kwargs.items() if name in _HUB_ARGUMENTS}
-        try:
-            config_dict, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
-        except OSError:  # a folder of a processor alone
-            config_dict = {}
-        if not is_original(config_dict):
+        hub = hub_arguments(kwargs)
+        config_dict = read_config(pretrained_model_name_or_path, hub)
+        source, from_base = follow_base(pretrained_model_name_or_path, hub)
+        if from_base is None and not is_original(config_dict):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         layout = {name: value for name, value in kwargs.items() if name.startswith("mm_")}
         config = FlashVIDLlavaVideoConfig.from_dict(config_dict, **layout)
-        return cls.from_config(config, Qwen2Tokenizer.from_pretrained(pretrained_model_name_or_path, **hub))
+        return cls.from_config(config, Qwen2Tokenizer.from_pretrained(source, **(from_base or hub)))
 
     @classmethod
     def from_config(cls, config: Any, tokenizer: Any) -> "FlashVIDLlavaVideoProcessor":
@@ -169,8 +169,6 @@ def upstream_arguments(config: Any, tokenizer: Any) -> dict[str, Any]:
         "vision_aspect_ratio": config.vision_aspect_ratio,
     }
 
-
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 FlashVIDLlavaVideoProcessor.register_for_auto_class()
 
