@@ -154,8 +154,8 @@ class FlashVIDConfigMixin:
         base = config_dict.get("base_model_name_or_path")
         if base is not None and "text_config" not in config_dict:
             raise ValueError(
-                f"{str(pretrained_model_name_or_path)!r} is a recipe: its `config.json` lacks what belongs to its base, "
-                f"{base!r}. Build a folder from it with `flashvid-hf export`, and load that."
+                f"{str(pretrained_model_name_or_path)!r} is a recipe: its `config.json` lacks what belongs to its "
+                f"base, {base!r}. Build a folder from it with `flashvid-hf export`, and load that."
             )
         return cls.adopt(config_dict), kwargs
 

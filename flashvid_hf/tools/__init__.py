@@ -1,0 +1,1 @@
+"""What the command line does: every module is a library call, `cli.py` is its surface."""

@@ -1,0 +1,205 @@
+"""The command line `flashvid-hf`. Each command is a call of this sub-package; what goes wrong is said in one line.
+
+Nothing here turns `trust_remote_code` on: models load with the classes of the package.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="""Video language models that read a tenth of their video tokens (FlashVID, arXiv 2602.08024).
+
+Ask first: `flashvid-hf run clip.mp4 "What happens?" --model Qwen/Qwen2.5-VL-3B-Instruct`
+
+Then look inside (`trace`), serve it (`serve`), or make a Hub repository of it (`export`, `check`, `push`).""",
+)
+console = Console()
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Folder or Hub id: a FlashVID repository, a published Qwen2.5-VL, Qwen3-VL or LLaVA-OneVision checkpoint, "
+        "or an original LLaVA checkpoint. Published checkpoints are compressed too.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="`auto` takes all GPUs, or the CPU where there is none; or e.g. `cuda:1`.")]
+Dtype = Annotated[str, typer.Option(help="`auto`, `bfloat16`, `float16` or `float32`; `auto` is the checkpoint's.")]
+NumFrames = Annotated[int, typer.Option(min=1, help="Frames taken from the video, spread evenly.")]
+Ratio = Annotated[
+    float | None,
+    typer.Option(
+        "--retention-ratio",
+        "-r",
+        help="Share of the video tokens that a layer sees on average, above 0, at most 1; 1.0 compresses nothing. "
+        "Default: what the model's configuration says.",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any other FlashVID field, e.g. `--set alpha=0.6`. Repeatable."),
+]
+Repository = Annotated[
+    str | None,
+    typer.Option(help="Hub id under which the card speaks of the folder. Default: the folder's name."),
+]
+
+
+def read_settings(retention_ratio: float | None, fields: list[str] | None) -> dict[str, Any]:
+    """FlashVID's fields from the options."""
+    settings: dict[str, Any] = {} if retention_ratio is None else {"retention_ratio": retention_ratio}
+    for field in fields or ():
+        name, is_pair, text = field.partition("=")
+        if not is_pair:
+            raise ValueError(f"`--set` is {field!r}: it must be FIELD=VALUE, as in `--set alpha=0.6`.")
+        try:
+            settings[name] = json.loads(text)
+        except json.JSONDecodeError:
+            settings[name] = text
+    return settings
+
+
+@app.command()
+def run(
+    video: Annotated[str, typer.Argument(help="A video file or its URL.")],
+    question: Annotated[str, typer.Argument(help="What you want to know about it.")],
+    model: Model,
+    num_frames: NumFrames = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    retention_ratio: Ratio = None,
+    fields: Settings = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Answer once more without compression, which is the upstream model.")
+    ] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Ask a model about a video. The answer streams; token counts and times follow.
+
+    `flashvid-hf run clip.mp4 "Who wins?" -m Qwen/Qwen2.5-VL-7B-Instruct -r 0.1 --baseline`
+    """
+    from transformers import TextStreamer
+
+    from .loading import load_pipeline
+
+    pipe = load_pipeline(model, device=device, dtype=dtype, **read_settings(retention_ratio, fields))
+    streamer = TextStreamer(pipe.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    asked = {"text": question, "num_frames": num_frames, "max_new_tokens": max_new_tokens}
+    answers = {}
+    for title, settings in {"FlashVID": {}, "without": {"retention_ratio": 1.0}}.items():
+        if title == "FlashVID" or baseline:
+            console.rule(f"[bold]{title}")
+            (answers[title],) = pipe(video, streamer=streamer, **asked, **settings)
+    table = Table("", *answers)
+    for name in answers["FlashVID"]["video_tokens"]:
+        table.add_row(f"{name} tokens", *(f"{answer['video_tokens'][name]:,}" for answer in answers.values()))
+    for name in answers["FlashVID"]["seconds"]:
+        seconds = (answer["seconds"].get(name) for answer in answers.values())  # upstream has no "compression"
+        table.add_row(name, *("" if value is None else f"{value:.2f} s" for value in seconds))
+    console.print(table)
+    console.print("Times are of one run, the first of this process; `generate` holds vision, compression and prefill.")
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A folder of `hub_configs/`, or the folder or Hub id of a checkpoint.")],
+    target: Annotated[Path, typer.Argument(help="A folder that does not exist yet, or is empty.")],
+    weights: Annotated[
+        str, typer.Option(help="`base`: read from the base when the model loads. `included`: copied into the folder.")
+    ] = "base",
+    base: Annotated[str | None, typer.Option(help="Where the weights are, if not where the source says.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the base; its commit is pinned.")
+    ] = None,
+    repository: Repository = None,
+    retention_ratio: Ratio = None,
+    fields: Settings = None,
+) -> None:
+    """Build a Hub folder: configuration, code, card, and a pointer to the weights (or the weights).
+
+    `flashvid-hf export hub_configs/FlashVID-Qwen2.5-VL-7B-Instruct build/fv --repository me/FlashVID-Qwen2.5-VL-7B`
+    """
+    from .export import export_model
+
+    settings = read_settings(retention_ratio, fields)
+    folder = export_model(
+        source, target, weights=weights, base=base, revision=revision, repository=repository, **settings
+    )
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    console.print(f"{folder}: {size / 1e6:,.1f} MB. Next: `flashvid-hf check {folder}`.", markup=False)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder or Hub id of an original LLaVA checkpoint (lmms-lab).")],
+    target: Annotated[Path, typer.Argument(help="A folder that does not exist yet, or is empty.")],
+    dtype: Dtype = "auto",
+    repository: Repository = None,
+    retention_ratio: Ratio = None,
+    fields: Settings = None,
+) -> None:
+    """Convert an original LLaVA checkpoint into a full folder. A weight that does not fit stops it before it writes.
+
+    `flashvid-hf convert lmms-lab/LLaVA-Video-7B-Qwen2 build/FlashVID-LLaVA-Video-7B -r 0.1`
+    """
+    from .convert import convert_llava
+
+    settings = read_settings(retention_ratio, fields)
+    folder = convert_llava(source, target, dtype, repository, say=console.print, **settings)
+    console.print(f"{folder} is ready. Next: `flashvid-hf check {folder}`.", markup=False)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="What `export` or `convert` wrote.")],
+    repository: Annotated[str, typer.Argument(help="`name/of-it` on the Hub.")],
+    upload: Annotated[
+        bool, typer.Option("--upload", help="Really upload. Without it nothing leaves this machine.")
+    ] = False,
+    copy_weights: Annotated[
+        bool,
+        typer.Option("--copy-weights", help="Full repository of a weightless folder: the Hub copies the weights."),
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="If the repository is new, make it private.")] = False,
+) -> None:
+    """Show exactly what an upload would send; send it only with `--upload`.
+
+    The token is the one of `hf auth login` or `HF_TOKEN`.
+    """
+    from . import push as pushing
+
+    with pushing.plan_upload(folder, repository, copy_weights=copy_weights) as plan:
+        table = Table("file", "bytes", "from", title=f"https://huggingface.co/{repository}")
+        for file in plan.files:
+            origin = "this folder" if file.file is not None else f"{plan.base}@{plan.base_revision}, copied by the Hub"
+            table.add_row(file.path, "?" if file.size is None else f"{file.size:,}", origin)
+        console.print(table)
+        sent = sum(file.size or 0 for file in plan.files if file.file is not None)
+        console.print(f"{len(plan.files)} files, {sent:,} bytes to upload.")
+        if not upload:
+            console.print("Nothing was sent. Add `--upload` to do it.", markup=False)
+            return
+        console.print(pushing.upload(plan, private=private), markup=False)
+
+
+def main() -> None:
+    """The program: errors that a user can mend are one line, not a traceback."""
+    try:
+        app()
+    except (ValueError, ImportError, OSError) as error:
+        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

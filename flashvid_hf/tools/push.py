@@ -1,0 +1,122 @@
+"""Upload a folder to the Hub: a plan first, and only on demand the upload."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, HfApi
+from transformers import PreTrainedConfig
+
+from .export import WEIGHT_FILES, export_model
+
+# What lies in a folder and belongs to the machine that it lies on.
+_NOT_PUBLISHED = ("__pycache__", ".cache", ".git", ".ipynb_checkpoints", ".DS_Store")
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One file of a repository to be.
+
+    Args:
+        path: in the repository.
+        size: in bytes; `None` where the Hub does not say.
+        file: what is uploaded; `None` for a file that the Hub copies from the base.
+    """
+
+    path: str
+    size: int | None
+    file: Path | None
+
+
+@dataclass(frozen=True)
+class UploadPlan:
+    """All that a repository would hold, and where the Hub copies weights from (`None` if it need not)."""
+
+    repository: str
+    files: tuple[PlannedFile, ...]
+    base: str | None = None
+    base_revision: str | None = None
+
+
+@contextmanager
+def plan_upload(folder: str | os.PathLike, repository: str, *, copy_weights: bool = False) -> Iterator[UploadPlan]:
+    """What `upload` would send; nothing is sent. Files that are made for it exist until the context ends.
+
+    Args:
+        folder: a folder that `export_model` or `save_pretrained` wrote.
+        repository: "name/of-it" on the Hub.
+        copy_weights: make a full repository of a weightless folder: the Hub copies the base's weight files on its own
+            servers. It can do so within one storage region only.
+
+    Raises:
+        ValueError: the folder is no model folder, is a recipe, its base has no commit, its card speaks of another
+            repository, or weights are to be copied and it has its own.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"`folder` is {str(folder)!r}, and has no `config.json`: choose the folder of a model.")
+    config, _ = PreTrainedConfig.get_config_dict(folder)
+    base, commit = config.get("base_model_name_or_path"), config.get("base_model_revision")
+    if base is not None and commit is None:
+        raise ValueError(
+            f"`base_model_revision` of {str(folder)!r} is missing: it is a recipe, or its base is not pinned. Build a "
+            "folder with `flashvid-hf export`."
+        )
+    card = folder / "README.md"
+    if not card.is_file() or repository not in card.read_text(encoding="utf-8"):
+        raise ValueError(
+            f"`README.md` of {str(folder)!r} does not speak of {repository!r}: its snippets would load something else. "
+            f"Build the folder with `flashvid-hf export --repository {repository}`."
+        )
+    if not copy_weights:
+        yield UploadPlan(repository, tuple(_list_files(folder)))
+        return
+    if base is None:
+        raise ValueError(
+            f"`copy_weights` is True and {str(folder)!r} names no base: weights are copied for weightless folders. "
+            "Leave it out to upload those that the folder has."
+        )
+    copied = _list_weights(base, commit)
+    with tempfile.TemporaryDirectory() as temporary:
+        full = export_model(folder, Path(temporary, "full"), weights="omitted", repository=repository)
+        yield UploadPlan(repository, (*_list_files(full), *copied), base, commit)
+
+
+def upload(plan: UploadPlan, *, private: bool = False, message: str = "Upload FlashVID model") -> str:
+    """Create the repository if need be, and commit everything at once. Returns the address of the commit.
+
+    The token is the one that `hf auth login` or `HF_TOKEN` left.
+    """
+    api = HfApi()
+    api.create_repo(plan.repository, private=private, exist_ok=True)
+    operations = [
+        CommitOperationAdd(planned.path, str(planned.file))
+        if planned.file is not None
+        else CommitOperationCopy(
+            planned.path,
+            planned.path,
+            src_revision=plan.base_revision,
+            src_repo_id=plan.base,
+            src_repo_type="model",
+        )
+        for planned in plan.files
+    ]
+    return api.create_commit(plan.repository, operations, commit_message=message).commit_url
+
+
+def _list_files(folder: Path) -> Iterator[PlannedFile]:
+    for file in sorted(folder.rglob("*")):
+        path = file.relative_to(folder)
+        if file.is_file() and not set(path.parts) & set(_NOT_PUBLISHED):
+            yield PlannedFile(path.as_posix(), file.stat().st_size, file)
+
+
+def _list_weights(base: str, commit: str) -> list[PlannedFile]:
+    siblings = HfApi().model_info(base, revision=commit, files_metadata=True).siblings or []
+    weights = [file for file in siblings if any(Path(file.rfilename).match(pattern) for pattern in WEIGHT_FILES)]
+    if not weights:
+        raise ValueError(f"{base!r} has no weights in safetensors at {commit}: they cannot be copied.")
+    return [PlannedFile(file.rfilename, file.size, None) for file in sorted(weights, key=lambda file: file.rfilename)]
