@@ -151,12 +151,6 @@ class FlashVIDConfigMixin:
                 f"{cls.__name__} reads {cls.model_type!r} and {cls.accepted_checkpoints or repr(cls.base_model_type)}. "
                 "Choose the class of that family."
             )
-        base = config_dict.get("base_model_name_or_path")
-        if base is not None and "text_config" not in config_dict:
-            raise ValueError(
-                f"{str(pretrained_model_name_or_path)!r} is a recipe: its `config.json` lacks what belongs to its "
-                f"base, {base!r}. Build a folder from it with `flashvid-hf export`, and load that."
-            )
         return cls.adopt(config_dict), kwargs
 
     def to_dict(self):
@@ -168,6 +162,12 @@ class FlashVIDConfigMixin:
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
+        base = config_dict.get("base_model_name_or_path")
+        if base is not None and "text_config" not in config_dict:
+            raise ValueError(
+                f"This `config.json` is a recipe, which lacks what belongs to its base, {base!r}. Build a folder from "
+                "it with `flashvid-hf export`, and load that."
+            )
         # Upstream sets overrides on the finished object, unchecked.
         overrides = {name: kwargs.pop(name) for name in cls.method_fields & kwargs.keys()}
         made = super().from_dict(cls.adopt(config_dict), **kwargs)

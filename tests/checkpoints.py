@@ -41,13 +41,13 @@ def build_flashvid_folder(folder: Path, family: str = "qwen2_5_vl", **flashvid: 
     return build_demo_model(folder, family, seed=2, **{"retention_ratio": RETENTION_RATIO, **flashvid})
 
 
-def build_upstream_folder(folder: Path, family: str = "qwen2_5_vl", **fields: Any) -> Path:
+def build_upstream_folder(folder: Path, family: str = "qwen2_5_vl", seed: int = 0, **fields: Any) -> Path:
     """A checkpoint that upstream's class saved, and the processor beside it."""
     from build_demo_model import CLASSES, build_processor, upstream_fields
 
     processor = build_processor(family)
     upstream = upstream_class(CLASSES[family].generative_model)
-    set_seed(0)
+    set_seed(seed)
     model = upstream(upstream.config_class(**{**upstream_fields(processor.tokenizer, family), **fields})).eval()
     with torch.no_grad():
         for parameter in model.parameters():

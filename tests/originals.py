@@ -87,10 +87,13 @@ def original_config(layout: dict[str, Any] = LLAVA_VIDEO, **overrides: Any) -> d
     return {**TEXT, **PUBLISHED, **ours, **layout, **overrides}
 
 
-def original_weights(tied: bool = False, dtype: torch.dtype = torch.bfloat16) -> dict[str, torch.Tensor]:
+def original_weights(
+    tied: bool = False, dtype: torch.dtype = torch.bfloat16, seed: int = 0, **text_config: Any
+) -> dict[str, torch.Tensor]:
     """Weights under the original names. No two are equal; the language model's are large enough for varied answers."""
-    set_seed(0)
-    vision, text = SiglipVisionModel(SiglipVisionConfig(**VISION)), Qwen2ForCausalLM(Qwen2Config(**TEXT))
+    set_seed(seed)
+    vision = SiglipVisionModel(SiglipVisionConfig(**VISION))
+    text = Qwen2ForCausalLM(Qwen2Config(**{**TEXT, **text_config}))
     tower = {f"vision_model.{name.removeprefix('vision_model.')}": value for name, value in vision.state_dict().items()}
     shapes = {f"model.vision_tower.vision_tower.{name}": value.shape for name, value in tower.items()}
     shapes |= {name: value.shape for name, value in text.state_dict().items()}

@@ -1,0 +1,60 @@
+"""A Hub cache as downloads leave it, with tiny models in the place of the bases that `hub_configs/` names."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from checkpoints import build_upstream_folder
+from originals import original_weights, write_original
+
+HUB_CONFIGS = Path(__file__).resolve().parent.parent / "hub_configs"
+# One recipe of each family, and how many layers the language model of its base has.
+RECIPES = {
+    "qwen2_5_vl": ("FlashVID-Qwen2.5-VL-7B-Instruct", 28),
+    "qwen3_vl": ("FlashVID-Qwen3-VL-2B-Instruct", 28),
+    "qwen3_vl_moe": ("FlashVID-Qwen3-VL-30B-A3B-Instruct", 48),
+    "llava_onevision": ("FlashVID-llava-onevision-qwen2-0.5b-ov-hf", 24),
+    "llava_video": ("FlashVID-LLaVA-Video-7B-Qwen2", 28),
+}
+CARD = "---\nlicense: apache-2.0\n---\n# A tiny base with random weights\n"
+
+
+def recipe_of(family: str) -> Path:
+    """The folder of the family's recipe."""
+    return HUB_CONFIGS / RECIPES[family][0]
+
+
+def base_of(family: str) -> str:
+    """The Hub id of the base that the recipe names."""
+    return json.loads((recipe_of(family) / "config.json").read_text())["base_model_name_or_path"]
+
+
+def build_base(folder: Path, family: str, seed: int = 0) -> Path:
+    """A tiny checkpoint in the layout of the recipe's base, with as many layers as that has."""
+    num_layers = RECIPES[family][1]
+    if family == "llava_video":
+        weights = original_weights(seed=seed, num_hidden_layers=num_layers)
+        write_original(folder, weights, num_hidden_layers=num_layers)
+    else:
+        from build_demo_model import build_tokenizer, upstream_fields
+
+        text = upstream_fields(build_tokenizer(family), family)["text_config"]
+        build_upstream_folder(folder, family, seed, text_config={**text, "num_hidden_layers": num_layers})
+    (folder / "README.md").write_text(CARD)
+    return folder
+
+
+def add_repository(home: Path, repository: str, **commits: tuple[str, Callable[[Path], Any]]) -> None:
+    """Put a repository into the cache of an HF_HOME.
+
+    Args:
+        commits: for each revision the commit, and what fills its folder.
+    """
+    folder = home / "hub" / f"models--{repository.replace('/', '--')}"
+    for revision, (commit, fill) in commits.items():
+        if not (folder / "snapshots" / commit).exists():
+            (folder / "snapshots").mkdir(parents=True, exist_ok=True)
+            fill(folder / "snapshots" / commit)
+        (folder / "refs").mkdir(exist_ok=True)
+        (folder / "refs" / revision).write_text(commit)

@@ -1,0 +1,303 @@
+"""Folders without weights: built from the recipes on tiny bases, loaded with the package and by remote code."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import assert_same, once, run_program
+from hub_cache import RECIPES, add_repository, base_of, build_base, recipe_of
+from transformers import AutoModelForImageTextToText
+
+from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration, load_processor
+from flashvid_hf.tools.export import export_model
+
+PINNED, LATER = "a" * 40, "b" * 40
+HUB_ID = "acme/FlashVID-tiny"
+
+# Runs with the package. Builds a folder of every kind for every family.
+EXPORT = """
+from pathlib import Path
+
+from hub_cache import RECIPES, base_of, recipe_of
+
+from flashvid_hf.tools.export import export_model
+
+work = Path(arguments[0])
+for family in RECIPES:
+    for weights in ("base", "included"):
+        export_model(recipe_of(family), work / f"{family}-{weights}", weights=weights, revision="v1")
+export_model("acme/quantized-base", work / "quantized")
+"""
+
+# Runs with the package or without it, which has to give the same.
+LOAD = """
+from pathlib import Path
+
+from checkpoints import CLIP, observe, state, untimed, video_inputs
+from hub_cache import RECIPES, base_of
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
+
+if arguments[2] == "package":
+    import flashvid_hf
+
+work, written, trust = Path(arguments[0]), arguments[1], {"trust_remote_code": arguments[2] == "remote"}
+results = {}
+for family in RECIPES:
+    for weights in ("base", "included"):
+        folder = work / f"{family}-{weights}"
+        model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **trust)
+        processor = AutoProcessor.from_pretrained(folder, **trust)
+        results[family, weights] = {
+            "class": type(model).__name__,
+            "missing": sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]),
+            "state": state(model),
+            "processor": type(processor).__name__,
+            "observed": observe(model.eval(), video_inputs(processor)),
+            "pointer": model.config.base_model_name_or_path,
+            "name": model.name_or_path == str(folder),
+            "ends with": model.generation_config.eos_token_id,
+        }
+    folder = work / f"{family}-base"
+    base, info = AutoModel.from_pretrained(folder, dtype=torch.bfloat16, output_loading_info=True, **trust)
+    results[family, "AutoModel"] = type(base).__name__, base.dtype, sorted(info["missing_keys"])
+    assert AutoConfig.from_pretrained(folder, **trust).base_model_name_or_path == base_of(family)
+
+    model.save_pretrained(work / f"{family}-saved-{arguments[2]}")
+    processor.save_pretrained(work / f"{family}-saved-{arguments[2]}")
+
+# Of the rest one family says as much as all.
+folder = work / "qwen2_5_vl-base"
+quantized = AutoModelForImageTextToText.from_pretrained(work / "quantized", **trust)
+results["quantized"] = type(quantized.model.language_model.layers[0].self_attn.q_proj).__name__
+places = {"model.visual": "cpu", "model.language_model": "disk", "lm_head": "cpu"}
+inputs = video_inputs(AutoProcessor.from_pretrained(folder, **trust))
+for name, kwargs in (
+    ("ratio", {"retention_ratio": 0.5}),
+    ("disk", {"device_map": places, "offload_folder": work / "disk"}),
+):
+    placed = type(quantized).from_pretrained(folder, **kwargs)
+    results[name] = placed.config.retention_ratio, observe(placed.eval(), inputs)
+for revision in ("main", "v1"):
+    model = AutoModelForImageTextToText.from_pretrained("acme/FlashVID-tiny", revision=revision, **trust)
+    processor = AutoProcessor.from_pretrained("acme/FlashVID-tiny", revision=revision, **trust)
+    results["hub", revision] = model.config.retention_ratio, observe(model.eval(), video_inputs(processor)), state(model)
+if arguments[2] == "remote":
+    assert type(model).__module__.startswith("transformers_modules.acme."), type(model)
+    pipe = pipeline("video-text-to-text", model="acme/FlashVID-tiny", trust_remote_code=True, device="cpu")
+else:
+    pipe = pipeline("video-text-to-text", model=model, processor=processor)
+results["pipeline"] = untimed(pipe(str(CLIP), text="What moves?", num_frames=8, max_new_tokens=4, do_sample=False))
+torch.save(results, written)
+"""
+
+
+# A base that says that it is quantized, and for which no more is needed than transformers.
+BITNET = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+
+
+def build_quantized_base(folder: Path) -> None:
+    build_base(folder, "qwen2_5_vl")
+    change_config(folder, quantization_config=BITNET)
+
+
+def fill_work(work: Path) -> None:
+    work.mkdir()
+    home = work / "home"
+    add_repository(home, "acme/quantized-base", main=("e" * 40, build_quantized_base))
+    for family in RECIPES:
+        add_repository(
+            home,
+            base_of(family),
+            # The folders are built while "v1" is that commit; "main" has other weights.
+            v1=(PINNED, lambda folder, family=family: build_base(folder, family, seed=1)),
+            main=(LATER, lambda folder, family=family: build_base(folder, family, seed=2)),
+        )
+    run_program(EXPORT, work, home=home, with_package=True)
+    other = {"retention_ratio": 0.75, "llm_retention_ratio": 0.5}
+    add_repository(
+        home,
+        HUB_ID,
+        v1=("c" * 40, lambda folder: shutil.copytree(work / "qwen2_5_vl-base", folder)),
+        main=("d" * 40, lambda folder: change_config(shutil.copytree(work / "qwen2_5_vl-base", folder), **other)),
+    )
+    for door in ("package", "remote"):
+        run_program(LOAD, work, work / f"{door}.pt", door, home=home, with_package=door == "package")
+
+
+def change_config(folder: Path, **fields) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory) -> Path:
+    return once(tmp_path_factory, "weightless", fill_work)
+
+
+@pytest.fixture(scope="session", params=["package", "remote"])
+def results(request, work):
+    return torch.load(work / f"{request.param}.pt", weights_only=False)
+
+
+each_family = pytest.mark.parametrize("family", RECIPES)
+
+
+@each_family
+def test_a_weightless_folder_is_small_and_names_a_commit(family, work):
+    folder = work / f"{family}-base"
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 400_000
+    assert {file.name for file in files if file.suffix not in (".py", ".yaml")} == {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "processor_config.json",
+    }
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["base_model_name_or_path"], config["base_model_revision"]) == (base_of(family), PINNED)
+    recipe = json.loads((recipe_of(family) / "config.json").read_text())
+    assert {name: config[name] for name in recipe} == recipe
+    assert config["text_config"]["num_hidden_layers"] == RECIPES[family][1]
+    assert "license: apache-2.0" in (folder / "README.md").read_text()
+
+
+@each_family
+def test_both_kinds_of_folders_are_the_same_model(family, work, results):
+    weightless, full = results[family, "base"], results[family, "included"]
+    assert weightless["missing"] == full["missing"] == []
+    assert weightless["pointer"] is full["pointer"] is None
+    assert weightless["name"] and full["name"]
+    assert [weightless[part] for part in ("class", "processor", "ends with")] == [
+        full[part] for part in ("class", "processor", "ends with")
+    ]
+    for part in ("state", "observed"):
+        assert_same(weightless[part], full[part])
+    reports = weightless["observed"]["reports"]
+    assert reports and reports[0][0] > reports[0][1] > reports[0][2], "it compresses"
+    base_class, dtype, missing = results[family, "AutoModel"]
+    assert base_class.endswith("Model") and dtype == torch.bfloat16 and missing == []
+
+
+@each_family
+def test_weights_are_the_pinned_ones_byte_for_byte(family, work):
+    base = work / "home" / "hub" / f"models--{base_of(family).replace('/', '--')}" / "snapshots"
+    weights = sorted(file.name for file in (base / PINNED).glob("*.safetensors"))
+    assert weights
+    for name in weights:
+        copied = (work / f"{family}-included" / name).read_bytes()
+        assert copied == (base / PINNED / name).read_bytes() != (base / LATER / name).read_bytes()
+
+
+@each_family
+def test_both_doors_are_the_same(family, work):
+    package, remote = (torch.load(work / f"{door}.pt", weights_only=False) for door in ("package", "remote"))
+    assert package.keys() == remote.keys()
+    for weights in ("base", "included"):
+        for part in ("state", "observed"):
+            assert_same(package[family, weights][part], remote[family, weights][part])
+
+
+@each_family
+@pytest.mark.parametrize("door", ["package", "remote"])
+def test_what_is_saved_is_whole(family, door, work):
+    """The model of a weightless folder, saved: with weights, and without a word of the base."""
+    saved = work / f"{family}-saved-{door}"
+    config = json.loads((saved / "config.json").read_text())
+    assert not {"base_model_name_or_path", "base_model_revision"} & config.keys()
+    model, info = AutoModelForImageTextToText.from_pretrained(saved, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    found = torch.load(work / "package.pt", weights_only=False)[family, "base"]
+    assert_same(dict(model.state_dict()), found["state"])
+    assert type(load_processor(saved)).__name__ == found["processor"]
+
+
+def test_quantized_placed_and_with_other_settings(results):
+    assert results["quantized"] == "AutoBitLinear"
+    ratio, observed = results["disk"]
+    assert ratio == 0.1
+    assert_same(observed, results["qwen2_5_vl", "base"]["observed"])
+    ratio, observed = results["ratio"]
+    assert ratio == 0.5
+    assert observed["reports"][0][1] > results["qwen2_5_vl", "base"]["observed"]["reports"][0][1]
+
+
+def test_revisions_of_the_folder(results):
+    """`revision` says which commit of the folder; the base stays at the commit that this one names."""
+    ratio, observed, weights = results["hub", "v1"]
+    assert ratio == 0.1
+    assert_same(observed, results["qwen2_5_vl", "base"]["observed"])
+    other_ratio, _, other_weights = results["hub", "main"]
+    assert other_ratio == 0.75
+    assert_same(other_weights, weights)
+    assert results["pipeline"][0]["video_tokens"]["total"] > results["pipeline"][0]["video_tokens"]["entered"]
+
+
+# What is refused, and configurations that are passed along
+
+
+@pytest.fixture(scope="session")
+def local_base(tmp_path_factory) -> Path:
+    return once(tmp_path_factory, "base", lambda folder: build_base(folder, "qwen2_5_vl"))
+
+
+def test_a_recipe_is_not_loaded(local_base):
+    with pytest.raises(ValueError, match="is a recipe, .* Build a folder from it with `flashvid-hf export`"):
+        AutoModelForImageTextToText.from_pretrained(recipe_of("qwen2_5_vl"))
+
+
+def test_a_configuration_does_not_lead_away_from_weights(local_base, work):
+    """The pointer belongs to the folder: beside another checkpoint the configuration only brings settings."""
+    config_class = FlashVIDQwen2_5_VLForConditionalGeneration.config_class
+    config = config_class.from_pretrained(work / "qwen2_5_vl-base")
+    model = FlashVIDQwen2_5_VLForConditionalGeneration.from_pretrained(local_base, config=config)
+    assert model.config.base_model_name_or_path is None and model.config.retention_ratio == 0.1
+    assert config.base_model_name_or_path == base_of("qwen2_5_vl"), "the caller's stays as it is"
+    expected = FlashVIDQwen2_5_VLForConditionalGeneration.from_pretrained(local_base)
+    assert_same(dict(model.state_dict()), dict(expected.state_dict()))
+
+
+def test_another_base_may_be_named(local_base, work):
+    """A copy of the base on this machine, for example."""
+    model = AutoModelForImageTextToText.from_pretrained(
+        work / "qwen2_5_vl-base", base_model_name_or_path=str(local_base)
+    )
+    expected = FlashVIDQwen2_5_VLForConditionalGeneration.from_pretrained(local_base)
+    assert_same(dict(model.state_dict()), dict(expected.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weights": "elsewhere"}, "`weights` is 'elsewhere'"),
+        ({"weights": "base"}, "what others load must be on the Hub"),
+        ({"retention_ratio": 2}, "`retention_ratio` is 2"),
+        ({"source": "recipe of qwen3_vl"}, "they do not belong together"),
+        ({"source": "recipe for 64 layers"}, "with the 28 layers of .* a layer sees .* not `retention_ratio`"),
+    ],
+)
+def test_refused_exports(change, said, local_base, tmp_path):
+    sources = {
+        "recipe of qwen3_vl": recipe_of("qwen3_vl"),
+        "recipe for 64 layers": recipe_of("qwen2_5_vl").parent / "FlashVID-Qwen2.5-VL-32B-Instruct",
+    }
+    source = sources.get(change.pop("source", None), local_base)
+    with pytest.raises(ValueError, match=said):
+        export_model(source, tmp_path / "target", **{"weights": "included", "base": local_base, **change})
+    assert not (tmp_path / "target").exists()
+
+
+def test_export_writes_over_nothing(local_base, tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(ValueError, match="`target` is .* not empty"):
+        export_model(local_base, tmp_path, weights="included")
+    assert [file.name for file in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_processor_without_a_base(tmp_path, local_base):
+    export_model(local_base, tmp_path / "full", weights="included")
+    pointer = {"processor_class": "FlashVIDProcessor"}
+    (tmp_path / "full" / "processor_config.json").write_text(json.dumps(pointer))
+    with pytest.raises(ValueError, match="has no `base_model_name_or_path`"):
+        load_processor(tmp_path / "full")
