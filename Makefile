@@ -12,7 +12,7 @@ MINUTES ?= 10
 demo_options = $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(FAMILY),--family "$(FAMILY)")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest fuzz bench lint format clean env env-oldest
+.PHONY: help demo test test-oldest fuzz bench hub-configs lint format clean env env-oldest
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ fuzz: env  ## Try random calls and damaged video files until the time is over (M
 bench: env  ## Measure speed and memory on this machine, into benchmarks/ (some minutes on a CPU)
 	.venv/bin/python scripts/bench_compression.py
 	.venv/bin/python scripts/bench_generation.py
+
+hub-configs: env  ## Write hub_configs/ from the table in scripts/make_hub_configs.py
+	.venv/bin/python scripts/make_hub_configs.py
 
 lint: env  ## Check style, format and types
 	.venv/bin/ruff check .
