@@ -50,6 +50,7 @@ class FlashVIDPreTrainedMixin:
 
     config: Any
     config_class: Any
+    can_generate: Any  # of upstream's class
 
     # Patterns of names in the original checkpoint and what replaces them, tried in order.
     checkpoint_key_mapping: dict[str, str] = {}
@@ -59,7 +60,7 @@ class FlashVIDPreTrainedMixin:
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
         *model_args: Any,
-        config: PreTrainedConfig | str | os.PathLike | None = None,
+        config: Any = None,
         **kwargs: Any,
     ):
         """Load a FlashVID folder, or a checkpoint of the upstream family.
@@ -69,6 +70,7 @@ class FlashVIDPreTrainedMixin:
         complete: saving it writes the weights too.
 
         Args:
+            config: a configuration, or the folder or id of one; by default that of the checkpoint.
             kwargs: as upstream; FlashVID's fields (`retention_ratio=0.1`) override those of `config.json`.
 
         Raises:

@@ -209,19 +209,7 @@ class VideoTextToTextPipeline(Pipeline):
         ]
         clips = [clip for request in requests for clip in request.clips]
         images = [image for request in requests for image in request.images]
-        media: dict[str, Any] = {}
-        if clips:
-            media["videos"] = [clip.frames for clip in clips]
-            media["video_metadata"] = [
-                clip.metadata or VideoMetadata(len(clip.frames), frames_indices=list(range(len(clip.frames))))
-                for clip in clips
-            ]
-            media["do_sample_frames"] = False  # they are sampled; without metadata upstream would take them for 24 fps
-        if images:
-            media["images"] = images
-        if media:  # other accelerators than CUDA may lack the resizing with antialiasing
-            fits = sum(clip.frames.nbytes for clip in clips) <= _MOST_BYTES_ON_GPU
-            media["device"] = self.device if self.device.type == "cuda" and fits else "cpu"
+        media = media_arguments(clips, images, self.device)
         inputs = self.processor(text=prompts, padding=True, padding_side="left", **media)
         return convert_to_tensors(inputs, "pt")
 
@@ -236,6 +224,28 @@ class VideoTextToTextPipeline(Pipeline):
         each = num_sequences // len(input_ids)
         counts = [dict(zip(("total", "entered", "remained"), of_row, strict=True)) for of_row in stages]
         return [counts[i // each] for i in range(num_sequences)]
+
+
+def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.device) -> dict[str, Any]:
+    """What a processor takes beside the text: videos that were read, images, and where they are resized.
+
+    Args:
+        device: of the model. Other accelerators than CUDA may lack the resizing with antialiasing.
+    """
+    media: dict[str, Any] = {}
+    if clips:
+        media["videos"] = [clip.frames for clip in clips]
+        media["video_metadata"] = [
+            clip.metadata or VideoMetadata(len(clip.frames), frames_indices=list(range(len(clip.frames))))
+            for clip in clips
+        ]
+        media["do_sample_frames"] = False  # they are sampled; without metadata upstream would take them for 24 fps
+    if images:
+        media["images"] = images
+    if media:
+        fits = sum(clip.frames.nbytes for clip in clips) <= _MOST_BYTES_ON_GPU
+        media["device"] = device if device.type == "cuda" and fits else "cpu"
+    return media
 
 
 def _is_list_of_videos(videos: Any) -> bool:

@@ -16,7 +16,7 @@ import importlib.util
 import math
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate, islice
 from typing import Any
@@ -27,8 +27,8 @@ from transformers.video_utils import VideoMetadata, load_video
 MAX_FRAMES_IN_ONE_PASS = 3000
 
 Choose = Callable[[int, float | None], list[int]]  # frames in the source, its fps -> ascending indices of those wanted
-# Wanted frames, arrays or tensors with shape (H, W, 3), uint8; their indices; frames in the source; its fps.
-Decoded = tuple[Sequence[Any], list[int], int, float | None]
+# Wanted frames, each an array or tensor with shape (H, W, 3), uint8; their indices; frames in the source; its fps.
+Decoded = tuple[Any, list[int], int, float | None]
 
 
 class DamagedVideo(ValueError):

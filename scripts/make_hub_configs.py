@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from flashvid_hf import FAMILIES, Family
 from flashvid_hf.configuration_flashvid import default_llm_retention_ratio, default_pruning_layer
 from flashvid_hf.pipeline_flashvid import CUSTOM_PIPELINES
+from flashvid_hf.tools.export import processor_pointer
 from flashvid_hf.tools.model_card import CardFacts, render_card
 from flashvid_hf.tools.published_accuracy import render_eval_results
 
@@ -24,11 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Only a proposal: nothing has been published.
 NAMESPACE = "flashvid-hf"
 RETENTION_RATIO = 0.1
-# Read by transformers before any code: the class of `processing_flashvid` loads the base's processor.
-PROCESSOR_CONFIG = {
-    "processor_class": "FlashVIDProcessor",
-    "auto_map": {"AutoProcessor": "processing_flashvid.FlashVIDProcessor"},
-}
+# What differs from the base's processor. Upstream warns where this is not said, as its default is going to change.
+QWEN_PROCESSING = {"video_processor": {"cap_pixels_per_frame": False}}
+PROCESSING = {"qwen2_5_vl": QWEN_PROCESSING, "qwen3_vl": QWEN_PROCESSING, "qwen3_vl_moe": QWEN_PROCESSING}
 
 
 class Recipe(NamedTuple):
@@ -85,7 +84,7 @@ and no folder has been built from its real base yet.
 A folder is a recipe. It holds only what is FlashVID's:
 
 - `config.json`: FlashVID's settings, `model_type`, `architectures`, `auto_map`, `custom_pipelines` and the base's id;
-- `processor_config.json`: leads to the base's processor;
+- `processor_config.json`: leads to the base's processor, with the settings that differ;
 - `README.md`: the model card;
 - `.eval_results/`: accuracy that FlashVID's authors published for this model, in the Hub's format, where there is any.
 
@@ -145,7 +144,10 @@ def make_recipe(recipe: Recipe) -> dict[str, str]:
     )
     return {
         "config.json": json.dumps(config, indent=2) + "\n",
-        "processor_config.json": json.dumps(PROCESSOR_CONFIG, indent=2) + "\n",
+        "processor_config.json": json.dumps(
+            {**processor_pointer(family), **PROCESSING.get(recipe.family, {})}, indent=2
+        )
+        + "\n",
         "README.md": render_card(facts),
         **render_eval_results(recipe.base, RETENTION_RATIO),
     }

@@ -111,6 +111,44 @@ def run(
 
 
 @app.command()
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Where to listen. Others can reach all but `localhost`.")] = "localhost",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    num_frames: NumFrames = 32,
+    retention_ratio: Ratio = None,
+    allow_local_files: Annotated[
+        bool | None,
+        typer.Option(help="Whether requests may name files of this machine. Default: only on `localhost`."),
+    ] = None,
+    attn_implementation: Annotated[str | None, typer.Option(help="E.g. `sdpa` or `flash_attention_2`.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    log_level: Annotated[str, typer.Option(help="`critical`, `error`, `warning`, `info` or `debug`.")] = "info",
+) -> None:
+    """Serve a model behind an OpenAI-compatible API: chat completions and responses, streamed or not.
+
+    `flashvid-hf serve -m Qwen/Qwen2.5-VL-7B-Instruct -r 0.1`; videos are `video_url` parts of messages.
+    """
+    from .serving import serve as run_server
+
+    run_server(
+        model,
+        host=host,
+        port=port,
+        device=device,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        revision=revision,
+        num_frames=num_frames,
+        retention_ratio=retention_ratio,
+        allow_local_files=allow_local_files,
+        log_level=log_level,
+    )
+
+
+@app.command()
 def export(
     source: Annotated[str, typer.Argument(help="A folder of `hub_configs/`, or the folder or Hub id of a checkpoint.")],
     target: Annotated[Path, typer.Argument(help="A folder that does not exist yet, or is empty.")],

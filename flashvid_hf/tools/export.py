@@ -34,6 +34,7 @@ from ..processing_flashvid import FlashVIDProcessor
 from ..processing_flashvid_llava_video import upstream_arguments
 from ..validation import check_choice
 from .model_card import CardFacts, render_card
+from .published_accuracy import render_eval_results
 
 # Where the weights of a folder are: read from the base, beside the code, or still to come, see `push_folder`.
 WEIGHTS = ("base", "included", "omitted")
@@ -101,11 +102,12 @@ def export_model(
     if processor is not None:
         processor.save_pretrained(target)
     else:
-        write_processor_pointer(target, family.processor or FlashVIDProcessor, source)
+        write_processor_pointer(target, family, source)
     copy_code(family.generative_model, target)
     (target / "README.md").write_text(card, encoding="utf-8")
-    if Path(source, ".eval_results").is_dir():
-        shutil.copytree(Path(source, ".eval_results"), target / ".eval_results")
+    for path, text in render_eval_results(base, config.retention_ratio).items():
+        (target / path).parent.mkdir(exist_ok=True)
+        (target / path).write_text(text, encoding="utf-8")
     if weights == "included":
         for file in tqdm(find_weights(base, commit), desc="copying weights", unit="file"):
             shutil.copyfile(file, target / file.name)
@@ -196,17 +198,23 @@ def make_generation_config(
     return generation
 
 
-def write_processor_pointer(target: Path, processor: type, source: str | os.PathLike) -> None:
-    """`processor_config.json` of a weightless folder: the class that goes to the base, and a recipe's own settings."""
-    recipe = Path(source, "processor_config.json")
-    own = json.loads(recipe.read_text(encoding="utf-8")) if recipe.exists() else {}
+def processor_pointer(family: Family) -> dict[str, Any]:
+    """`processor_config.json` of a weightless folder: the class that goes to the base for the processor."""
+    processor = family.processor or FlashVIDProcessor
     module = processor.__module__.rpartition(".")[2]
-    pointer = {
+    return {
         "processor_class": processor.__name__,
         "auto_map": {"AutoProcessor": f"{module}.{processor.__name__}"},
     }
-    (target / "processor_config.json").write_text(json.dumps({**own, **pointer}, indent=2) + "\n", encoding="utf-8")
-    copy_code(processor, target)
+
+
+def write_processor_pointer(target: Path, family: Family, source: str | os.PathLike) -> None:
+    """Write it with the settings of a recipe, and the code of the class."""
+    recipe = Path(source, "processor_config.json")
+    own = json.loads(recipe.read_text(encoding="utf-8")) if recipe.exists() else {}
+    text = json.dumps({**own, **processor_pointer(family)}, indent=2)
+    (target / "processor_config.json").write_text(text + "\n", encoding="utf-8")
+    copy_code(family.processor or FlashVIDProcessor, target)
 
 
 def copy_code(published_class: type, target: Path) -> None:

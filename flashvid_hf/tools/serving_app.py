@@ -22,7 +22,7 @@ from transformers.cli.serving.utils import X_REQUEST_ID, BaseHandler, Generation
 from transformers.utils import logging
 
 from ..families import find_family, load_processor
-from ..pipeline_flashvid import _MOST_BYTES_ON_GPU
+from ..pipeline_flashvid import media_arguments
 from ..ragged import convert_to_tensors
 from .serving_requests import TEMPLATE_ARGUMENTS, RequestReader
 
@@ -111,16 +111,7 @@ class RequestProcessor:
         )
         _check_placeholders(prompt, self._processor.video_token, len(clips), "videos")
         _check_placeholders(prompt, self._processor.image_token, len(images), "images")
-        media: dict[str, Any] = {}
-        if clips:
-            media["videos"] = [clip.frames for clip in clips]
-            media["video_metadata"] = [clip.metadata for clip in clips]
-            media["do_sample_frames"] = False  # they are sampled
-        if images:
-            media["images"] = images
-        if media:  # as in the pipeline
-            fits = sum(clip.frames.nbytes for clip in clips) <= _MOST_BYTES_ON_GPU
-            media["device"] = self._device if self._device.type == "cuda" and fits else "cpu"
+        media = media_arguments(clips, images, self._device)
         inputs = convert_to_tensors(self._processor(text=[prompt], **media), "pt")
         inputs.update(self._settings)
         return inputs

@@ -7,7 +7,8 @@ from typing import Any
 from transformers import ProcessorMixin
 from transformers.image_utils import load_image
 
-from ..video_io import DOWNLOAD_TIMEOUT, read_video
+from ..video_download import DOWNLOAD_TIMEOUT
+from ..video_io import read_video
 
 _TEXT_TYPES = ("text", "input_text", "output_text")
 _MEDIA_FIELDS = {"video_url": "video_url", "image_url": "image_url", "input_image": "image_url"}
