@@ -194,7 +194,7 @@ class FlashVIDModelMixin:
         """How the rows of a compressed video lie in its placeholders: one for each token."""
         size = video.selected.numel()
         prunable = torch.full_like(video.indices, len(video.indices) < size, dtype=torch.bool)  # unless left whole
-        return VideoLayout(counts=count(video.indices, size), prunable=prunable)
+        return VideoLayout(count(video.indices, size), prunable, is_token=torch.ones_like(prunable))
 
     def dropped_columns(self, input_ids: torch.Tensor | None, settings: Any) -> torch.Tensor | None:
         """Columns beside those of video tokens that do not enter, with shape (B, S); `None` for none."""
@@ -369,14 +369,14 @@ class FlashVIDModelMixin:
 
         token_index = report = None
         if prompt.videos:
-            token_index, video_index, mask = prompt.columns, prompt.video_index, prompt.mask
+            token_index, row_index, mask = prompt.columns, prompt.row_index, prompt.mask
             if isinstance(upper, TokenPruning):
-                token_index, video_index = (take(index, upper.columns) for index in (token_index, video_index))
+                token_index, row_index = (take(index, upper.columns) for index in (token_index, row_index))
                 mask = upper.new_mask
             if mask is not None:
                 padding = ~mask.to(token_index.device)
-                token_index, video_index = (index.masked_fill(padding, -1) for index in (token_index, video_index))
-            report = prompt.report(video_index, stopwatch)
+                token_index, row_index = (index.masked_fill(padding, -1) for index in (token_index, row_index))
+            report = prompt.report(row_index, stopwatch)
         if cache is not None:
             cache.account(
                 lower_mask=lower_mask,

@@ -156,7 +156,8 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         prunes_newlines = settings.behavior == "released" and self.config.mm_newline_position != "one_token"
         prunable = torch.ones_like(is_newline) if prunes_newlines else ~is_newline
         whole = len(video.indices) == num_frames * num_tokens
-        return VideoLayout(count(rows.placeholders, rows.num_placeholders), prunable & (not whole))
+        counts = count(rows.placeholders, rows.num_placeholders)
+        return VideoLayout(counts, prunable & (not whole), is_token=~is_newline)
 
     def find_positions(self, prompt: Prompt, inputs: dict[str, Any]) -> torch.Tensor:
         """Consecutive positions of the tokens that are left, as in the reference, whatever the caller's positions.

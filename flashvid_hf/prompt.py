@@ -21,10 +21,12 @@ class VideoLayout:
         counts: how often each placeholder enters, with shape (placeholders,). A token enters once or not at all, or
             twice where the released code repeats it.
         prunable: which of the rows that enter the language model may drop, with shape (rows,).
+        is_token: which of the rows are kept tokens, in their order, rather than newlines, with shape (rows,).
     """
 
     counts: torch.Tensor
     prunable: torch.Tensor
+    is_token: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Prompt:
         padding_side: where shorter samples are padded.
         videos: the compressed videos, in the order of their placeholders.
         layouts: how they lie in their placeholders.
-        video_index: which video each column belongs to, with shape (B, M); -1 for other tokens. `None` without videos.
+        row_index: which row of the videos each column is, counted through all of them, with shape (B, M); -1 for other
+            tokens. `None` without videos.
         prunable: which columns the language model may drop, with shape (B, M). `None` without videos.
         placeholders: how many placeholders of videos each sample has, with shape (B,). `None` without videos.
     """
@@ -49,7 +52,7 @@ class Prompt:
     padding_side: str = "left"
     videos: tuple[CompressedVideo, ...] = ()
     layouts: tuple[VideoLayout, ...] = ()
-    video_index: torch.Tensor | None = None
+    row_index: torch.Tensor | None = None
     prunable: torch.Tensor | None = None
     placeholders: torch.Tensor | None = None
 
@@ -95,13 +98,12 @@ class Prompt:
         columns, mask = pack(counts, padding_side)
         is_video = take(video_mask, columns)
         is_video = is_video if mask is None else is_video & mask
-        lengths = torch.tensor([len(layout.prunable) for layout in layouts])
-        index = torch.arange(len(videos)).repeat_interleave(lengths).to(device)
-        video_index = torch.full_like(columns, -1).masked_scatter_(is_video, index)
         flags = torch.cat([layout.prunable.to(device) for layout in layouts])
+        rows = torch.arange(len(flags), device=device)
+        row_index = torch.full_like(columns, -1).masked_scatter_(is_video, rows)
         prunable = torch.zeros_like(is_video).masked_scatter_(is_video, flags)
         placeholders = video_mask.sum(-1)
-        return cls(num_columns, columns, mask, padding_side, videos, layouts, video_index, prunable, placeholders)
+        return cls(num_columns, columns, mask, padding_side, videos, layouts, row_index, prunable, placeholders)
 
     def take(self, tensor: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """The columns of a (..., B, S, ...) tensor that enter; `dim` is that of the columns."""
@@ -109,7 +111,7 @@ class Prompt:
 
     def take_videos(self, video_mask: torch.Tensor) -> torch.Tensor:
         """Which columns that enter hold video tokens, given the placeholders (B, S) of the videos."""
-        return video_mask if self.video_index is None else self.video_index >= 0
+        return video_mask if self.row_index is None else self.row_index >= 0
 
     def scatter(self, embeddings: torch.Tensor, where: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Write `features`, in order, to the entered columns that `where` (B, M) marks."""
@@ -132,18 +134,16 @@ class Prompt:
         place = torch.arange(1, self.columns.shape[1] + 1, device=self.columns.device)
         return (eligible * place).argmax(-1)
 
-    def report(self, video_index: torch.Tensor, stopwatch: Stopwatch) -> CompressionReport:
-        """What became of the videos, given the video of every column (B, L) that was left in the end."""
-        slots = video_index.flatten() + 1  # slot 0: other tokens
-        remained = torch.zeros(len(self.videos) + 1, dtype=torch.long, device=slots.device)
-        remained = remained.index_add_(0, slots, torch.ones_like(slots))
+    def report(self, rows_left: torch.Tensor, stopwatch: Stopwatch) -> CompressionReport:
+        """What became of the videos, given the `row_index` (B, L) of every column that was left in the end."""
         return CompressionReport(
             videos=self.videos,
-            num_samples=len(video_index),
+            num_samples=len(rows_left),
             _tokens=tuple(len(layout.counts) for layout in self.layouts),
             _entered=tuple(len(layout.prunable) for layout in self.layouts),
-            _remained=remained[1:],
             _placeholders=self.placeholders,
+            _rows_left=rows_left,
+            _is_token=tuple(layout.is_token for layout in self.layouts),
             _stopwatch=stopwatch,
         )
 

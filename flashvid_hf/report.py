@@ -24,8 +24,11 @@ class CompressionReport:
     # An entry for each video: tuples, or tensors that may lie on a device.
     _tokens: tuple[int, ...] | torch.Tensor
     _entered: tuple[int, ...] | torch.Tensor
-    _remained: tuple[int, ...] | torch.Tensor
     _placeholders: torch.Tensor  # of each sample
+    # Of compressed videos: which of all their rows are left in the end, -1 for other columns, with shape (B, L), and
+    # which rows of each are tokens rather than newlines.
+    _rows_left: torch.Tensor | None = None
+    _is_token: tuple[torch.Tensor, ...] = ()
     _stopwatch: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     @classmethod
@@ -36,7 +39,7 @@ class CompressionReport:
             placeholders: video placeholders of each sample, with shape (B,).
             tokens: those of each video.
         """
-        return cls((), len(placeholders), tokens, tokens, tokens, placeholders)
+        return cls((), len(placeholders), tokens, tokens, placeholders)
 
     @classmethod
     def without_videos(cls, num_samples: int) -> "CompressionReport":
@@ -56,7 +59,18 @@ class CompressionReport:
     @property
     def remained(self) -> tuple[int, ...]:
         """Video tokens that the layers from the pruning layer on see."""
-        return _to_tuple(self._remained)
+        if self._rows_left is None:
+            return self.entered
+        return tuple(int(rows.sum()) for rows in self._find_rows_left())
+
+    @property
+    def kept_tokens_remained(self) -> tuple[torch.Tensor, ...]:
+        """Which kept tokens of every compressed video the layers from the pruning layer on see.
+
+        Boolean, on the CPU, with shape (M,) each, in the order of the video's `indices`; newlines are not among them.
+        """
+        rows = zip(self._find_rows_left(), self._is_token, strict=True)
+        return tuple(left[is_token.cpu()] for left, is_token in rows)
 
     @property
     def compressed(self) -> bool:
@@ -87,6 +101,14 @@ class CompressionReport:
         than later ones.
         """
         return self._stopwatch.seconds
+
+    def _find_rows_left(self) -> tuple[torch.Tensor, ...]:
+        """Which rows of every compressed video are left in the end, newlines included, with shape (rows,) each."""
+        if self._rows_left is None:
+            return ()
+        rows = self._rows_left.cpu()
+        left = torch.zeros(sum(self.entered), dtype=torch.bool).index_fill_(0, rows[rows >= 0], True)
+        return left.split(self.entered)
 
     def __str__(self) -> str:
         rows = zip(self.tokens, self.entered, self.remained, strict=True)
