@@ -1,0 +1,141 @@
+"""Checks of what the folder's model does, by what `clean_probe` found in a process without the package.
+
+Legend: T frames (temporal grids), N tokens a frame.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .clean_probe import NUM_FRAMES
+from .hub_folder import CheckFailure, CheckSkipped, HubFolder, is_of_the_commit, last_lines
+
+# The largest difference to upstream that is rounding, as a part of the largest logit.
+ROUNDING = {"float32": 2e-5, "float16": 4 * 2**-10, "bfloat16": 4 * 2**-7}
+# A smaller difference, as a part of the largest logit, is none.
+LEAST_DIFFERENCE = 2e-5
+
+
+def check_loads_from_path(folder: HubFolder) -> Iterator[str]:
+    """By the Auto classes from a local path, with the code of the folder."""
+    if "loading" not in folder.findings:
+        raise CheckFailure(f"the folder does not load: {last_lines(folder.findings['errors']['local'])}")
+    expected = str((folder.config.get("auto_map") or {}).get("AutoModelForImageTextToText"))
+    found = folder.findings["loading"]["class"]
+    if not (found.startswith("transformers_modules.") and found.endswith(f".{expected}")):
+        yield f"the folder loads as `{found}`, not by its own code as `{expected}`: correct `auto_map` in config.json"
+
+
+def check_loads_from_hub(folder: HubFolder) -> Iterator[str]:
+    """By a Hub id at a revision, and computes the same as from the path."""
+    if "hub_loading" not in folder.findings:
+        if "loading" not in folder.findings:
+            raise CheckSkipped("the folder does not even load from its path, see above")
+        raise CheckFailure(f"the folder does not load by a Hub id: {last_lines(folder.findings['errors']['hub'])}")
+    found = folder.findings["hub_loading"]["class"]
+    if not is_of_the_commit(found):
+        yield f"by a Hub id with a revision it loads as `{found}`, not by the code of that revision"
+    elif not folder.findings["loading"]["missing_keys"]:  # which would be random
+        local, hub = folder.finding("compressed"), folder.finding("hub_compressed", "hub")
+        if not torch.equal(local["logits"], hub["logits"]):
+            yield "by a Hub id it answers otherwise than from its path: look for code that depends on where it lies"
+
+
+def check_keys(folder: HubFolder) -> Iterator[str]:
+    """Every weight has its place, and every place its weight."""
+    steps = {
+        "missing_keys": "they would be random, save them",
+        "unexpected_keys": "nothing reads them, remove them",
+        "mismatched_keys": "their shapes are others, correct the sizes in config.json",
+    }
+    loading = folder.finding("loading")
+    for kind, step in steps.items():
+        if loading[kind]:
+            first = ", ".join(loading[kind][:3])
+            yield f"the weights have {len(loading[kind])} {kind.replace('_', ' ')}, first {first}: {step}"
+
+
+def check_equals_upstream(folder: HubFolder) -> Iterator[str]:
+    """With `retention_ratio=1.0`: bit for bit in the Qwen families, within rounding in the LLaVA families."""
+    own = folder.finding("whole")
+    if "whole_in_upstream_layout" in folder.findings:
+        own = folder.finding("whole_in_upstream_layout")
+    upstream, dtype = folder.finding("upstream"), folder.finding("loading")["dtype"]
+    is_exact = folder.family.config.model_type.startswith("flashvid_qwen")
+    tolerance = 0.0 if is_exact else ROUNDING.get(dtype, 0.0) * _scale(upstream)
+    difference = _difference(own, upstream)
+    if not difference <= tolerance:  # also where it is NaN
+        yield (
+            f"with `retention_ratio=1.0` the logits differ from upstream's by up to {difference:.3g} in {dtype}, at "
+            f"most {tolerance:.3g} is rounding: the model must compute what upstream's does"
+        )
+
+
+def check_differs_from_upstream(folder: HubFolder) -> Iterator[str]:
+    """At the configured ratio the compression changes the output."""
+    compressed, whole = folder.finding("compressed"), folder.finding("whole")
+    if _difference(compressed, whole) <= LEAST_DIFFERENCE * _scale(whole):
+        ratio = folder.config.get("retention_ratio")
+        yield f"with `retention_ratio` {ratio} the output is that of the upstream model: the compression does nothing"
+
+
+def check_counts(folder: HubFolder) -> Iterator[str]:
+    """The report and the caches have as many video tokens as the configuration says, fewer at every stage."""
+    config, compressed = folder.full_config, folder.finding("compressed")
+    if compressed["counts"] is None:
+        raise CheckFailure("the output of `generate` has no `report`: the model does not say what it compressed")
+    ((total,), (entered,), (remained,)) = compressed["counts"]
+    if not 0 < entered < total:
+        yield f"{entered} of {total} video tokens entered the language model: it compresses nothing"
+    if not 0 < remained < entered:
+        yield f"{remained} of {entered} video tokens remained in the upper layers: it prunes nothing"
+    if config.behavior != "paper":
+        return  # there the counts depend on the video
+    expected = expect_counts(config, folder.finding("grid"), entered)
+    if (total, entered, remained) != expected:
+        yield (
+            f"the report has {total} video tokens, {entered} entered, {remained} remained; by config.json they are "
+            f"{expected[0]}, {expected[1]}, {expected[2]}"
+        )
+    text = folder.finding("prompt_length") - expected[0]
+    for layer, columns in enumerate(compressed["prompt_columns"]):
+        wanted = text + expected[1 if layer < config.pruning_layer else 2]
+        if columns != wanted:
+            yield f"layer {layer} caches {columns} columns of the prompt; by config.json they are {wanted}"
+            break
+
+
+def expect_counts(config: Any, grid: list[int] | None, entered: int) -> tuple[int, int, int]:
+    """Total, entered and remaining video tokens of the probe's video in behavior "paper", from the settings alone.
+
+    Args:
+        config: the family's configuration.
+        grid: temporal grids, rows and columns of patches of the Qwen families; `None` for LLaVA.
+        entered: what was reported. Only looked at for "grid" newlines: those of rows that kept no token are dropped.
+    """
+    newlines = kept_newlines = 0
+    if grid is not None:
+        num_frames, rows, columns = grid
+        num_tokens = rows * columns // config.vision_config.spatial_merge_size**2
+    else:
+        num_frames, patches = NUM_FRAMES, config.vision_config.image_size // config.vision_config.patch_size
+        side = math.ceil(patches / 2) if config.mm_spatial_pool_mode == "bilinear" else patches // 2
+        num_tokens = side**2
+        position = config.mm_newline_position
+        newlines = {"no_token": 0, "one_token": 1, "frame": num_frames, "grid": num_frames * side}[position]
+        kept_newlines = newlines
+    kept = num_frames * min(num_tokens, math.ceil(num_tokens * config.retention_ratio * config.expansion))
+    if grid is None and config.mm_newline_position == "grid":
+        kept_newlines = max(1, min(newlines, entered - kept))
+    remained = math.ceil(config.llm_retention_ratio * kept)
+    return num_frames * num_tokens + newlines, kept + kept_newlines, remained + kept_newlines
+
+
+def _difference(one: dict[str, Any], other: dict[str, Any]) -> float:
+    return (one["logits"] - other["logits"]).abs().max().item()
+
+
+def _scale(observed: dict[str, Any]) -> float:
+    return max(1.0, observed["logits"].abs().max().item())

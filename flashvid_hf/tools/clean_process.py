@@ -1,0 +1,109 @@
+"""Programs in an interpreter of their own: no network, caches of their own, and no `flashvid_hf` unless asked for."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub.constants import HF_HUB_CACHE
+
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]  # what has to be on the path to import `flashvid_hf`
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REVISIONS = ("main", "v1")
+TIME_LIMIT = 3600.0  # seconds; something hangs that takes longer
+
+_BLOCK = """\
+import sys as _sys
+
+
+class _Blocked:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] == "flashvid_hf":
+            raise ModuleNotFoundError("No module named 'flashvid_hf': it is blocked here", name="flashvid_hf")
+
+
+_sys.meta_path.insert(0, _Blocked)
+"""
+_PERMIT = f"import sys as _sys\n\n_sys.path.insert(0, {str(PACKAGE_ROOT)!r})\n"
+_RUN = 'with open({file!r}, encoding="utf-8") as _file:\n    exec(compile(_file.read(), {name!r}, "exec"))\n'
+
+
+class Workplace:
+    """A directory in which programs run, with a Hub cache as downloads leave it, and a cache of modules."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.directory = root / "work"  # where the programs start
+        self.directory.mkdir()
+        (root / "hub").mkdir()
+
+    def add_to_cache(self, hub_id: str, folder: Path) -> None:
+        """Let a Hub id stand for a folder, in the revisions of `REVISIONS`."""
+        entry = self.root / "hub" / f"models--{hub_id.replace('/', '--')}"
+        for revision in REVISIONS:
+            reference = entry / "refs" / revision
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            reference.write_text(COMMIT)
+        snapshot = entry / "snapshots" / COMMIT
+        snapshot.mkdir(parents=True)
+        for path in folder.iterdir():
+            (snapshot / path.name).symlink_to(path.resolve())
+
+    def link_cache(self, hub_id: str) -> None:
+        """Let a Hub id stand for what the user's own cache has of it, if anything."""
+        entry = Path(HF_HUB_CACHE, f"models--{hub_id.replace('/', '--')}")
+        link = self.root / "hub" / entry.name
+        if entry.is_dir() and not link.exists():
+            link.symlink_to(entry.resolve())
+
+    def run(self, program: str, *arguments: str, name: str, with_package: bool = False) -> tuple[int, str]:
+        """Run a program and return its exit status and what it wrote to stderr.
+
+        Args:
+            program: Python code.
+            name: what tracebacks call it.
+            with_package: whether it can import `flashvid_hf`.
+        """
+        file = self.root / "program.py"
+        file.write_text(program, encoding="utf-8")
+        code = (_PERMIT if with_package else _BLOCK) + _RUN.format(file=str(file), name=name)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", code, *arguments],
+                cwd=self.directory,
+                env={**_inherited(os.environ), **self._environment()},
+                stdin=subprocess.DEVNULL,  # nobody answers a question
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                timeout=TIME_LIMIT,
+            )
+        except subprocess.TimeoutExpired:
+            return 124, f"it did not end within {TIME_LIMIT:.0f} seconds"
+        return done.returncode, done.stderr
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "HF_HOME": str(self.root / "home"),
+            "HF_HUB_CACHE": str(self.root / "hub"),
+            "HF_MODULES_CACHE": str(self.root / "modules"),
+            "HF_HUB_OFFLINE": "1",
+        }
+
+
+@contextmanager
+def workplace() -> Iterator[Workplace]:
+    """A `Workplace` that is removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="flashvid-check-", ignore_cleanup_errors=True) as root:
+        yield Workplace(Path(root).resolve())
+
+
+def _inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what would lead to the user's caches and accounts."""
+    left_out = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_")
+    return {name: value for name, value in environment.items() if not name.startswith(left_out)}
