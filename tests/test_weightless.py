@@ -82,7 +82,8 @@ for name, kwargs in (
 for revision in ("main", "v1"):
     model = AutoModelForImageTextToText.from_pretrained("acme/FlashVID-tiny", revision=revision, **trust)
     processor = AutoProcessor.from_pretrained("acme/FlashVID-tiny", revision=revision, **trust)
-    results["hub", revision] = model.config.retention_ratio, observe(model.eval(), video_inputs(processor)), state(model)
+    observed = observe(model.eval(), video_inputs(processor))
+    results["hub", revision] = model.config.retention_ratio, observed, state(model)
 if arguments[2] == "remote":
     assert type(model).__module__.startswith("transformers_modules.acme."), type(model)
     pipe = pipeline("video-text-to-text", model="acme/FlashVID-tiny", trust_remote_code=True, device="cpu")

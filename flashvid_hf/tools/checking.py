@@ -46,11 +46,19 @@ class CheckResult:
 
 
 class Check(NamedTuple):
-    """A check that yields what is wrong with a folder, or raises `CheckFailure` or `CheckSkipped`."""
+    """A check that yields what is wrong with a folder, or raises `CheckFailure` or `CheckSkipped`.
+
+    Args:
+        kinds: of folders that it looks at.
+        runs_code: whether it runs the code of the folder or of its card.
+        is_guard: whether a folder that fails it is not run any more.
+    """
 
     title: str
     find_faults: Callable[[HubFolder], Iterator[str]]
     kinds: tuple[str, ...]
+    runs_code: bool = False
+    is_guard: bool = False
 
 
 def check_code(folder: HubFolder, rule: str) -> Iterator[str]:
@@ -72,23 +80,36 @@ CHECKS = (
         WITH_CODE,
     ),
     Check("relative imports are flat, as the loader reads them", partial(check_code, rule=RELATIVE), WITH_CODE),
-    Check("the code uses no network", partial(check_code, rule=NETWORK), WITH_CODE),
-    Check("the code runs no other code", partial(check_code, rule=EXECUTION), WITH_CODE),
-    Check("the code writes no file", partial(check_code, rule=WRITING), WITH_CODE),
-    Check("the folder loads without the package, offline, from its path", check_loads_from_path, WITH_CODE),
-    Check("the folder loads without the package, offline, by a Hub id at a revision", check_loads_from_hub, WITH_CODE),
-    Check("no weight is missing or left over", check_keys, WITH_CODE),
-    Check("with `retention_ratio=1.0` it equals upstream", check_equals_upstream, WITH_CODE),
-    Check("at the configured ratio the output differs from upstream's", check_differs_from_upstream, WITH_CODE),
-    Check("as many video tokens are kept as the configuration says", check_counts, WITH_CODE),
-    Check("the card's python blocks run as they stand", check_snippets_run, WITH_CODE),
+    Check("the code uses no network", partial(check_code, rule=NETWORK), WITH_CODE, is_guard=True),
+    Check("the code runs no other code", partial(check_code, rule=EXECUTION), WITH_CODE, is_guard=True),
+    Check("the code writes no file", partial(check_code, rule=WRITING), WITH_CODE, is_guard=True),
+    Check(
+        "the folder loads without the package, offline, from its path", check_loads_from_path, WITH_CODE, runs_code=True
+    ),
+    Check(
+        "the folder loads without the package, offline, by a Hub id at a revision",
+        check_loads_from_hub,
+        WITH_CODE,
+        runs_code=True,
+    ),
+    Check("no weight is missing or left over", check_keys, WITH_CODE, runs_code=True),
+    Check("with `retention_ratio=1.0` it equals upstream", check_equals_upstream, WITH_CODE, runs_code=True),
+    Check(
+        "at the configured ratio the output differs from upstream's",
+        check_differs_from_upstream,
+        WITH_CODE,
+        runs_code=True,
+    ),
+    Check("as many video tokens are kept as the configuration says", check_counts, WITH_CODE, runs_code=True),
+    Check("the card's python blocks run as they stand", check_snippets_run, WITH_CODE, runs_code=True),
 )
 
 
 def run_checks(folder: str | Path) -> Iterator[CheckResult]:
     """Run the checks of a folder's kind, one after the other; a failed one does not end the run.
 
-    The code of the folder and the snippets of its card are run, also where the checks of the code failed.
+    The code of the folder and the snippets of its card are run, as they are by whoever loads the folder with
+    `trust_remote_code=True`; not so where the code was found to use the network, to run other code or to write files.
 
     Args:
         folder: a recipe, a folder with code, or one with code and weights.
@@ -100,9 +121,16 @@ def run_checks(folder: str | Path) -> Iterator[CheckResult]:
         ValueError: `folder` is no folder.
     """
     hub_folder = HubFolder(folder)
+    is_safe = True
     for check in CHECKS:
-        if hub_folder.kind in check.kinds:
-            yield run_check(check, hub_folder)
+        if hub_folder.kind not in check.kinds:
+            continue
+        if check.runs_code and not is_safe:
+            yield CheckResult(check.title, "skipped", "the code does what it must not, see above, and was not run")
+            continue
+        result = run_check(check, hub_folder)
+        is_safe = is_safe and not (check.is_guard and result.status == "failed")
+        yield result
 
 
 def run_check(check: Check, folder: HubFolder) -> CheckResult:

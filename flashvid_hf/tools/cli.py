@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(
@@ -111,6 +112,45 @@ def run(
 
 
 @app.command()
+def trace(
+    video: Annotated[str, typer.Argument(help="A video file or its URL.")],
+    model: Model,
+    output: Annotated[
+        list[Path],
+        typer.Option("--output", "-o", help="`.png` or `.svg` for the picture, `.json` or `.npz` for the record."),
+    ] = [Path("trace.png")],  # noqa: B006 -- typer copies it
+    question: Annotated[str, typer.Option(help="It decides what remains in the upper layers.")] = "What happens?",
+    num_frames: NumFrames = 32,
+    retention_ratio: Ratio = None,
+    fields: Settings = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Draw what became of every token of a video: selected, root of a tree, merged or dropped.
+
+    `flashvid-hf trace clip.mp4 -m Qwen/Qwen2.5-VL-3B-Instruct -r 0.1 -o trace.png -o trace.json`
+    """
+    from .loading import load_pipeline
+    from .trace import trace_video
+    from .trace_picture import draw_trace
+
+    writers = {
+        ".png": draw_trace,
+        ".svg": draw_trace,
+        ".json": lambda trace, path: trace.save_json(path),
+        ".npz": lambda trace, path: trace.save_npz(path),
+    }
+    for path in output:
+        if path.suffix not in writers:
+            raise ValueError(f"`--output` is {str(path)!r}: it must end with one of {', '.join(writers)}.")
+    pipe = load_pipeline(model, device=device, dtype=dtype, **read_settings(retention_ratio, fields))
+    traced = trace_video(pipe.model, pipe.processor, video, question, num_frames=num_frames)
+    for path in output:
+        writers[path.suffix](traced, path)
+        console.print(f"{path}", markup=False)
+
+
+@app.command()
 def serve(
     model: Model,
     host: Annotated[str, typer.Option(help="Where to listen. Others can reach all but `localhost`.")] = "localhost",
@@ -195,6 +235,30 @@ def convert(
     settings = read_settings(retention_ratio, fields)
     folder = convert_llava(source, target, dtype, repository, say=console.print, **settings)
     console.print(f"{folder} is ready. Next: `flashvid-hf check {folder}`.", markup=False)
+
+
+@app.command()
+def check(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of models, or recipes of `hub_configs/`.")],
+) -> None:
+    """Prove that folders are right: code, card, loading, equality with upstream, token counts, snippets.
+
+    The code of a folder is run, in processes without network and without the package, unless it breaks the rules.
+    Recipes have no code: only what needs no base is checked. `flashvid-hf check build/flashvid-demo`
+    """
+    from .checking import run_checks
+
+    marks = {"passed": "[green]✓[/]", "failed": "[red]✗[/]", "skipped": "[yellow]-[/]"}
+    num_failed = 0
+    for folder in folders:
+        console.rule(str(folder))
+        for result in run_checks(folder):
+            num_failed += result.status == "failed"
+            console.print(f"{marks[result.status]} {escape(result.title)}", highlight=False)
+            for line in result.message.splitlines():
+                console.print(f"    {line}", markup=False, highlight=False)
+    if num_failed:
+        raise typer.Exit(1)
 
 
 @app.command()
