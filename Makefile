@@ -12,7 +12,7 @@ MINUTES ?= 10
 demo_options = $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(FAMILY),--family "$(FAMILY)")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest fuzz bench hub-configs lint format clean env env-oldest
+.PHONY: help demo test test-oldest fuzz bench hub-configs check lint format clean env env-oldest
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ bench: env  ## Measure speed and memory on this machine, into benchmarks/ (some 
 
 hub-configs: env  ## Write hub_configs/ from the table in scripts/make_hub_configs.py
 	.venv/bin/python scripts/make_hub_configs.py
+
+check: env  ## Check the recipes of hub_configs/ and the demo's folder with `flashvid-hf check`
+	.venv/bin/python scripts/build_demo_model.py build/flashvid-demo
+	.venv/bin/flashvid-hf check hub_configs/*/ build/flashvid-demo
 
 lint: env  ## Check style, format and types
 	.venv/bin/ruff check .
