@@ -97,9 +97,10 @@ flashvid-hf export hub_configs/{example} build/{example}
 
 A complete folder, with code and (random) weights, is the demo's: `make demo` builds it in `build/flashvid-demo`.
 
-The folders here are written by [`scripts/make_hub_configs.py`](../scripts/make_hub_configs.py) (`make hub-configs`) from one
-table, and a test compares them with what it writes. `retention_ratio` is {ratio} in all of them; `pruning_layer` and
-`llm_retention_ratio` follow from the number of layers, so that {ratio} is the average over the layers.
+The folders here are written by [`scripts/make_hub_configs.py`](../scripts/make_hub_configs.py) (`make hub-configs`)
+from one table, and a test compares them with what it writes. `retention_ratio` is {ratio} in all of them;
+`pruning_layer` and `llm_retention_ratio` follow from the number of layers, so that {ratio} is the average over the
+layers.
 
 {table}
 
