@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, metadata_load, snapshot_download
+from huggingface_hub import hf_hub_download, is_offline_mode, metadata_load, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 from tqdm import tqdm
 from transformers import (
@@ -256,7 +256,14 @@ def find_weights(base: str, commit: str | None) -> list[Path]:
     Raises:
         ValueError: it has none in safetensors.
     """
-    folder = Path(base if commit is None else snapshot_download(base, revision=commit, allow_patterns=[*WEIGHT_FILES]))
+    if commit is None:
+        folder = Path(base)
+    else:
+        # huggingface_hub 1 asks the Hub for the files of a commit, offline too, unless this is said.
+        offline = is_offline_mode()
+        folder = Path(
+            snapshot_download(base, revision=commit, allow_patterns=[*WEIGHT_FILES], local_files_only=offline)
+        )
     files = sorted(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
     if not files:
         raise ValueError(f"{base!r} has no weights in safetensors: convert them first (`save_pretrained` writes them).")
