@@ -1,8 +1,21 @@
-"""Prints, at the end of a run, which of the reference numbers were compared, were equal and were excluded why."""
+"""What test files share as a fixture, and at the end of a run a table of the reference numbers.
+
+The table says which of them were compared, were equal and were excluded why.
+"""
 
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import goldens
+import pytest
+from checkpoints import once
+from hub_cache import fill_work
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory) -> Path:
+    """Folders exported from the recipes, and the Hub cache with their bases, see `fill_work`."""
+    return once(tmp_path_factory, "weightless", fill_work)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,11 +1,12 @@
 """A Hub cache as downloads leave it, with tiny models in the place of the bases that `hub_configs/` names."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from checkpoints import build_upstream_folder
+from checkpoints import build_upstream_folder, run_program
 from originals import original_weights, write_original
 
 HUB_CONFIGS = Path(__file__).resolve().parent.parent / "hub_configs"
@@ -17,6 +18,8 @@ RECIPES = {
     "llava_onevision": ("FlashVID-llava-onevision-qwen2-0.5b-ov-hf", 24),
     "llava_video": ("FlashVID-LLaVA-Video-7B-Qwen2", 28),
 }
+PINNED, LATER = "a" * 40, "b" * 40  # commits of every base
+HUB_ID = "acme/FlashVID-tiny"
 CARD = "---\nlicense: apache-2.0\n---\n# A tiny base with random weights\n"
 
 
@@ -58,3 +61,60 @@ def add_repository(home: Path, repository: str, **commits: tuple[str, Callable[[
             fill(folder / "snapshots" / commit)
         (folder / "refs").mkdir(exist_ok=True)
         (folder / "refs" / revision).write_text(commit)
+
+
+def change_config(folder: Path, **fields: Any) -> None:
+    """Set fields of `config.json`."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+# A base that says that it is quantized, and for which no more is needed than transformers.
+BITNET = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+
+
+def build_quantized_base(folder: Path) -> None:
+    build_base(folder, "qwen2_5_vl")
+    change_config(folder, quantization_config=BITNET)
+
+
+# Runs with the package. Builds a folder of every kind for every family.
+EXPORT = """
+from pathlib import Path
+
+from hub_cache import RECIPES, recipe_of
+
+from flashvid_hf.tools.export import export_model
+
+work = Path(arguments[0])
+for family in RECIPES:
+    for weights in ("base", "included"):
+        export_model(recipe_of(family), work / f"{family}-{weights}", weights=weights, revision="v1")
+export_model("acme/quantized-base", work / "quantized")
+"""
+
+
+def fill_work(work: Path) -> None:
+    """A Hub cache in `work/home`, and exports of every recipe, `work/<family>-base` and `work/<family>-included`.
+
+    The cache has the bases, and the first of the weightless folders as `HUB_ID`.
+    """
+    work.mkdir()
+    home = work / "home"
+    add_repository(home, "acme/quantized-base", main=("e" * 40, build_quantized_base))
+    for family in RECIPES:
+        add_repository(
+            home,
+            base_of(family),
+            # The folders are built while "v1" is that commit; "main" has other weights.
+            v1=(PINNED, lambda folder, family=family: build_base(folder, family, seed=1)),
+            main=(LATER, lambda folder, family=family: build_base(folder, family, seed=2)),
+        )
+    run_program(EXPORT, work, home=home, with_package=True)
+    other = {"retention_ratio": 0.75, "llm_retention_ratio": 0.5}
+    add_repository(
+        home,
+        HUB_ID,
+        v1=("c" * 40, lambda folder: shutil.copytree(work / "qwen2_5_vl-base", folder)),
+        main=("d" * 40, lambda folder: change_config(shutil.copytree(work / "qwen2_5_vl-base", folder), **other)),
+    )

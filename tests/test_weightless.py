@@ -1,35 +1,16 @@
 """Folders without weights: built from the recipes on tiny bases, loaded with the package and by remote code."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import assert_same, once, run_program
-from hub_cache import RECIPES, add_repository, base_of, build_base, recipe_of
+from hub_cache import LATER, PINNED, RECIPES, base_of, build_base, recipe_of
 from transformers import AutoModelForImageTextToText
 
 from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration, load_processor
 from flashvid_hf.tools.export import export_model
-
-PINNED, LATER = "a" * 40, "b" * 40
-HUB_ID = "acme/FlashVID-tiny"
-
-# Runs with the package. Builds a folder of every kind for every family.
-EXPORT = """
-from pathlib import Path
-
-from hub_cache import RECIPES, base_of, recipe_of
-
-from flashvid_hf.tools.export import export_model
-
-work = Path(arguments[0])
-for family in RECIPES:
-    for weights in ("base", "included"):
-        export_model(recipe_of(family), work / f"{family}-{weights}", weights=weights, revision="v1")
-export_model("acme/quantized-base", work / "quantized")
-"""
 
 # Runs with the package or without it, which has to give the same.
 LOAD = """
@@ -42,7 +23,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 if arguments[2] == "package":
     import flashvid_hf
 
-work, written, trust = Path(arguments[0]), arguments[1], {"trust_remote_code": arguments[2] == "remote"}
+work, written, trust = Path(arguments[0]), Path(arguments[1]), {"trust_remote_code": arguments[2] == "remote"}
 results = {}
 for family in RECIPES:
     for weights in ("base", "included"):
@@ -64,8 +45,8 @@ for family in RECIPES:
     results[family, "AutoModel"] = type(base).__name__, base.dtype, sorted(info["missing_keys"])
     assert AutoConfig.from_pretrained(folder, **trust).base_model_name_or_path == base_of(family)
 
-    model.save_pretrained(work / f"{family}-saved-{arguments[2]}")
-    processor.save_pretrained(work / f"{family}-saved-{arguments[2]}")
+    model.save_pretrained(written.with_name(f"{family}-saved-{arguments[2]}"))
+    processor.save_pretrained(written.with_name(f"{family}-saved-{arguments[2]}"))
 
 # Of the rest one family says as much as all.
 folder = work / "qwen2_5_vl-base"
@@ -75,7 +56,7 @@ places = {"model.visual": "cpu", "model.language_model": "disk", "lm_head": "cpu
 inputs = video_inputs(AutoProcessor.from_pretrained(folder, **trust))
 for name, kwargs in (
     ("ratio", {"retention_ratio": 0.5}),
-    ("disk", {"device_map": places, "offload_folder": work / "disk"}),
+    ("disk", {"device_map": places, "offload_folder": written.with_name("disk")}),
 ):
     placed = type(quantized).from_pretrained(folder, **kwargs)
     results[name] = placed.config.retention_ratio, observe(placed.eval(), inputs)
@@ -94,60 +75,30 @@ torch.save(results, written)
 """
 
 
-# A base that says that it is quantized, and for which no more is needed than transformers.
-BITNET = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
-
-
-def build_quantized_base(folder: Path) -> None:
-    build_base(folder, "qwen2_5_vl")
-    change_config(folder, quantization_config=BITNET)
-
-
-def fill_work(work: Path) -> None:
-    work.mkdir()
-    home = work / "home"
-    add_repository(home, "acme/quantized-base", main=("e" * 40, build_quantized_base))
-    for family in RECIPES:
-        add_repository(
-            home,
-            base_of(family),
-            # The folders are built while "v1" is that commit; "main" has other weights.
-            v1=(PINNED, lambda folder, family=family: build_base(folder, family, seed=1)),
-            main=(LATER, lambda folder, family=family: build_base(folder, family, seed=2)),
-        )
-    run_program(EXPORT, work, home=home, with_package=True)
-    other = {"retention_ratio": 0.75, "llm_retention_ratio": 0.5}
-    add_repository(
-        home,
-        HUB_ID,
-        v1=("c" * 40, lambda folder: shutil.copytree(work / "qwen2_5_vl-base", folder)),
-        main=("d" * 40, lambda folder: change_config(shutil.copytree(work / "qwen2_5_vl-base", folder), **other)),
-    )
+def fill_loaded(folder: Path, exports: Path) -> None:
+    folder.mkdir()
     for door in ("package", "remote"):
-        run_program(LOAD, work, work / f"{door}.pt", door, home=home, with_package=door == "package")
-
-
-def change_config(folder: Path, **fields) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+        written = folder / f"{door}.pt"
+        run_program(LOAD, exports, written, door, home=exports / "home", with_package=door == "package")
 
 
 @pytest.fixture(scope="session")
-def work(tmp_path_factory) -> Path:
-    return once(tmp_path_factory, "weightless", fill_work)
+def loaded(tmp_path_factory, exports) -> Path:
+    """What `LOAD` wrote for each door."""
+    return once(tmp_path_factory, "weightless-loaded", lambda folder: fill_loaded(folder, exports))
 
 
 @pytest.fixture(scope="session", params=["package", "remote"])
-def results(request, work):
-    return torch.load(work / f"{request.param}.pt", weights_only=False)
+def results(request, loaded):
+    return torch.load(loaded / f"{request.param}.pt", weights_only=False)
 
 
 each_family = pytest.mark.parametrize("family", RECIPES)
 
 
 @each_family
-def test_a_weightless_folder_is_small_and_names_a_commit(family, work):
-    folder = work / f"{family}-base"
+def test_a_weightless_folder_is_small_and_names_a_commit(family, exports):
+    folder = exports / f"{family}-base"
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 400_000
     assert {file.name for file in files if file.suffix not in (".py", ".yaml")} == {
@@ -165,7 +116,7 @@ def test_a_weightless_folder_is_small_and_names_a_commit(family, work):
 
 
 @each_family
-def test_both_kinds_of_folders_are_the_same_model(family, work, results):
+def test_both_kinds_of_folders_are_the_same_model(family, exports, results):
     weightless, full = results[family, "base"], results[family, "included"]
     assert weightless["missing"] == full["missing"] == []
     assert weightless["pointer"] is full["pointer"] is None
@@ -182,18 +133,18 @@ def test_both_kinds_of_folders_are_the_same_model(family, work, results):
 
 
 @each_family
-def test_weights_are_the_pinned_ones_byte_for_byte(family, work):
-    base = work / "home" / "hub" / f"models--{base_of(family).replace('/', '--')}" / "snapshots"
+def test_weights_are_the_pinned_ones_byte_for_byte(family, exports):
+    base = exports / "home" / "hub" / f"models--{base_of(family).replace('/', '--')}" / "snapshots"
     weights = sorted(file.name for file in (base / PINNED).glob("*.safetensors"))
     assert weights
     for name in weights:
-        copied = (work / f"{family}-included" / name).read_bytes()
+        copied = (exports / f"{family}-included" / name).read_bytes()
         assert copied == (base / PINNED / name).read_bytes() != (base / LATER / name).read_bytes()
 
 
 @each_family
-def test_both_doors_are_the_same(family, work):
-    package, remote = (torch.load(work / f"{door}.pt", weights_only=False) for door in ("package", "remote"))
+def test_both_doors_are_the_same(family, loaded):
+    package, remote = (torch.load(loaded / f"{door}.pt", weights_only=False) for door in ("package", "remote"))
     assert package.keys() == remote.keys()
     for weights in ("base", "included"):
         for part in ("state", "observed"):
@@ -202,14 +153,14 @@ def test_both_doors_are_the_same(family, work):
 
 @each_family
 @pytest.mark.parametrize("door", ["package", "remote"])
-def test_what_is_saved_is_whole(family, door, work):
+def test_what_is_saved_is_whole(family, door, loaded):
     """The model of a weightless folder, saved: with weights, and without a word of the base."""
-    saved = work / f"{family}-saved-{door}"
+    saved = loaded / f"{family}-saved-{door}"
     config = json.loads((saved / "config.json").read_text())
     assert not {"base_model_name_or_path", "base_model_revision"} & config.keys()
     model, info = AutoModelForImageTextToText.from_pretrained(saved, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    found = torch.load(work / "package.pt", weights_only=False)[family, "base"]
+    found = torch.load(loaded / "package.pt", weights_only=False)[family, "base"]
     assert_same(dict(model.state_dict()), found["state"])
     assert type(load_processor(saved)).__name__ == found["processor"]
 
@@ -248,10 +199,10 @@ def test_a_recipe_is_not_loaded(local_base):
         AutoModelForImageTextToText.from_pretrained(recipe_of("qwen2_5_vl"))
 
 
-def test_a_configuration_does_not_lead_away_from_weights(local_base, work):
+def test_a_configuration_does_not_lead_away_from_weights(local_base, exports):
     """The pointer belongs to the folder: beside another checkpoint the configuration only brings settings."""
     config_class = FlashVIDQwen2_5_VLForConditionalGeneration.config_class
-    config = config_class.from_pretrained(work / "qwen2_5_vl-base")
+    config = config_class.from_pretrained(exports / "qwen2_5_vl-base")
     model = FlashVIDQwen2_5_VLForConditionalGeneration.from_pretrained(local_base, config=config)
     assert model.config.base_model_name_or_path is None and model.config.retention_ratio == 0.1
     assert config.base_model_name_or_path == base_of("qwen2_5_vl"), "the caller's stays as it is"
@@ -259,10 +210,10 @@ def test_a_configuration_does_not_lead_away_from_weights(local_base, work):
     assert_same(dict(model.state_dict()), dict(expected.state_dict()))
 
 
-def test_another_base_may_be_named(local_base, work):
+def test_another_base_may_be_named(local_base, exports):
     """A copy of the base on this machine, for example."""
     model = AutoModelForImageTextToText.from_pretrained(
-        work / "qwen2_5_vl-base", base_model_name_or_path=str(local_base)
+        exports / "qwen2_5_vl-base", base_model_name_or_path=str(local_base)
     )
     expected = FlashVIDQwen2_5_VLForConditionalGeneration.from_pretrained(local_base)
     assert_same(dict(model.state_dict()), dict(expected.state_dict()))

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..families import FAMILIES
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -56,13 +58,26 @@ Repository = Annotated[
 ]
 
 
+def say(text: str) -> None:
+    """A line, as it is: neither wrapped nor coloured, so that programs can read it too."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def read_settings(retention_ratio: float | None, fields: list[str] | None) -> dict[str, Any]:
-    """FlashVID's fields from the options."""
+    """FlashVID's fields from the options.
+
+    Raises:
+        ValueError: one is no FIELD=VALUE, or no family has such a field.
+    """
+    known = frozenset().union(*(family.config.method_fields for family in FAMILIES))
     settings: dict[str, Any] = {} if retention_ratio is None else {"retention_ratio": retention_ratio}
     for field in fields or ():
         name, is_pair, text = field.partition("=")
         if not is_pair:
             raise ValueError(f"`--set` is {field!r}: it must be FIELD=VALUE, as in `--set alpha=0.6`.")
+        if name not in known:
+            choice = ", ".join(sorted(known))
+            raise ValueError(f"`--set` is {field!r}: there is no field {name!r}, choose from {choice}.")
         try:
             settings[name] = json.loads(text)
         except json.JSONDecodeError:
@@ -91,16 +106,18 @@ def run(
     """
     from transformers import TextStreamer
 
-    from .loading import load_pipeline
+    from .loading import check_video, load_pipeline
 
-    pipe = load_pipeline(model, device=device, dtype=dtype, **read_settings(retention_ratio, fields))
+    settings = read_settings(retention_ratio, fields)
+    check_video(video)
+    pipe = load_pipeline(model, device=device, dtype=dtype, **settings)
     streamer = TextStreamer(pipe.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     asked = {"text": question, "num_frames": num_frames, "max_new_tokens": max_new_tokens}
     answers = {}
-    for title, settings in {"FlashVID": {}, "without": {"retention_ratio": 1.0}}.items():
+    for title, of_call in {"FlashVID": {}, "without": {"retention_ratio": 1.0}}.items():
         if title == "FlashVID" or baseline:
             console.rule(f"[bold]{title}")
-            (answers[title],) = pipe(video, streamer=streamer, **asked, **settings)
+            (answers[title],) = pipe(video, streamer=streamer, **asked, **of_call)
     table = Table("", *answers)
     for name in answers["FlashVID"]["video_tokens"]:
         table.add_row(f"{name} tokens", *(f"{answer['video_tokens'][name]:,}" for answer in answers.values()))
@@ -108,7 +125,7 @@ def run(
         seconds = (answer["seconds"].get(name) for answer in answers.values())  # upstream has no "compression"
         table.add_row(name, *("" if value is None else f"{value:.2f} s" for value in seconds))
     console.print(table)
-    console.print("Times are of one run, the first of this process; `generate` holds vision, compression and prefill.")
+    say("Times are of one run, the first of this process; `generate` holds vision, compression and prefill.")
 
 
 @app.command()
@@ -130,7 +147,7 @@ def trace(
 
     `flashvid-hf trace clip.mp4 -m Qwen/Qwen2.5-VL-3B-Instruct -r 0.1 -o trace.png -o trace.json`
     """
-    from .loading import load_pipeline
+    from .loading import check_video, load_pipeline
     from .trace import trace_video
     from .trace_picture import draw_trace
 
@@ -143,11 +160,13 @@ def trace(
     for path in output:
         if path.suffix not in writers:
             raise ValueError(f"`--output` is {str(path)!r}: it must end with one of {', '.join(writers)}.")
-    pipe = load_pipeline(model, device=device, dtype=dtype, **read_settings(retention_ratio, fields))
+    settings = read_settings(retention_ratio, fields)
+    check_video(video)
+    pipe = load_pipeline(model, device=device, dtype=dtype, **settings)
     traced = trace_video(pipe.model, pipe.processor, video, question, num_frames=num_frames)
     for path in output:
         writers[path.suffix](traced, path)
-        console.print(f"{path}", markup=False)
+        say(str(path))
 
 
 @app.command()
@@ -214,7 +233,7 @@ def export(
         source, target, weights=weights, base=base, revision=revision, repository=repository, **settings
     )
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    console.print(f"{folder}: {size / 1e6:,.1f} MB. Next: `flashvid-hf check {folder}`.", markup=False)
+    say(f"{folder}: {size / 1e6:,.1f} MB. Next: `flashvid-hf check {folder}`.")
 
 
 @app.command()
@@ -233,8 +252,8 @@ def convert(
     from .convert import convert_llava
 
     settings = read_settings(retention_ratio, fields)
-    folder = convert_llava(source, target, dtype, repository, say=console.print, **settings)
-    console.print(f"{folder} is ready. Next: `flashvid-hf check {folder}`.", markup=False)
+    folder = convert_llava(source, target, dtype, repository, say=say, **settings)
+    say(f"{folder} is ready. Next: `flashvid-hf check {folder}`.")
 
 
 @app.command()
@@ -251,12 +270,12 @@ def check(
     marks = {"passed": "[green]✓[/]", "failed": "[red]✗[/]", "skipped": "[yellow]-[/]"}
     num_failed = 0
     for folder in folders:
-        console.rule(str(folder))
+        console.rule(escape(str(folder)))
         for result in run_checks(folder):
             num_failed += result.status == "failed"
-            console.print(f"{marks[result.status]} {escape(result.title)}", highlight=False)
+            console.print(f"{marks[result.status]} {escape(result.title)}", highlight=False, soft_wrap=True)
             for line in result.message.splitlines():
-                console.print(f"    {line}", markup=False, highlight=False)
+                say(f"    {line}")
     if num_failed:
         raise typer.Exit(1)
 
@@ -276,30 +295,35 @@ def push(
 ) -> None:
     """Show exactly what an upload would send; send it only with `--upload`.
 
-    The token is the one of `hf auth login` or `HF_TOKEN`.
+    Folders that fail a check which runs no code are refused. The token is the one of `hf auth login` or `HF_TOKEN`.
+    `flashvid-hf push build/fv me/FlashVID-Qwen2.5-VL-7B --upload --private`
     """
     from . import push as pushing
 
     with pushing.plan_upload(folder, repository, copy_weights=copy_weights) as plan:
-        table = Table("file", "bytes", "from", title=f"https://huggingface.co/{repository}")
+        say(f"https://huggingface.co/{repository}")
         for file in plan.files:
-            origin = "this folder" if file.file is not None else f"{plan.base}@{plan.base_revision}, copied by the Hub"
-            table.add_row(file.path, "?" if file.size is None else f"{file.size:,}", origin)
-        console.print(table)
+            size = "?" if file.size is None else f"{file.size:,}"
+            origin = "" if file.file is not None else f"  copied by the Hub from {plan.base} at {plan.base_revision}"
+            say(f"{size:>16}  {file.path}{origin}")
         sent = sum(file.size or 0 for file in plan.files if file.file is not None)
-        console.print(f"{len(plan.files)} files, {sent:,} bytes to upload.")
-        if not upload:
-            console.print("Nothing was sent. Add `--upload` to do it.", markup=False)
-            return
-        console.print(pushing.upload(plan, private=private), markup=False)
+        say(f"{len(plan.files)} files, {sent:,} bytes to upload.")
+        if upload:
+            say(pushing.upload(plan, private=private))
+        else:
+            say("Nothing was sent. Add `--upload` to do it.")
 
 
 def main() -> None:
     """The program: errors that a user can mend are one line, not a traceback."""
     try:
         app()
-    except (ValueError, ImportError, OSError) as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, highlight=False)
+    except Exception as error:
+        # Where the Hub cannot be reached, huggingface_hub lets the error of httpx or, from 2.0 on, of httpx2 through.
+        if not isinstance(error, (ValueError, ImportError, OSError)) and not type(error).__module__.startswith("httpx"):
+            raise
+        text = " ".join(str(error).split())  # some errors of the libraries are whole paragraphs
+        Console(stderr=True).print(f"Error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

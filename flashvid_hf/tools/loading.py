@@ -7,6 +7,7 @@ from transformers import Pipeline, pipeline
 
 from ..families import find_family, load_processor
 from ..pipeline_flashvid import TASK
+from ..video_io import FETCHERS, read_video
 
 
 def load_pipeline(model: str, *, device: str = "auto", dtype: str = "auto", **settings: Any) -> Pipeline:
@@ -20,9 +21,23 @@ def load_pipeline(model: str, *, device: str = "auto", dtype: str = "auto", **se
         settings: FlashVID's fields that differ from those of the checkpoint.
 
     Raises:
-        ValueError: no family reads it, or a setting is out of range.
+        ValueError: no family reads it, or a setting is out of range or not one of the family's.
     """
+    family = find_family(model)
+    for name in sorted(settings.keys() - family.config.method_fields):
+        known = ", ".join(sorted(family.config.method_fields))
+        raise ValueError(f"`{name}` is no field of {model!r}, a {family.config.model_type!r}: choose from {known}.")
     if device == "auto":
         device = "auto" if torch.cuda.is_available() else "cpu"
-    loaded = find_family(model).generative_model.from_pretrained(model, dtype=dtype, device_map=device, **settings)
+    loaded = family.generative_model.from_pretrained(model, dtype=dtype, device_map=device, **settings)
     return pipeline(TASK, model=loaded, processor=load_processor(model))
+
+
+def check_video(video: str) -> None:
+    """Read a frame of a local file, so that a wrong path is told before a model is loaded.
+
+    Raises:
+        ValueError: the file is missing, empty, damaged or not a video.
+    """
+    if video.partition(":")[0] not in FETCHERS:  # a URL would be fetched twice
+        read_video(video, num_frames=1)

@@ -1,6 +1,7 @@
 """Upload a folder to the Hub: a plan first, and only on demand the upload."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, HfApi
+from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedConfig
 
+from .checking import CHECKS, run_check
 from .export import WEIGHT_FILES, export_model
+from .hub_folder import RECIPE, WEIGHTLESS, HubFolder
 
 # What lies in a folder and belongs to the machine that it lies on.
 _NOT_PUBLISHED = ("__pycache__", ".cache", ".git", ".ipynb_checkpoints", ".DS_Store")
@@ -52,25 +56,38 @@ def plan_upload(folder: str | os.PathLike, repository: str, *, copy_weights: boo
             servers. It can do so within one storage region only.
 
     Raises:
-        ValueError: the folder is no model folder, is a recipe, its base has no commit, its card speaks of another
-            repository, or weights are to be copied and it has its own.
+        ValueError: `repository` is no such name, the folder is no model folder, is a recipe, its base has no commit,
+            its card speaks of another repository, it fails a check that runs no code, or weights are to be copied and
+            it names no base.
     """
     folder = Path(folder)
+    validate_repo_id(repository)
+    if "/" not in repository:
+        raise ValueError(f"`repository` is {repository!r}: it must be 'name/of-it', with the name of its owner.")
     if not (folder / "config.json").is_file():
         raise ValueError(f"`folder` is {str(folder)!r}, and has no `config.json`: choose the folder of a model.")
     config, _ = PreTrainedConfig.get_config_dict(folder)
     base, commit = config.get("base_model_name_or_path"), config.get("base_model_revision")
+    kind = HubFolder(folder).kind
+    if kind == RECIPE:
+        raise ValueError(f"{str(folder)!r} is a recipe, which has no code. Build a folder with `flashvid-hf export`.")
+    if kind == WEIGHTLESS and base is None:
+        raise ValueError(
+            f"{str(folder)!r} has neither weights nor a base that has them. Build a folder with `flashvid-hf export`."
+        )
     if base is not None and commit is None:
         raise ValueError(
-            f"`base_model_revision` of {str(folder)!r} is missing: it is a recipe, or its base is not pinned. Build a "
-            "folder with `flashvid-hf export`."
+            f"`base_model_revision` of {str(folder)!r} is missing, so that its base is not pinned. Build a folder with "
+            "`flashvid-hf export`."
         )
     card = folder / "README.md"
-    if not card.is_file() or repository not in card.read_text(encoding="utf-8"):
+    spoken_of = rf"(?<![\w-]){re.escape(repository)}(?![\w-]|\.\w)"  # not as a part of a longer id
+    if not card.is_file() or not re.search(spoken_of, card.read_text(encoding="utf-8")):
         raise ValueError(
             f"`README.md` of {str(folder)!r} does not speak of {repository!r}: its snippets would load something else. "
             f"Build the folder with `flashvid-hf export --repository {repository}`."
         )
+    _check_without_running(folder)
     if not copy_weights:
         yield UploadPlan(repository, tuple(_list_files(folder)))
         return
@@ -105,6 +122,17 @@ def upload(plan: UploadPlan, *, private: bool = False, message: str = "Upload Fl
         for planned in plan.files
     ]
     return api.create_commit(plan.repository, operations, commit_message=message).commit_url
+
+
+def _check_without_running(folder: Path) -> None:
+    """Raise a `ValueError` with the first fault of a check that runs no code of the folder."""
+    hub_folder = HubFolder(folder)
+    for check in CHECKS:
+        if hub_folder.kind in check.kinds and not check.runs_code:
+            result = run_check(check, hub_folder)
+            if result.status == "failed":
+                fault = result.message.splitlines()[0]
+                raise ValueError(f"{fault}. `flashvid-hf check {folder}` says all that is wrong with the folder.")
 
 
 def _list_files(folder: Path) -> Iterator[PlannedFile]:

@@ -1,0 +1,343 @@
+"""The command line: what it prints, what it passes on, and what it refuses."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from checkpoints import (
+    CLIP,
+    build_flashvid_folder,
+    build_pipeline,
+    build_upstream_folder,
+    count_clip_tokens,
+    once,
+    upstream_class,
+)
+from hub_cache import RECIPES, change_config, recipe_of
+from originals import original_weights, write_original
+from transformers import AutoConfig, pipeline
+from typer.testing import CliRunner
+
+import flashvid_hf
+from flashvid_hf import CompressionConfig, load_processor
+from flashvid_hf.tools import serving
+from flashvid_hf.tools.checking import CHECKS
+from flashvid_hf.tools.cli import app, main
+from flashvid_hf.tools.hub_folder import RECIPE, WEIGHTLESS
+
+COMMANDS = ("run", "trace", "serve", "export", "convert", "check", "push")
+NUM_FRAMES = 8
+SHORT = ("--num-frames", NUM_FRAMES, "--max-new-tokens", 8)
+
+
+def invoke(*arguments, **environment):
+    """What the command line prints and how it ends, in this process."""
+    return CliRunner(env=environment).invoke(app, [str(argument) for argument in arguments])
+
+
+def run_cli(*arguments, **environment) -> subprocess.CompletedProcess:
+    """The program in a process of its own, without a network."""
+    package = str(Path(flashvid_hf.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-m", "flashvid_hf.tools.cli", *map(str, arguments)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": package, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def call_main(monkeypatch, *arguments) -> None:
+    """The program in this process."""
+    monkeypatch.setattr(sys, "argv", ["flashvid-hf", *arguments])
+    main()
+
+
+def answers_of(output: str) -> list[str]:
+    """The lines after each rule of `run`: answers of demo models have one line."""
+    lines = output.splitlines()
+    return [lines[i + 1] for i, line in enumerate(lines) if line.startswith("─")]
+
+
+def tokens_of(output: str) -> list[dict[str, int]]:
+    """The token counts in the table of `run`, for each column."""
+    rows = {name: numbers.split("│") for name, numbers in re.findall(r"│ (\w+) tokens *│(.*)│", output)}
+    columns = zip(*([int(number.replace(",", "")) for number in numbers] for numbers in rows.values()), strict=True)
+    return [dict(zip(rows, column, strict=True)) for column in columns]
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    return build_pipeline(tmp_path_factory, "qwen2_5_vl")
+
+
+@pytest.fixture(scope="module")
+def demo(pipe) -> Path:
+    return Path(pipe.model.name_or_path)
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory) -> Path:
+    return once(tmp_path_factory, "cli-upstream", build_upstream_folder)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    return once(tmp_path_factory, "cli-original", lambda folder: write_original(folder, original_weights()))
+
+
+# Help
+
+
+def test_help_names_the_commands():
+    shown = invoke("--help", COLUMNS="120")
+    assert shown.exit_code == 0
+    assert set(re.findall(r"^│ (\w+) ", shown.stdout, re.MULTILINE)) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_the_options_and_an_example(command):
+    shown = invoke(command, "--help", COLUMNS="120")
+    assert shown.exit_code == 0
+    assert f"flashvid-hf {command} " in shown.stdout.replace("\n", " ")
+    parameters = typer.main.get_command(app).commands[command].params
+    names = [name for parameter in parameters for name in parameter.opts if name.startswith("--")]
+    assert [name for name in names if name not in shown.stdout] == []
+
+
+# run
+
+
+def test_run(pipe, demo):
+    asked = {"text": "What happens?", "num_frames": NUM_FRAMES, "max_new_tokens": 8}
+    (compressed,) = pipe(str(CLIP), **asked)
+    upstream = upstream_class(type(pipe.model))
+    fields = {"model_type": upstream.config_class.model_type}
+    reference = upstream(upstream.config_class.from_dict({**pipe.model.config.to_dict(), **fields}))
+    reference.load_state_dict(pipe.model.state_dict())
+    reference.generation_config = pipe.model.generation_config
+    (whole,) = pipeline("video-text-to-text", model=reference.eval(), processor=pipe.processor)(str(CLIP), **asked)
+    assert compressed["generated_text"] != whole["generated_text"], "they can be told apart"
+
+    shown = invoke("run", CLIP, "What happens?", "-m", demo, *SHORT, "--baseline")
+    assert shown.exit_code == 0, shown.output
+    assert answers_of(shown.stdout) == [compressed["generated_text"], whole["generated_text"]]
+    counts = count_clip_tokens(pipe.model.config, NUM_FRAMES)
+    assert tokens_of(shown.stdout) == [counts, dict.fromkeys(counts, counts["total"])]
+    assert re.search(r"generate +│ +\d+\.\d\d s +│ +\d+\.\d\d s", shown.stdout)
+
+
+def test_run_passes_settings_on(pipe, demo):
+    settings = ("-r", 0.5, "--set", "llm_retention_ratio=0.4", "--set", "token_selection_method=attn_div")
+    shown = invoke("run", CLIP, "What happens?", "-m", demo, *SHORT, *settings)
+    assert shown.exit_code == 0, shown.output
+    changed = {"retention_ratio": 0.5, "llm_retention_ratio": 0.4, "token_selection_method": "attn_div"}
+    (answer,) = pipe(str(CLIP), text="What happens?", num_frames=NUM_FRAMES, max_new_tokens=8, **changed)
+    assert answers_of(shown.stdout) == [answer["generated_text"]]
+    assert tokens_of(shown.stdout) == [count_clip_tokens(pipe.model.config.override(**changed), NUM_FRAMES)]
+
+
+def test_run_compresses_upstream_checkpoints(upstream):
+    shown = invoke("run", CLIP, "What happens?", "-m", upstream, *SHORT)
+    assert shown.exit_code == 0, shown.output
+    (counts,) = tokens_of(shown.stdout)
+    assert counts["total"] > counts["entered"] > counts["remained"] > 0
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_video"])  # whose processors are upstream's and the package's
+def test_code_of_a_folder_does_not_run(tmp_path, family):
+    folder = build_flashvid_folder(tmp_path / "folder", family)
+    modules = sorted(folder.glob("*.py"))
+    assert modules
+    for module in modules:
+        module.write_text("raise SystemExit('the code of the folder runs')\n" + module.read_text())
+    shown = invoke("run", CLIP, "What happens?", "-m", folder, *SHORT)
+    assert shown.exit_code == 0, shown.output
+    assert tokens_of(shown.stdout) == [count_clip_tokens(AutoConfig.from_pretrained(folder), NUM_FRAMES)]
+    assert type(load_processor(folder)).__module__.startswith(("transformers.", "flashvid_hf."))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("command", ["run", "trace", "export", "convert"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("alpha", "`--set` is 'alpha': it must be FIELD=VALUE"),
+        ("alhpa=0.6", "there is no field 'alhpa', choose from alpha, .*mm_newline_position.*retention_ratio"),
+        ("model_type=x", "there is no field 'model_type'"),
+    ],
+)
+def test_wrong_fields(command, given, said, tmp_path):
+    arguments = {"run": (CLIP, "What?", "-m", "missing"), "trace": (CLIP, "-m", "missing")}
+    refused = invoke(command, *arguments.get(command, ("missing", tmp_path / "target")), "--set", given)
+    assert isinstance(refused.exception, ValueError) and re.search(said, str(refused.exception)), refused.exception
+
+
+@pytest.mark.parametrize("field", ["mm_newline_position=grid", "retention_ratio=2", "alpha=high"])
+def test_fields_that_the_model_refuses(field, demo):
+    refused = invoke("run", CLIP, "What?", "-m", demo, "--set", field)
+    name = field.partition("=")[0]
+    assert isinstance(refused.exception, ValueError) and f"`{name}` is" in str(refused.exception), refused.exception
+
+
+def test_wrong_videos_are_refused_before_the_model_is_read(tmp_path):
+    for command, arguments in {"run": ("What?",), "trace": ()}.items():
+        refused = invoke(command, tmp_path / "missing.mp4", *arguments, "-m", tmp_path / "no model")
+        assert "missing.mp4' does not exist" in str(refused.exception)
+
+
+def test_errors_are_one_line(tmp_path):
+    """Also those that transformers writes as a paragraph; the exit status says that there was one."""
+    ended = run_cli("run", CLIP, "What?", "-m", "acme/missing", HF_HOME=str(tmp_path))
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (line,) = ended.stderr.splitlines()
+    assert re.match("Error: .*huggingface", line)
+
+
+def test_a_missing_video_is_one_line(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        call_main(monkeypatch, "run", "missing.mp4", "What?", "-m", "acme/model")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "Error: `video` must be a video file, but 'missing.mp4' does not exist\n"
+
+
+def test_errors_of_the_program_are_not_hidden(monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(serving, "serve", fail)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        call_main(monkeypatch, "serve", "-m", "model")
+
+
+def test_a_hub_out_of_reach_is_one_line(monkeypatch, capsys):
+    """huggingface_hub lets errors of its HTTP library through, which are no `OSError`."""
+    unreachable = type("ConnectError", (Exception,), {"__module__": "httpx"})
+
+    def fail(*args, **kwargs):
+        raise unreachable("[Errno 111]\nConnection refused")
+
+    monkeypatch.setattr(serving, "serve", fail)
+    with pytest.raises(SystemExit) as ended:
+        call_main(monkeypatch, "serve", "-m", "model")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "Error: [Errno 111] Connection refused\n"
+
+
+# trace
+
+
+def test_trace_writes_every_kind_of_file(demo, tmp_path):
+    pytest.importorskip("matplotlib")
+    files = [tmp_path / f"trace{suffix}" for suffix in (".png", ".svg", ".json", ".npz")]
+    outputs = [argument for file in files for argument in ("-o", file)]
+    shown = invoke("trace", CLIP, "-m", demo, "--num-frames", NUM_FRAMES, *outputs)
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.splitlines() == [str(file) for file in files]
+    starts = [file.read_bytes()[:4] for file in files]
+    assert starts[0] == b"\x89PNG" and starts[1] == b"<?xm" and starts[2][:1] == b"{" and starts[3][:2] == b"PK"
+
+
+def test_trace_refuses_other_files_before_the_model_is_read(tmp_path):
+    refused = invoke("trace", CLIP, "-m", tmp_path / "no model", "-o", "trace.gif")
+    assert str(refused.exception) == "`--output` is 'trace.gif': it must end with one of .png, .svg, .json, .npz."
+
+
+# serve
+
+
+def test_serve_passes_its_options_on(monkeypatch):
+    calls = []
+    monkeypatch.setattr(serving, "serve", lambda *args, **kwargs: calls.append((args, kwargs)))
+    given = {
+        "host": "0.0.0.0",
+        "port": 0,
+        "num_frames": 16,
+        "retention_ratio": 0.2,
+        "attn_implementation": "sdpa",
+        "revision": "v1",
+        "device": "cpu",
+        "dtype": "float32",
+        "log_level": "debug",
+    }
+    options = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", value)]
+    assert invoke("serve", "-m", "acme/model", *options, "--no-allow-local-files").exit_code == 0
+    assert calls == [(("acme/model",), {**given, "allow_local_files": False})]
+    assert invoke("serve", "-m", "acme/model").exit_code == 0
+    defaults = calls[1][1]
+    assert (defaults["host"], defaults["allow_local_files"], defaults["retention_ratio"]) == ("localhost", None, None)
+
+
+# export and convert
+
+
+def test_export(upstream, tmp_path):
+    refused = invoke("export", upstream, tmp_path / "target")
+    assert "Choose `weights='included'`" in str(refused.exception)
+    assert not (tmp_path / "target").exists()
+
+    options = ("--weights", "included", "--repository", "acme/FlashVID-tiny", "-r", 0.2, "--set", "alpha=0.6")
+    shown = invoke("export", upstream, tmp_path / "target", *options)
+    assert shown.exit_code == 0, shown.output
+    assert f"Next: `flashvid-hf check {tmp_path / 'target'}`." in shown.stdout
+    config = AutoConfig.from_pretrained(tmp_path / "target")
+    assert (config.retention_ratio, config.alpha) == (0.2, 0.6)
+    assert 'model="acme/FlashVID-tiny"' in (tmp_path / "target" / "README.md").read_text()
+    copied = (tmp_path / "target" / "model.safetensors").read_bytes()
+    assert copied == (upstream / "model.safetensors").read_bytes()
+
+
+def test_convert(original, tmp_path):
+    options = ("--set", "mm_newline_position=grid", "--dtype", "float32", "-r", 0.5)
+    shown = invoke("convert", original, tmp_path / "converted", *options)
+    assert shown.exit_code == 0, shown.output
+    config = AutoConfig.from_pretrained(tmp_path / "converted")
+    assert (config.model_type, config.mm_newline_position) == ("flashvid_llava_video", "grid")
+    assert (config.retention_ratio, config.dtype) == (0.5, torch.float32)
+    assert f"Next: `flashvid-hf check {tmp_path / 'converted'}`." in shown.stdout
+
+
+# check
+
+
+def marks_of(output: str) -> dict[str, str]:
+    """The mark of each check of one folder, by its title."""
+    return {line[2:]: line[0] for line in output.splitlines() if line[:2] in ("✓ ", "✗ ", "- ")}
+
+
+def test_check(tmp_path):
+    right = recipe_of("qwen2_5_vl")
+    shown = invoke("check", right)
+    assert shown.exit_code == 0, shown.output
+    titles = [check.title for check in CHECKS if RECIPE in check.kinds]
+    assert list(marks_of(shown.stdout)) == titles and "✗" not in shown.stdout
+
+    broken = Path(shutil.copytree(right, tmp_path / "broken"))
+    change_config(broken, retention_ratio=1.0)
+    shown = invoke("check", broken, right)
+    assert shown.exit_code == 1
+    rules = [line for line in shown.stdout.splitlines() if line.startswith("─")]
+    assert len(rules) == 2 and right.name in shown.stdout, "both are checked"
+    ours = shown.stdout[: shown.stdout.index(rules[1])]
+    assert [title for title, mark in marks_of(ours).items() if mark == "✗"] == ["the settings compress and prune"]
+    most = 1 / CompressionConfig().expansion
+    assert f"it compresses nothing, choose a `retention_ratio` below {most:g}" in ours
+
+
+@pytest.mark.parametrize("family", RECIPES)
+def test_exported_recipes_pass_every_check(family, exports):
+    ended = run_cli("check", exports / f"{family}-base", HF_HOME=str(exports / "home"))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    marks = marks_of(ended.stdout)
+    assert list(marks) == [check.title for check in CHECKS if WEIGHTLESS in check.kinds]
+    has_results = (exports / f"{family}-base" / ".eval_results").exists()
+    expected = [] if has_results else ["the evaluation results can be read"]
+    assert [title for title, mark in marks.items() if mark != "✓"] == expected, ended.stdout
