@@ -137,18 +137,18 @@ def make_config(
     Args:
         own: `config.json` of the recipe or weightless folder; empty without one.
     """
-    if own:
-        families = [family for family in FAMILIES if family.config.model_type == own.get("model_type")]
-    else:
-        families = [find_family(base)]
-    if not settings.keys() <= families[0].config.method_fields:  # an original LLaVA-OneVision as LLaVA-Video
-        families = [family for family in FAMILIES if family.config is FlashVIDLlavaVideoConfig]
-    if not families or not families[0].config.accepts(base_dict):
+    families = [family for family in FAMILIES if family.config.model_type == own.get("model_type")]
+    family = families[0] if families else find_family(base)
+    if is_original(dict(base_dict)) and not settings.keys() <= family.config.method_fields:
+        (family,) = (family for family in FAMILIES if family.config is FlashVIDLlavaVideoConfig)
+    for name in sorted(settings.keys() - family.config.method_fields):
+        known = ", ".join(sorted(family.config.method_fields))
+        raise ValueError(f"`{name}` is no field of {family.config.model_type!r}: choose from {known}.")
+    if not family.config.accepts(dict(base_dict)):
         raise ValueError(
             f"`model_type` is {own.get('model_type')!r}, and that of the base {base!r} is "
             f"{base_dict.get('model_type')!r}: they do not belong together. Choose a base of the same family."
         )
-    (family,) = families
     fields = {name: value for name, value in own.items() if name in family.config.method_fields}
     config = family.config.from_dict(dict(base_dict), **{**fields, **settings})
     if own and not settings:
