@@ -371,11 +371,15 @@ def _limits(facts: CardFacts) -> str:
     )
     if facts.measured is None:
         tested += " It has not been run on these weights, on a GPU or with FlashAttention."
+    files = "- The code of this repository reads videos from files; URLs and bytes need the package."
+    if facts.weights == "base":
+        files += " Programs that look for weights or a tokenizer here, `AutoTokenizer` among them, find none."
     return f"""\
 - Only videos are compressed. Images and text are read as by the base model, and the vision tower still encodes every \
 frame that was sampled.
 - What was dropped is gone for later turns too: a question about a small or short detail may need a higher \
 `retention_ratio`.
+{files}
 {tested}
 - Refused with an error: static and quantized caches for a prompt with videos, chunked prefill, sliding windows."""
 
