@@ -130,6 +130,8 @@ CLIPS = {
 }
 INDEXED = ["mp4", "mov", "mkv", "webm", "one", "two"]  # containers in which every backend finds its frames
 DECORD_REFUSES = ["mkv", "webm", "mp4, fragmented", "mp4, AV1"]
+# The FFmpeg in some wheels of OpenCV (5.0.0.93) has no AV1, and finds too few frames where their times are uneven.
+OPENCV_REFUSES = ["mp4, AV1", "mkv, variable rate"]
 
 
 @pytest.fixture(scope="session")
@@ -217,15 +219,17 @@ def test_backends_give_the_same_frames_or_refuse(clip, key, backend):
     try:
         result = read_video(clip(key), num_frames=9, backend=backend)
     except ValueError as error:
-        refused = DECORD_REFUSES if backend == "decord" else []
+        refused = {"decord": DECORD_REFUSES, "opencv": OPENCV_REFUSES}.get(backend, [])
         assert not key.startswith(tuple(INDEXED)) or key.startswith(tuple(refused)), error
         return
     assert numbers_of(result.frames) == result.metadata.frames_indices
     if key not in ("MPEG-PS", "MPEG-TS"):  # OpenCV derives these counts from the size of the file
         assert result.metadata.frames_indices == expected.metadata.frames_indices
         difference = np.abs(result.frames.astype(int) - expected.frames)
-        # Colours of 10 bits differ by more where they change: old and new builds of FFmpeg do not enlarge them alike.
-        worst = difference.mean() if "10 bits" in key else difference.max()
+        # Colours of 10 bits, and of odd sizes in OpenCV, differ by more where they change: not all builds of FFmpeg
+        # enlarge them alike.
+        enlarged_otherwise = "10 bits" in key or (backend == "opencv" and "odd size" in key)
+        worst = difference.mean() if enlarged_otherwise else difference.max()
         assert worst <= PIXEL_TOLERANCE, f"{difference.max()=}, {difference.mean()=}"
     assert result.metadata.video_backend == backend
 
@@ -738,6 +742,7 @@ def test_pyav_comes_first_and_decord_next(clip, monkeypatch):
         assert read_video(clip(key)).metadata.video_backend == "pyav"
     if "decord" not in available_backends():
         pytest.skip("decord is not installed")
+    monkeypatch.setattr(video_io, "available_backends", lambda: ["pyav", "decord"])
     monkeypatch.setitem(video_io.BACKENDS, "pyav", failing(RuntimeError("no such codec")))
     assert read_video(clip("mp4")).metadata.video_backend == "decord"
     # Far into a long video decord would have to seek, and miss.
