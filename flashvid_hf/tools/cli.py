@@ -143,7 +143,9 @@ def trace(
         list[Path],
         typer.Option("--output", "-o", help="`.png` or `.svg` for the picture, `.json` or `.npz` for the record."),
     ] = [Path("trace.png")],  # noqa: B006 -- typer copies it
-    question: Annotated[str, typer.Option(help="It decides what remains in the upper layers.")] = "What happens?",
+    question: Annotated[
+        str, typer.Option(help="It decides what remains in the upper layers.")
+    ] = "What happens in this video?",
     num_frames: NumFrames = 32,
     retention_ratio: Ratio = None,
     fields: Settings = None,
