@@ -15,32 +15,34 @@ def hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def follow_base(
-    pretrained_model_name_or_path: str | os.PathLike | None, hub: dict[str, Any], config: PreTrainedConfig | None = None
-) -> tuple[str | os.PathLike | None, dict[str, Any] | None]:
-    """Where the weights, the tokenizer and the processor of a folder lie.
+    own: dict[str, Any], hub: dict[str, Any], config: PreTrainedConfig | None = None
+) -> tuple[str, dict[str, Any]] | None:
+    """Where the weights, the tokenizer and the processor of a weightless folder lie, and how they are found.
 
     The folder itself has to say that it is weightless: a configuration that is passed beside another checkpoint must
     not lead away from its weights.
 
     Args:
+        own: `config.json` of the folder, see `read_config`.
         hub: how the folder is found, see `hub_arguments`.
-        config: the configuration to be used, if it may name another base than the folder's `config.json`.
+        config: the configuration to be used, if it may name another base than the folder does.
 
     Returns:
-        The base and how it is found; the folder itself and `None` if it has no base.
+        The base and its arguments; `None` if the folder has no base.
     """
-    own = {} if pretrained_model_name_or_path is None else read_config(pretrained_model_name_or_path, hub)
-    if own.get("base_model_name_or_path") is None:
-        return pretrained_model_name_or_path, None
-    base, revision = own["base_model_name_or_path"], own.get("base_model_revision")
+    base, revision = own.get("base_model_name_or_path"), own.get("base_model_revision")
+    if base is None:
+        return None
     if getattr(config, "base_model_name_or_path", None) is not None:
         base, revision = config.base_model_name_or_path, config.base_model_revision
     elsewhere = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
     return base, {**elsewhere, "revision": revision or "main"}
 
 
-def read_config(path: str | os.PathLike, hub: dict[str, Any]) -> dict[str, Any]:
+def read_config(path: str | os.PathLike | None, hub: dict[str, Any]) -> dict[str, Any]:
     """The content of `config.json`; empty where there is none, as in a folder of weights or of a processor alone."""
+    if path is None:  # a `state_dict` is loaded
+        return {}
     try:
         config_dict, _ = PreTrainedConfig.get_config_dict(path, **hub)
     except OSError:

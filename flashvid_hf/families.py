@@ -50,6 +50,11 @@ FAMILIES = (
 )
 
 
+def family_of_type(model_type: str | None) -> Family | None:
+    """The family with this `model_type` of ours ("flashvid_..."); `None` if there is none."""
+    return next((family for family in FAMILIES if family.config.model_type == model_type), None)
+
+
 def find_family(pretrained_model_name_or_path: str | os.PathLike, **hub_kwargs: Any) -> Family:
     """The family of a FlashVID folder, an upstream checkpoint or an original LLaVA checkpoint, by its configuration.
 

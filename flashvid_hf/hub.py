@@ -9,7 +9,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
 
-from .base_model import follow_base, hub_arguments
+from .base_model import follow_base, hub_arguments, read_config
 from .pipeline_flashvid import CUSTOM_PIPELINES
 
 # What belongs to the model although a configuration would take it.
@@ -31,6 +31,12 @@ def _own_config(config_class: Any, config: Any, overrides: dict[str, Any]) -> An
         towers = {name: getattr(getattr(config, name), kind) for name in config.sub_configs}
         setattr(own, kind, {"": getattr(config, kind), **towers})
     return own
+
+
+def name_code(config: Any) -> None:
+    """Let a configuration say which classes of the code beside it the Auto classes and `pipeline` load."""
+    config.auto_map = dict(config.auto_classes)
+    config.custom_pipelines = {name: dict(pipeline) for name, pipeline in CUSTOM_PIPELINES.items()}
 
 
 def _own_generation_config(path: str | os.PathLike, hub: dict[str, Any]) -> GenerationConfig | None:
@@ -89,15 +95,17 @@ class FlashVIDPreTrainedMixin:
         else:
             overrides = {name: kwargs.pop(name) for name in cls.config_class.method_fields & kwargs.keys()}
             config = _own_config(cls.config_class, config, overrides)
-        source, from_base = follow_base(pretrained_model_name_or_path, hub, config)
-        if from_base is not None:
+        source = pretrained_model_name_or_path
+        base = follow_base(read_config(source, hub), hub, config)
+        if base is not None:
             if cls.can_generate() and "generation_config" not in kwargs:
-                kwargs["generation_config"] = _own_generation_config(pretrained_model_name_or_path, hub)
+                kwargs["generation_config"] = _own_generation_config(source, hub)
+            source, from_base = base
             kwargs = {name: value for name, value in kwargs.items() if name not in hub} | from_base
         config.base_model_name_or_path = config.base_model_revision = None  # from here on the weights are here
         kwargs["key_mapping"] = {**cls.checkpoint_key_mapping, **(kwargs.get("key_mapping") or {})}
         model, info = super().from_pretrained(source, *model_args, config=config, output_loading_info=True, **kwargs)
-        if from_base is not None:
+        if base is not None:
             model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         missing = sorted(info["missing_keys"])
         if missing and not returns_info:
@@ -113,8 +121,7 @@ class FlashVIDPreTrainedMixin:
 
         The code that is written beside the weights is this model's own: its module and all that it imports.
         """
-        self.config.auto_map = dict(self.config.auto_classes)
-        self.config.custom_pipelines = {name: dict(pipeline) for name, pipeline in CUSTOM_PIPELINES.items()}
+        name_code(self.config)
         super().save_pretrained(save_directory, *args, **kwargs)
         if not Path(sys.modules[type(self).__module__].__file__).parent.samefile(save_directory):
             custom_object_save(self, save_directory)

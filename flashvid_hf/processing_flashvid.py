@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import AutoProcessor, ProcessorMixin
 
-from .base_model import follow_base, hub_arguments
+from .base_model import follow_base, hub_arguments, read_config
 
 
 class FlashVIDProcessor(ProcessorMixin):
@@ -22,15 +22,16 @@ class FlashVIDProcessor(ProcessorMixin):
             ValueError: the folder names no base.
         """
         hub = hub_arguments(kwargs)
-        base, from_base = follow_base(pretrained_model_name_or_path, hub)
-        if from_base is None:
+        base = follow_base(read_config(pretrained_model_name_or_path, hub), hub)
+        if base is None:
             raise ValueError(
                 f"`config.json` of {str(pretrained_model_name_or_path)!r} has no `base_model_name_or_path`, and "
                 "`processor_config.json` says that the processor is that of the base. Save the processor into the "
                 "folder with its `save_pretrained`."
             )
         others = {name: value for name, value in kwargs.items() if name not in hub and name != "_from_auto"}
-        processor = AutoProcessor.from_pretrained(base, **others, **from_base)
+        source, from_base = base
+        processor = AutoProcessor.from_pretrained(source, **others, **from_base)
         own, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub)
         for part, settings in own.items():
             if isinstance(settings, dict) and hasattr(processor, part):

@@ -101,12 +101,13 @@ class FlashVIDLlavaVideoProcessor(LlavaOnevisionProcessor):
         """
         hub = hub_arguments(kwargs)
         config_dict = read_config(pretrained_model_name_or_path, hub)
-        source, from_base = follow_base(pretrained_model_name_or_path, hub)
-        if from_base is None and not is_original(config_dict):
+        base = follow_base(config_dict, hub)
+        if base is None and not is_original(config_dict):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         layout = {name: value for name, value in kwargs.items() if name.startswith("mm_")}
         config = FlashVIDLlavaVideoConfig.from_dict(config_dict, **layout)
-        return cls.from_config(config, Qwen2Tokenizer.from_pretrained(source, **(from_base or hub)))
+        source, found_by = base or (pretrained_model_name_or_path, hub)
+        return cls.from_config(config, Qwen2Tokenizer.from_pretrained(source, **found_by))
 
     @classmethod
     def from_config(cls, config: Any, tokenizer: Any) -> "FlashVIDLlavaVideoProcessor":

@@ -53,9 +53,10 @@ def read_video(
     """Reads and samples a video file or decoded frames.
 
     Args:
-        video: a path; a `file://`, `http(s)://` or `data:video/...;base64,` URL; the bytes of a file; or decoded
-            frames: array or tensor with shape (T, H, W, 3) or (T, 3, H, W), uint8 or float in [0, 1], or a list of
-            equally large PIL images or of such arrays without the T axis.
+        video: a path or a `file://` URL; with the package also an `http(s)://` or `data:video/...;base64,` URL or the
+            bytes of a file, which the code of a model's folder does not read; or decoded frames: array or tensor with
+            shape (T, H, W, 3) or (T, 3, H, W), uint8 or float in [0, 1], or a list of equally large PIL images or of
+            such arrays without the T axis.
         num_frames: this many frames, spread evenly from the first to the last; all frames if the clip has fewer.
         fps: this many frames a second of the clip, at least one, at most all. With neither argument, a file gives up
             to `DEFAULT_NUM_FRAMES` evenly spread frames, and decoded frames are all kept.

@@ -14,8 +14,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashvid_hf import FAMILIES, Family
 from flashvid_hf.configuration_flashvid import default_llm_retention_ratio, default_pruning_layer
+from flashvid_hf.families import family_of_type
 from flashvid_hf.pipeline_flashvid import CUSTOM_PIPELINES
 from flashvid_hf.tools.export import processor_pointer
 from flashvid_hf.tools.model_card import CardFacts, render_card
@@ -47,6 +47,10 @@ class Recipe(NamedTuple):
     @property
     def name(self) -> str:
         return f"FlashVID-{self.base.split('/')[-1]}"
+
+    @property
+    def classes(self) -> Any:
+        return family_of_type(f"flashvid_{self.family}")
 
 
 RECIPES = (
@@ -109,10 +113,6 @@ whether the Hub knows these data sets as benchmarks, and by which tasks, has not
 """
 
 
-def find_family(name: str) -> Family:
-    return next(family for family in FAMILIES if family.config.model_type == f"flashvid_{name}")
-
-
 def make_settings(config_class: Any, num_layers: int) -> dict[str, Any]:
     """The family's FlashVID fields at `RETENTION_RATIO`, with what follows from the depth."""
     names = [field.name for field in fields(config_class) if field.name in config_class.method_fields]
@@ -128,7 +128,7 @@ def make_settings(config_class: Any, num_layers: int) -> dict[str, Any]:
 
 def make_recipe(recipe: Recipe) -> dict[str, str]:
     """The text of every file of a recipe, by path in its folder."""
-    family = find_family(recipe.family)
+    family = recipe.classes
     settings = make_settings(family.config, recipe.num_layers)
     config = {
         "architectures": [family.generative_model.__name__],
@@ -145,12 +145,10 @@ def make_recipe(recipe: Recipe) -> dict[str, str]:
         num_layers=recipe.num_layers,
         base=recipe.base,
     )
+    processor_config = {**processor_pointer(family), **PROCESSING.get(recipe.family, {})}
     return {
         "config.json": json.dumps(config, indent=2) + "\n",
-        "processor_config.json": json.dumps(
-            {**processor_pointer(family), **PROCESSING.get(recipe.family, {})}, indent=2
-        )
-        + "\n",
+        "processor_config.json": json.dumps(processor_config, indent=2) + "\n",
         "README.md": render_card(facts),
         **render_eval_results(recipe.base, RETENTION_RATIO),
     }
@@ -159,7 +157,7 @@ def make_recipe(recipe: Recipe) -> dict[str, str]:
 def make_readme() -> str:
     rows = ["| folder | layers | `pruning_layer` | `llm_retention_ratio` |", "|---|---|---|---|"]
     for recipe in RECIPES:
-        settings = make_settings(find_family(recipe.family).config, recipe.num_layers)
+        settings = make_settings(recipe.classes.config, recipe.num_layers)
         shown = (recipe.num_layers, settings["pruning_layer"], settings["llm_retention_ratio"])
         rows.append(f"| [`{recipe.name}`]({recipe.name}) | {' | '.join(map(str, shown))} |")
     example = RECIPES[0].name

@@ -23,9 +23,11 @@ from checkpoints import (
     upstream_class,
 )
 from families import FAMILIES as TINY_FAMILIES
+from hub_cache import RECIPES
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from flashvid_hf import find_family, load_processor
+from flashvid_hf.tools.model_card import GRIDS
 
 REMOTE_DOOR = """
 import json
@@ -54,7 +56,7 @@ each_upstream_family = pytest.mark.parametrize(
 
 
 def test_every_family_has_its_rows():
-    assert set(CLASSES) == set(SHAPES) == {family.name for family in TINY_FAMILIES}
+    assert set(CLASSES) == set(SHAPES) == set(GRIDS) == set(RECIPES) == {family.name for family in TINY_FAMILIES}
 
 
 @each_family

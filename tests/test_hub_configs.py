@@ -13,7 +13,7 @@ import pytest
 import yaml
 from architectures import qwen2_5_pixels, qwen3_pixels
 from huggingface_hub import ModelCard, parse_eval_result_entries
-from make_hub_configs import NAMESPACE, RECIPES, find_family, main, make_settings
+from make_hub_configs import NAMESPACE, RECIPES, main, make_settings
 
 from flashvid_hf.tools.model_card import KNOBS, REQUIREMENTS, CardFacts, count_tokens, render_card
 from flashvid_hf.tools.published_accuracy import PUBLISHED, render_eval_results
@@ -34,7 +34,7 @@ def make_facts(recipe=RECIPES[1], settings=None, **facts) -> CardFacts:
     made = {
         "repository": f"{NAMESPACE}/{recipe.name}",
         "family": recipe.family,
-        "settings": {**make_settings(find_family(recipe.family).config, recipe.num_layers), **(settings or {})},
+        "settings": {**make_settings(recipe.classes.config, recipe.num_layers), **(settings or {})},
         "num_layers": recipe.num_layers,
         "base": recipe.base,
     }
@@ -88,7 +88,7 @@ def test_recipe_keeps_the_ratio_on_average_over_the_layers(recipe):
 
 @each_recipe
 def test_recipe_loads_into_the_family_and_has_only_its_fields(recipe):
-    config, config_class = read_config(recipe), find_family(recipe.family).config
+    config, config_class = read_config(recipe), recipe.classes.config
     assert config.keys() == COMMON_KEYS | config_class.method_fields
     text = {"num_hidden_layers": recipe.num_layers}
     if recipe.family.startswith("llava"):
@@ -120,7 +120,7 @@ def test_card(recipe):
         compile(snippet, recipe.name, "exec")
         assert f'"{NAMESPACE}/{recipe.name}"' in snippet
     assert ("no figures of the authors" in text) == (recipe.base not in PUBLISHED)
-    for name in find_family(recipe.family).config.method_fields:
+    for name in recipe.classes.config.method_fields:
         assert f"| `{name}` |" in text
 
 

@@ -14,7 +14,6 @@ from transformers import PreTrainedConfig
 from ..original_llava import is_original
 from .export import (
     check_target,
-    copy_code,
     find_commit,
     load_base_processor,
     make_card,
@@ -55,7 +54,7 @@ def convert_llava(
             "`flashvid-hf export`."
         )
     family, config = make_config({}, source, config_dict, settings)
-    processor = load_base_processor(source, commit, config_dict, config)
+    processor = load_base_processor(source, commit, config_dict, family, config)
 
     say(f"reading {source} as {family.generative_model.__name__}")
     model, info = family.generative_model.from_pretrained(
@@ -74,7 +73,6 @@ def convert_llava(
     model.save_pretrained(target)
     say("writing the processor and the card")
     processor.save_pretrained(target)
-    copy_code(type(model), target)
     card = make_card(repository or target.name, family, model.config, source, commit, "included")
     (target / "README.md").write_text(card, encoding="utf-8")
     return target

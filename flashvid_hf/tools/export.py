@@ -27,16 +27,16 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils.hub import extract_commit_hash
 
 from ..configuration_flashvid_llava_video import FlashVIDLlavaVideoConfig
-from ..families import FAMILIES, Family, find_family
+from ..families import Family, family_of_type, find_family
+from ..hub import name_code
 from ..original_llava import is_original
-from ..pipeline_flashvid import CUSTOM_PIPELINES
 from ..processing_flashvid import FlashVIDProcessor
 from ..processing_flashvid_llava_video import upstream_arguments
 from ..validation import check_choice
 from .model_card import CardFacts, render_card
 from .published_accuracy import render_eval_results
 
-# Where the weights of a folder are: read from the base, beside the code, or still to come, see `push_folder`.
+# Where the weights of a folder are: read from the base, beside the code, or still to come, see `plan_upload`.
 WEIGHTS = ("base", "included", "omitted")
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 LICENSE_FIELDS = ("license", "license_name", "license_link")
@@ -58,8 +58,8 @@ def export_model(
         source: a recipe (a folder of `hub_configs/`), or the folder or Hub id of a checkpoint that `find_family` knows.
         target: a folder that does not exist yet, or is empty.
         weights: "base" leaves weights, tokenizer and processor in the base (a weightless folder); "included" writes the
-            processor and copies the weight files; "omitted" is that without the files, which `push_folder` copies on
-            the Hub's servers.
+            processor and copies the weight files; "omitted" is that without the files, which `plan_upload` has copied
+            on the Hub's servers.
         base: where the weights are, if not where `source` says; a folder or Hub id.
         revision: branch, tag or commit of the base; the folder notes the commit that it stands for now.
         repository: the Hub id under which the card speaks of the folder; default: the name of `target`.
@@ -85,7 +85,7 @@ def export_model(
     family, config = make_config(own, base, base_dict, settings)
     processor = None
     if weights != "base":
-        processor = load_base_processor(base, commit, base_dict, config)
+        processor = load_base_processor(base, commit, base_dict, family, config)
     elif is_original(base_dict) and family.processor is None:
         raise ValueError(
             f"{base!r} is an original LLaVA checkpoint, whose processor {family.config.__name__} cannot read from "
@@ -137,10 +137,9 @@ def make_config(
     Args:
         own: `config.json` of the recipe or weightless folder; empty without one.
     """
-    families = [family for family in FAMILIES if family.config.model_type == own.get("model_type")]
-    family = families[0] if families else find_family(base)
+    family = family_of_type(own.get("model_type")) or find_family(base)
     if is_original(dict(base_dict)) and not settings.keys() <= family.config.method_fields:
-        (family,) = (family for family in FAMILIES if family.config is FlashVIDLlavaVideoConfig)
+        family = family_of_type(FlashVIDLlavaVideoConfig.model_type)
     for name in sorted(settings.keys() - family.config.method_fields):
         known = ", ".join(sorted(family.config.method_fields))
         raise ValueError(f"`{name}` is no field of {family.config.model_type!r}: choose from {known}.")
@@ -154,8 +153,7 @@ def make_config(
     if own and not settings:
         _check_depth(config, base)
     config.architectures = [family.generative_model.__name__]
-    config.auto_map = dict(config.auto_classes)
-    config.custom_pipelines = {name: dict(pipeline) for name, pipeline in CUSTOM_PIPELINES.items()}
+    name_code(config)
     return family, config
 
 
@@ -172,12 +170,13 @@ def _check_depth(config: Any, base: str) -> None:
         )
 
 
-def load_base_processor(base: str, commit: str | None, base_dict: Mapping[str, Any], config: Any) -> ProcessorMixin:
+def load_base_processor(
+    base: str, commit: str | None, base_dict: Mapping[str, Any], family: Family, config: Any
+) -> ProcessorMixin:
     """The processor of a full folder; original LLaVA checkpoints bring only a tokenizer."""
     if not is_original(dict(base_dict)):
         return AutoProcessor.from_pretrained(base, revision=commit)
     tokenizer = Qwen2Tokenizer.from_pretrained(base, revision=commit)
-    (family,) = (family for family in FAMILIES if isinstance(config, family.config) and type(config) is family.config)
     if family.processor is not None:
         return family.processor.from_config(config, tokenizer)
     return LlavaOnevisionProcessor(**upstream_arguments(config, tokenizer))  # counts the same placeholders

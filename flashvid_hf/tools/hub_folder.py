@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
-from ..families import FAMILIES, Family
+from ..families import FAMILIES, Family, family_of_type
 from . import clean_probe
 from .clean_process import COMMIT, PACKAGE_ROOT, workplace
 from .published_code import Fault, find_faults
@@ -89,9 +89,9 @@ class HubFolder:
     def family(self) -> Family:
         """The family that `model_type` names."""
         model_type = self.config.get("model_type")
-        for family in FAMILIES:
-            if family.config.model_type == model_type:
-                return family
+        family = family_of_type(model_type)
+        if family is not None:
+            return family
         known = ", ".join(family.config.model_type for family in FAMILIES)
         raise CheckFailure(f"config.json: `model_type` is {model_type!r}, choose one of {known}")
 

@@ -2,12 +2,32 @@
 
 from typing import Any
 
-import torch
-from transformers import Pipeline, pipeline
+from transformers import Pipeline, PreTrainedModel, ProcessorMixin, pipeline
 
 from ..families import find_family, load_processor
 from ..pipeline_flashvid import TASK
 from ..video_io import FETCHERS, read_video
+
+
+def load_model(
+    name: str, *, device: str = "auto", revision: str | None = None, **settings: Any
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model that compresses, and its processor, of any checkpoint that `find_family` knows.
+
+    Args:
+        name: folder or Hub id.
+        device: "auto" spreads the model over the accelerators, and takes the CPU where there is none; or one device,
+            as torch names it. A number is that of an accelerator.
+        revision: branch, tag or commit of a model on the Hub.
+        settings: further arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: no family reads it, or a setting is out of range.
+    """
+    hub = {} if revision is None else {"revision": revision}
+    device_map = int(device) if device.isdigit() else device
+    model = find_family(name, **hub).generative_model.from_pretrained(name, device_map=device_map, **hub, **settings)
+    return model, load_processor(name, **hub)
 
 
 def load_pipeline(model: str, *, device: str = "auto", dtype: str = "auto", **settings: Any) -> Pipeline:
@@ -15,9 +35,7 @@ def load_pipeline(model: str, *, device: str = "auto", dtype: str = "auto", **se
 
     Args:
         model: folder or Hub id.
-        device: "auto" spreads the model over the GPUs, and takes the CPU where there is none; or one device, as
-            torch names it.
-        dtype: of the weights; "auto" is that of the checkpoint.
+        device, dtype: see `load_model`.
         settings: FlashVID's fields that differ from those of the checkpoint.
 
     Raises:
@@ -27,10 +45,8 @@ def load_pipeline(model: str, *, device: str = "auto", dtype: str = "auto", **se
     for name in sorted(settings.keys() - family.config.method_fields):
         known = ", ".join(sorted(family.config.method_fields))
         raise ValueError(f"`{name}` is no field of {model!r}, a {family.config.model_type!r}: choose from {known}.")
-    if device == "auto":
-        device = "auto" if torch.cuda.is_available() else "cpu"
-    loaded = family.generative_model.from_pretrained(model, dtype=dtype, device_map=device, **settings)
-    return pipeline(TASK, model=loaded, processor=load_processor(model))
+    loaded, processor = load_model(model, device=device, dtype=dtype, **settings)
+    return pipeline(TASK, model=loaded, processor=processor)
 
 
 def check_video(video: str) -> None:

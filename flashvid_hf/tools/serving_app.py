@@ -21,9 +21,9 @@ from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.utils import X_REQUEST_ID, BaseHandler, GenerationState, Modality
 from transformers.utils import logging
 
-from ..families import find_family, load_processor
 from ..pipeline_flashvid import media_arguments
 from ..ragged import convert_to_tensors
+from .loading import load_model
 from .serving_requests import TEMPLATE_ARGUMENTS, RequestReader
 
 logger = logging.get_logger(__name__)
@@ -51,13 +51,10 @@ class ServedModel:
         Raises:
             ValueError: no family reads the checkpoint, or a setting is out of range.
         """
-        hub_kwargs = {} if revision is None else {"revision": revision}
         given = {setting: value for setting, value in settings.items() if value is not None}
-        model = find_family(name, **hub_kwargs).generative_model.from_pretrained(
-            name, device_map=int(device) if device.isdigit() else device, **hub_kwargs, **given
-        )
+        model, processor = load_model(name, device=device, revision=revision, **given)
         model.register_forward_hook(_log_video_tokens)
-        return cls(name, model, load_processor(name, **hub_kwargs))
+        return cls(name, model, processor)
 
     def get_model_modality(self, *_: Any, **__: Any) -> Modality:
         """Text, images and videos: transformers would look for the class's name among its own."""

@@ -20,9 +20,9 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from PIL import Image
-from transformers.video_utils import VideoMetadata
 
 from ..compression import CompressedVideo, CompressionConfig
+from ..pipeline_flashvid import media_arguments
 from ..ragged import convert_to_tensors
 from ..report import CompressionReport
 from ..video_io import VideoClip, read_video
@@ -228,9 +228,7 @@ def trace_video(
     clip = read_video(video, num_frames=num_frames, fps=fps)
     content = [{"type": "video"}, {"type": "text", "text": question}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    # As in the pipeline: without any metadata upstream would take the frames for 24 a second.
-    metadata = clip.metadata or VideoMetadata(len(clip.frames), frames_indices=list(range(len(clip.frames))))
-    inputs = processor(text=[prompt], videos=[clip.frames], video_metadata=[metadata], do_sample_frames=False)
+    inputs = processor(text=[prompt], **media_arguments([clip], [], model.device))
     inputs = convert_to_tensors(inputs, "pt").to(model.device)
     with torch.no_grad():
         outputs = model(**inputs, logits_to_keep=1, use_cache=False, **settings)
