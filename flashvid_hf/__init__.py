@@ -7,7 +7,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .cache_flashvid import FlashVIDCache
-from .compression import CompressedVideo, CompressionConfig, compress_video, exact_num_tokens
+from .compressed_video import CompressedVideo
+from .compression import CompressionConfig, compress_video, exact_num_tokens
 from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
 from .configuration_flashvid_llava_video import FlashVIDLlavaVideoConfig
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
@@ -15,6 +16,8 @@ from .configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
 from .configuration_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeConfig
 from .drop_in import flashvid
 from .families import FAMILIES, Family, find_family, load_processor
+from .method import CompressionMethod, Kept, LayerPruning, TokenScoring
+from .methods import available_methods, make_method, register_method
 from .modeling_flashvid_llava_onevision import (
     FlashVIDLlavaOnevisionForConditionalGeneration,
     FlashVIDLlavaOnevisionModel,
@@ -46,6 +49,7 @@ PIPELINE_REGISTRY.register_pipeline(
 __all__ = [
     "CompressedVideo",
     "CompressionConfig",
+    "CompressionMethod",
     "CompressionReport",
     "FAMILIES",
     "Family",
@@ -67,12 +71,18 @@ __all__ = [
     "FlashVIDQwen3VLMoeConfig",
     "FlashVIDQwen3VLMoeForConditionalGeneration",
     "FlashVIDQwen3VLMoeModel",
+    "Kept",
+    "LayerPruning",
+    "TokenScoring",
     "VideoClip",
     "VideoTextToTextPipeline",
+    "available_methods",
     "compress_video",
     "exact_num_tokens",
     "find_family",
     "flashvid",
     "load_processor",
+    "make_method",
     "read_video",
+    "register_method",
 ]

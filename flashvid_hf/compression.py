@@ -15,6 +15,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from .compressed_video import CompressedVideo, check_features
 from .frame_chunks import frames_per_chunk, map_frames
 from .released import released_segment_lengths
 from .segmentation import frame_similarity, segment_video
@@ -86,36 +87,6 @@ class CompressionConfig:
         return min(budget, tokens_per_frame), math.ceil(budget * self.alpha)
 
 
-@dataclass(frozen=True)
-class CompressedVideo:
-    """A compressed video, and how it came about.
-
-    Args:
-        tokens: kept tokens in the order of `indices`, with shape (M, D), in the dtype of the features.
-        indices: flat index of each kept token, ascending, with shape (M,). Unique in behavior "paper".
-        starts: True at the first frame of every segment, with shape (T,).
-        selected: which tokens ADTS selected, with shape (T, N); they are kept unchanged.
-        trees: flat index of the root of the tree that each token joined, with shape (T, N); its own if it joined none.
-        slots: the row of `tokens` that each token went into, with shape (T, N); -1 if it was dropped.
-    """
-
-    tokens: torch.Tensor
-    indices: torch.Tensor
-    starts: torch.Tensor
-    selected: torch.Tensor
-    trees: torch.Tensor
-    slots: torch.Tensor
-    _segment_lengths: torch.Tensor | None = None
-
-    @property
-    def segment_lengths(self) -> torch.Tensor:
-        """Frames of every segment, with shape (S,). Computed when asked for, because S depends on the video."""
-        if self._segment_lengths is not None:
-            return self._segment_lengths
-        first = self.starts.nonzero()[:, 0]
-        return first.diff(append=first.new_tensor([len(self.starts)]))
-
-
 def exact_num_tokens(num_frames: int, tokens_per_frame: int, config: CompressionConfig) -> int:
     """How many tokens `compress_video` keeps in behavior "paper", from the sizes alone.
 
@@ -150,10 +121,10 @@ def compress_video(video_features: torch.Tensor, attention: torch.Tensor, config
     Raises:
         ValueError: the shapes do not fit together.
     """
-    _check_inputs(video_features, attention)
+    check_features(video_features, attention)
     num_frames, num_tokens, _ = video_features.shape
     if config.frame_budget(num_tokens)[0] == num_tokens:
-        return _keep_everything(video_features)
+        return CompressedVideo.whole(video_features, prunable=False)
     with torch.autocast(video_features.device.type, enabled=False):
         size, features = frames_per_chunk(video_features), video_features.contiguous()
         if num_frames <= size:  # otherwise only a chunk at a time is copied
@@ -286,37 +257,3 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
         "entries": (source, slot, weight, flat_index[: len(indices)]),
         "_segment_lengths": lengths,
     }
-
-
-def _keep_everything(video_features: torch.Tensor) -> CompressedVideo:
-    num_frames, num_tokens, _ = video_features.shape
-    indices = torch.arange(num_frames * num_tokens, device=video_features.device)
-    grid = indices.view(num_frames, num_tokens)
-    return CompressedVideo(
-        tokens=video_features.flatten(0, 1).clone(),
-        indices=indices,
-        starts=indices[:num_frames] == 0,
-        selected=torch.ones_like(grid, dtype=torch.bool),
-        trees=grid,
-        slots=grid,
-    )
-
-
-def _check_inputs(video_features: torch.Tensor, attention: torch.Tensor) -> None:
-    if video_features.ndim != 3 or 0 in video_features.shape:
-        raise ValueError(
-            f"`video_features` has shape {tuple(video_features.shape)}: it must be (frames, tokens per frame, width), "
-            "each at least 1. Pass the features of one video, after the projector and any pooling."
-        )
-    if not video_features.is_floating_point():
-        raise ValueError(f"`video_features` has dtype {video_features.dtype}: it must be a floating point dtype.")
-    if attention.shape != video_features.shape[:2]:
-        raise ValueError(
-            f"`attention` has shape {tuple(attention.shape)} and `video_features` {tuple(video_features.shape)}: "
-            f"`attention` must have shape {tuple(video_features.shape[:2])}, one value for every token."
-        )
-    if attention.device != video_features.device:
-        raise ValueError(
-            f"`attention` is on {attention.device} and `video_features` on {video_features.device}: "
-            "move one of them, both must be on one device."
-        )

@@ -1,11 +1,13 @@
 """The configuration fields of FlashVID, shared by the configurations of all model families."""
 
 import copy
-import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from .compression import CompressionConfig
+from .method import CompressionMethod, LayerPruning
+from .method_flashvid import FlashVID, default_llm_retention_ratio, default_pruning_layer
+from .methods import make_method
 from .validation import check_number
 
 
@@ -17,6 +19,9 @@ class FlashVIDConfigMixin:
     accepts.
 
     Args:
+        compression_method: which method compresses; one of `available_methods()`. Those beside "flashvid" are there to
+            be compared with it: of the fields below they look at `retention_ratio` and `vision_chunk_size` alone.
+        method_settings: settings of another method than "flashvid", by name; `None` for its defaults.
         retention_ratio ... behavior: see `CompressionConfig`.
         pruning_layer: the first layer of the language model that sees only part of the video tokens that entered it;
             at least 1; from the number of layers on nothing is pruned. Default: near `pruning_depth` of the depth.
@@ -38,12 +43,16 @@ class FlashVIDConfigMixin:
     accepted_checkpoints: ClassVar[str] = ""
     # Where the default `pruning_layer` lies in the depth of the language model, as in the reference's scripts.
     pruning_depth: ClassVar[float] = 5 / 7
+    # The first layer of the language model that may see less than all video tokens that entered.
+    first_pruning_layer: ClassVar[Any] = 1
     # Which class of which published module an Auto class loads: the `auto_map` of the folders that models save.
     auto_classes: ClassVar[dict[str, str]] = {}
     # The fields that are added to upstream's.
     method_fields: ClassVar[frozenset[str]]
 
     # Typed `Any`, because the checks of `CompressionConfig` say more than those of upstream's strict dataclasses.
+    compression_method: Any = "flashvid"
+    method_settings: Any = None
     retention_ratio: Any = 0.25
     expansion: Any = 1.25
     alpha: Any = 0.7
@@ -78,28 +87,53 @@ class FlashVIDConfigMixin:
         self.check_flashvid()
 
     @property
-    def compression(self) -> CompressionConfig:
-        """The settings of `compress_video`, validated."""
-        return CompressionConfig(**{field.name: getattr(self, field.name) for field in fields(CompressionConfig)})
+    def method(self) -> CompressionMethod:
+        """What compresses the videos, with its settings, validated."""
+        shared = {
+            "retention_ratio": self.retention_ratio,
+            "num_layers": self.get_text_config().num_hidden_layers,
+            "first_pruning_layer": self.first_pruning_layer,
+        }
+        if self.compression_method == FlashVID.name:
+            if self.method_settings:
+                raise ValueError(
+                    f"`method_settings` is {self.method_settings!r} and `compression_method` is 'flashvid': its "
+                    "settings are fields of the configuration. Set those, or choose another `compression_method`."
+                )
+            return FlashVID(**shared, **{name: getattr(self, name) for name in FlashVID.settings()})
+        if self.method_settings is not None and not isinstance(self.method_settings, dict):
+            raise ValueError(
+                f"`method_settings` is {self.method_settings!r}: it must be a dictionary of settings of the method "
+                f"{self.compression_method!r}, or None for its defaults."
+            )
+        method = make_method(self.compression_method, **{**(self.method_settings or {}), **shared})
+        if self.behavior != "paper":
+            raise ValueError(
+                f"`behavior` is {self.behavior!r} and `compression_method` is {method.name!r}: only 'flashvid' has a "
+                "released code to reproduce. Set `behavior='paper'`."
+            )
+        return method
 
     @property
     def compresses(self) -> bool:
         """Whether the settings leave anything to compress; otherwise the model is the upstream model."""
-        return self.retention_ratio * self.expansion < 1
+        return self.method.compresses
 
     @property
-    def prunes(self) -> bool:
-        """Whether the language model drops video tokens at `pruning_layer`."""
-        depth = self.get_text_config().num_hidden_layers
-        return self.compresses and self.pruning_layer < depth and self.llm_retention_ratio < 1
+    def pruning(self) -> LayerPruning | None:
+        """The step inside the language model that drops video tokens, if there is one."""
+        method = self.method
+        pruning = method.pruning if method.compresses else None
+        return pruning if pruning is not None and pruning.layer < method.num_layers else None
 
     def check_flashvid(self) -> None:
         """Raise a `ValueError` for a field that is outside of its range."""
-        self.compression  # noqa: B018 -- validates on construction
+        CompressionConfig(**{field.name: getattr(self, field.name) for field in fields(CompressionConfig)})
         check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
         check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
         if self.vision_chunk_size is not None:
             check_number("vision_chunk_size", self.vision_chunk_size, least=1, integer=True)
+        self.method  # noqa: B018 -- validates on construction
 
     def override(self, **overrides: Any) -> Any:
         """This configuration with other settings, validated; itself if there are none. Other parts are shared.
@@ -112,6 +146,15 @@ class FlashVIDConfigMixin:
         """
         if not overrides:
             return self
+        method = overrides.get("compression_method", self.compression_method)
+        if method != self.compression_method:
+            overrides.setdefault("method_settings", None)  # those of the configuration are another method's
+        if method != FlashVID.name:
+            for name in sorted(FlashVID.settings().keys() & overrides.keys() - {"behavior"}):
+                raise ValueError(
+                    f"`{name}` is {overrides[name]!r} and `compression_method` is {method!r}: it is a setting of "
+                    f"'flashvid'. Leave it out, or give settings of {method!r} as `method_settings`."
+                )
         if overrides.keys() & {"expansion", "pruning_layer"} and "llm_retention_ratio" not in overrides:
             depth = self.get_text_config().num_hidden_layers
             derived = default_llm_retention_ratio(depth, self.pruning_layer, self.expansion)
@@ -179,33 +222,6 @@ class FlashVIDConfigMixin:
 # The fields that every family has, and a single call may set.
 CALL_FIELDS = frozenset(field.name for field in fields(FlashVIDConfigMixin) if not field.name.startswith("base_model_"))
 FlashVIDConfigMixin.method_fields = CALL_FIELDS
-
-
-def default_pruning_layer(num_layers: int, expansion: float, pruning_depth: float) -> int:
-    """The layer nearest `pruning_depth` of all, or the last at which pruning can still make up for the expansion."""
-    deepest = math.ceil(num_layers / expansion) - 1
-    return max(1, min(round(num_layers * pruning_depth), deepest))
-
-
-def default_llm_retention_ratio(num_layers: int, pruning_layer: int, expansion: float) -> float:
-    """The share that layers from `pruning_layer` on keep, so that `retention_ratio` is the average over the layers.
-
-    With L layers, r solves expansion * (pruning_layer + r * (L - pruning_layer)) = L.
-
-    Raises:
-        ValueError: no r above 0 does, to six digits.
-    """
-    if pruning_layer >= num_layers:
-        return 1.0
-    remaining = num_layers - expansion * pruning_layer
-    ratio = round(min(1.0, remaining / (expansion * (num_layers - pruning_layer))), 6)
-    if ratio <= 0:
-        raise ValueError(
-            f"`pruning_layer` is {pruning_layer} and `expansion` is {expansion}: with {num_layers} layers no pruning "
-            f"keeps the average at `retention_ratio`. Choose a `pruning_layer` below {num_layers / expansion:g}, a "
-            "smaller `expansion`, or set `llm_retention_ratio` yourself."
-        )
-    return ratio
 
 
 __all__ = ["FlashVIDConfigMixin"]

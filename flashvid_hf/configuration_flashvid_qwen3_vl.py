@@ -14,14 +14,9 @@ class FlashVIDQwen3VLConfigMixin(FlashVIDConfigMixin):
     vision_config: ClassVar[Any]  # of upstream's configuration
     pruning_depth = 7 / 9  # 28 of 36 layers
 
-    def check_flashvid(self) -> None:
-        super().check_flashvid()
-        levels = len(self.vision_config.deepstack_visual_indexes)
-        if self.prunes and self.pruning_layer < levels:
-            raise ValueError(
-                f"`pruning_layer` is {self.pruning_layer}: the first {levels} layers take in deepstack features of all "
-                f"tokens that entered, so it must be at least {levels}. Set `pruning_layer` to such a value."
-            )
+    @property
+    def first_pruning_layer(self) -> int:
+        return max(1, len(self.vision_config.deepstack_visual_indexes))
 
 
 @strict

@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 
 from .cache_flashvid import FlashVIDCache, check_cache, is_compressed
-from .compression import CompressedVideo, compress_video
+from .compressed_video import CompressedVideo
 from .configuration_flashvid import CALL_FIELDS
 from .outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput, FlashVIDVideoOutput
 from .packing import take
@@ -192,9 +192,8 @@ class FlashVIDModelMixin:
 
     def lay_out(self, video: CompressedVideo, settings: Any) -> VideoLayout:
         """How the rows of a compressed video lie in its placeholders: one for each token."""
-        size = video.selected.numel()
-        prunable = torch.full_like(video.indices, len(video.indices) < size, dtype=torch.bool)  # unless left whole
-        return VideoLayout(count(video.indices, size), prunable, is_token=torch.ones_like(prunable))
+        prunable = torch.full_like(video.indices, video.prunable, dtype=torch.bool)
+        return VideoLayout(count(video.indices, video.selected.numel()), prunable, is_token=torch.ones_like(prunable))
 
     def dropped_columns(self, input_ids: torch.Tensor | None, settings: Any) -> torch.Tensor | None:
         """Columns beside those of video tokens that do not enter, with shape (B, S); `None` for none."""
@@ -242,9 +241,9 @@ class FlashVIDModelMixin:
         stopwatch: Stopwatch,
     ) -> FlashVIDVideoOutput:
         """Compress the features (T, N, D) of each video by the attention (T, N) that its tokens receive."""
-        compression = settings.compression
+        method = settings.method
         with stopwatch.stage("compression", features[0].device):
-            videos = tuple(compress_video(*video, compression) for video in zip(features, attention, strict=True))
+            videos = tuple(method.compress(*video) for video in zip(features, attention, strict=True))
         tokens = tuple(video.tokens for video in videos)
         if settings.behavior == "released" and self.released_code_overwrites_repeats:
             tokens = tuple(released_repeats(video.tokens, video.indices) for video in videos)
@@ -335,18 +334,19 @@ class FlashVIDModelMixin:
 
         upper: UpperLayers | None = None
         pruning_layer = cache.pruning_layer if cache is not None else None
-        if prompt.videos and settings.prunes:
-            if pruning_layer not in (None, settings.pruning_layer):
+        pruning = settings.pruning if prompt.videos else None
+        if pruning is not None:
+            if pruning_layer not in (None, pruning.layer):
                 raise ValueError(
-                    f"`pruning_layer` is {settings.pruning_layer}, and the cache was pruned from layer {pruning_layer} "
+                    f"`pruning_layer` is {pruning.layer}, and the cache was pruned from layer {pruning_layer} "
                     f"on. Keep `pruning_layer={pruning_layer}`, or start a new cache."
                 )
-            pruning_layer = settings.pruning_layer
+            pruning_layer = pruning.layer
         upper_args = (config, pruning_layer, cache, past_upper, prompt.mask)
-        if prompt.videos and settings.prunes:
+        if pruning is not None:
             upper = TokenPruning(
                 *upper_args,
-                ratio=settings.llm_retention_ratio,
+                rule=pruning,
                 prunable=prompt.prunable,
                 query=prompt.find_query(query_index, seen),
                 past_lower_mask=past_lower,
@@ -376,7 +376,9 @@ class FlashVIDModelMixin:
             if mask is not None:
                 padding = ~mask.to(token_index.device)
                 token_index, row_index = (index.masked_fill(padding, -1) for index in (token_index, row_index))
-            report = prompt.report(row_index, stopwatch)
+            report = prompt.report(
+                row_index, stopwatch, (pruning_layer or config.num_hidden_layers, config.num_hidden_layers)
+            )
         if cache is not None:
             cache.account(
                 lower_mask=lower_mask,

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple
 
 from .cache_flashvid import is_compressed
-from .compression import CompressedVideo
+from .compressed_video import CompressedVideo
 from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
 from .generation_flashvid import FlashVIDGenerationMixin
 from .hub import FlashVIDPreTrainedMixin
@@ -126,7 +126,7 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
     def _encode_chunks(
         self, frames: torch.Tensor, layers: tuple[Any, ...], drops_first: bool, settings: Any, **kwargs: Any
     ) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Features (T, N, D) of chunks of frames, and the attention (T, N) that they receive.
+        """Features (T, N, D) of chunks of frames, and the attention (T, N) that they receive, 0 if no method asks.
 
         In place of the attention, the tower's last hidden states if the videos are not to be compressed.
 
@@ -137,13 +137,16 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         """
         size = settings.vision_chunk_size if settings.compresses else None
         device, first = tower_device(self.vision_tower, frames), int(drops_first)
+        records = settings.compresses and settings.method.needs_attention
         for chunk in frames.split(size or len(frames)):
-            record = VisionRecord(layers[-1].self_attn if settings.compresses else None, layers)
+            record = VisionRecord(layers[-1].self_attn if records else None, layers)
             outputs = self.vision_tower(chunk.to(device), **{RECORD: record}, **kwargs)
             hidden_states = torch.cat([record.hidden_states[layer] for layer in layers], dim=-1)[:, first:]
             features = self.apply_pooling(self.multi_modal_projector(hidden_states))
-            if record.received is None:
+            if not settings.compresses:
                 yield features, outputs.last_hidden_state
+            elif record.received is None:
+                yield features, features.new_zeros(features.shape[:2])
             else:
                 received = record.received.view(len(chunk), -1)[:, first:, None]
                 yield features, self.apply_pooling(received)[..., 0]
@@ -155,9 +158,8 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         # In the released code the newlines count as tokens of the video, but for the single one at its end.
         prunes_newlines = settings.behavior == "released" and self.config.mm_newline_position != "one_token"
         prunable = torch.ones_like(is_newline) if prunes_newlines else ~is_newline
-        whole = len(video.indices) == num_frames * num_tokens
         counts = count(rows.placeholders, rows.num_placeholders)
-        return VideoLayout(counts, prunable & (not whole), is_token=~is_newline)
+        return VideoLayout(counts, prunable & video.prunable, is_token=~is_newline)
 
     def find_positions(self, prompt: Prompt, inputs: dict[str, Any]) -> torch.Tensor:
         """Consecutive positions of the tokens that are left, as in the reference, whatever the caller's positions.

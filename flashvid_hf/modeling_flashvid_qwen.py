@@ -105,6 +105,8 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
     ) -> Iterator[tuple[torch.Tensor, ...]]:
         """Features (tokens, D) of chunks of the videos, the attention (tokens,) that they receive, deepstack levels.
 
+        The attention is 0 if the method does not ask for it.
+
         Args:
             grids: `video_grid_thw` as numbers.
         """
@@ -119,14 +121,17 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         for chunk in chunks:
             shapes = [(frames, *grids[video][1:]) for video, frames in chunk]
             grid, end = video_grid_thw.new_tensor(shapes), start + sum(math.prod(shape) for shape in shapes)
-            record = VisionRecord(self.visual.blocks[-1].attn)
+            record = VisionRecord(self.visual.blocks[-1].attn if settings.method.needs_attention else None)
             outputs = super().get_video_features(
                 pixel_values_videos[start:end].to(device), grid, return_dict=True, **{RECORD: record}, **kwargs
             )
             start = end
-            # The attention of a token is the mean over the patches that the merger joins.
-            attention = self.restore_order(record.received.view(-1, self.visual.spatial_merge_unit).mean(-1), grid)
-            yield torch.cat(outputs.pooler_output), attention, *self.deepstack_levels(outputs)
+            features = torch.cat(outputs.pooler_output)
+            if record.received is None:
+                attention = features.new_zeros(len(features))
+            else:  # of a token, the mean over the patches that the merger joins
+                attention = self.restore_order(record.received.view(-1, self.visual.spatial_merge_unit).mean(-1), grid)
+            yield features, attention, *self.deepstack_levels(outputs)
 
     def deepstack_levels(self, outputs: Any) -> list[torch.Tensor]:
         """Deepstack features of the vision tower, for every level with shape (tokens, D); most families have none."""

@@ -87,8 +87,10 @@ class FlashVIDQwen3VLMoeModel(
         if lower is None:
             lower = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
         upper = lower if outputs.token_index is None else outputs.token_index >= 0
+        pruning = settings.pruning
+        first_upper = len(self.language_model.layers) if pruning is None else pruning.layer
         masks = tuple(
-            (lower if layer.self_attn.layer_idx < settings.pruning_layer else upper).flatten()
+            (lower if layer.self_attn.layer_idx < first_upper else upper).flatten()
             for layer in self.language_model.layers
             if isinstance(layer.mlp, Qwen3VLMoeTextSparseMoeBlock)
         )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
-from .compression import CompressedVideo
+from .compressed_video import CompressedVideo
 from .report import CompressionReport
 from .stopwatch import Stopwatch
 

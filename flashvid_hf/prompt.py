@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .compression import CompressedVideo
+from .compressed_video import CompressedVideo
 from .packing import pack, take
 from .report import CompressionReport
 from .stopwatch import Stopwatch
@@ -134,8 +134,13 @@ class Prompt:
         place = torch.arange(1, self.columns.shape[1] + 1, device=self.columns.device)
         return (eligible * place).argmax(-1)
 
-    def report(self, rows_left: torch.Tensor, stopwatch: Stopwatch) -> CompressionReport:
-        """What became of the videos, given the `row_index` (B, L) of every column that was left in the end."""
+    def report(self, rows_left: torch.Tensor, stopwatch: Stopwatch, layers: tuple[int, int]) -> CompressionReport:
+        """What became of the videos.
+
+        Args:
+            rows_left: the `row_index` of every column that was left in the end, with shape (B, L).
+            layers: how many layers saw all that entered, and how many there are.
+        """
         return CompressionReport(
             videos=self.videos,
             num_samples=len(rows_left),
@@ -144,6 +149,7 @@ class Prompt:
             _placeholders=self.placeholders,
             _rows_left=rows_left,
             _is_token=tuple(layout.is_token for layout in self.layouts),
+            _layers=layers,
             _stopwatch=stopwatch,
         )
 

@@ -1,4 +1,4 @@
-"""Inner-LLM pruning of FlashVID (arXiv 2602.08024): from one layer on, only the best video tokens are left.
+"""Pruning inside the language model: from one layer on, only the best video tokens are left, as `LayerPruning` says.
 
 The layers of upstream's language models pass unknown keyword arguments on. One of them carries the decision of the
 call; hooks on the layers of this one model instance apply it and do nothing in calls without it.
@@ -15,12 +15,16 @@ from transformers.masking_utils import create_causal_mask
 
 from .cache_flashvid import FlashVIDCache
 from .hooks import add_pre_hook
+from .method import LayerPruning
 from .packing import pack, take
 from .ranks import mean_over_heads
+from .token_merging import weighted_sums
 from .vision_attention import rotate
 
 # Name of the keyword argument that carries the decision through the language model.
 PRUNING = "pruning"
+# Most bytes of the attention weights (float32) of text tokens that exist at once.
+_WEIGHT_BYTES = 64 * 2**20
 
 
 class UpperLayers:
@@ -69,12 +73,12 @@ class UpperLayers:
 class TokenPruning(UpperLayers):
     """The decision which video tokens the layers from the pruning layer on see, for one call.
 
-    The score of a token is the attention that the query pays to it in the layer below, softmax over all visible keys,
-    mean over heads, those of other ranks too, in float32. Of every sample the best `ceil(ratio * video tokens)` stay,
-    and all other tokens.
+    The score of a token is the attention that it gets in the layer below, softmax over all visible keys, mean over
+    heads, those of other ranks too, in float32: from the query, or the most that any token behind the last video up to
+    the query pays. Of every sample the best `ceil(ratio * video tokens)` stay, and all other tokens.
 
     Args:
-        ratio: share of the prunable tokens to keep.
+        rule: the share of the prunable tokens to keep, who ranks them, and whether the others are merged into them.
         prunable: which of the new columns may be dropped, with shape (B, M).
         query: column of the token that ranks the others, with shape (B,): the end of the prompt.
         past_lower_mask: which columns the layers below have cached are real; `None` if all are.
@@ -84,16 +88,17 @@ class TokenPruning(UpperLayers):
     def __init__(
         self,
         *upper: Any,
-        ratio: float,
+        rule: LayerPruning,
         prunable: torch.Tensor,
         query: torch.Tensor,
         past_lower_mask: torch.Tensor | None,
         padding_side: str,
     ):
         super().__init__(*upper)
-        self.ratio, self.prunable, self.query = ratio, prunable, query
+        self.rule, self.prunable, self.query = rule, prunable, query
         self.past_lower_mask, self.padding_side = past_lower_mask, padding_side
         self.scores: torch.Tensor | None = None  # (B, M)
+        self.keep: torch.Tensor | None = None  # (B, M)
         self.columns: torch.Tensor | None = None  # (B, L) into the columns that entered
 
     @torch.no_grad()
@@ -104,32 +109,57 @@ class TokenPruning(UpperLayers):
         attention, hidden_states = layer.self_attn, layer.input_layernorm(hidden_states)
         cos, sin = position_embeddings
         batch, length, _ = hidden_states.shape
-        last = self.query.to(hidden_states.device)[:, None]
-        query = attention.q_proj(take(hidden_states, last)).view(batch, 1, -1, attention.head_dim)
+        rows, is_row = self._find_queries(hidden_states.device)  # (B, Q)
+        query = attention.q_proj(take(hidden_states, rows)).view(batch, rows.shape[1], -1, attention.head_dim)
         key = attention.k_proj(hidden_states).view(batch, length, -1, attention.head_dim)
         if hasattr(attention, "q_norm"):
             query, key = attention.q_norm(query), attention.k_norm(key)
-        query = rotate(query.transpose(1, 2), take(cos, last)[:, None], take(sin, last)[:, None])
+        query = rotate(query.transpose(1, 2), take(cos, rows)[:, None], take(sin, rows)[:, None])
         key = rotate(key.transpose(1, 2), cos[:, None], sin[:, None])
         past = self.cache.num_cached(self.layer - 1) if self.cache is not None else 0
         if self.cache is not None and past:  # earlier turns take part in the softmax
             key = torch.cat([self.cache.layers[self.layer - 1].keys.to(key), key], dim=2)
-        visible = torch.arange(past + length, device=key.device) <= last + past  # (B, past + M)
         real = join_masks(self.past_lower_mask, past, self.new_mask, hidden_states)
-        if real is not None:
-            visible = visible & real.to(visible.device)
+        real = None if real is None else real.to(key.device)
+
+        num_local, num_heads = query.shape[1], self.config.num_attention_heads
+        size = max(1, _WEIGHT_BYTES // (4 * batch * num_local * key.shape[2]))
+        most = None
         with torch.autocast(key.device.type, enabled=False):
-            query = query.float().view(batch, key.shape[1], -1, key.shape[-1])  # (B, key heads, queries a key, width)
-            logits = query @ key.float().mT * attention.scaling
-            weights = logits.masked_fill(~visible[:, None, None], float("-inf")).softmax(-1)
-        scores = weights.mean((1, 2))[:, past:]
-        num_local, num_heads = weights.shape[1] * weights.shape[2], self.config.num_attention_heads
-        self.scores = mean_over_heads(scores, num_local, num_heads, attention.q_proj)
+            key = key.float().mT
+            for part, at, is_part in zip(query.split(size, 2), rows.split(size, 1), is_row.split(size, 1), strict=True):
+                visible = torch.arange(past + length, device=key.device) <= at[..., None] + past  # (B, Q, past + M)
+                if real is not None:
+                    visible = visible & real[:, None]
+                # (B, key heads, queries a key * Q, width)
+                logits = part.float().reshape(batch, key.shape[1], -1, key.shape[2]) @ key * attention.scaling
+                logits = logits.unflatten(2, (-1, at.shape[1])).masked_fill(~visible[:, None, None], float("-inf"))
+                weights = logits.softmax(-1).mean((1, 2))[..., past:]
+                weights = mean_over_heads(weights, num_local, num_heads, attention.q_proj)
+                scores = weights.masked_fill(~is_part[..., None], 0).amax(1)
+                most = scores if most is None else torch.maximum(most, scores)
+        self.scores = most
+
+    def _find_queries(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The columns whose attention counts, and which of them are real rather than padding, with shape (B, Q)."""
+        last = self.query.to(device)[:, None]
+        if self.rule.scored_by == "last_token":
+            return last, torch.ones_like(last, dtype=torch.bool)
+        prunable = self.prunable.to(device)
+        place = torch.arange(prunable.shape[1], device=device)
+        behind = (place > (prunable * place).amax(-1, keepdim=True)) & (place < last)
+        if self.new_mask is not None:
+            behind = behind & self.new_mask.to(device)
+        rows, is_row = pack(behind | (place == last), self.padding_side)
+        return rows, torch.ones_like(rows, dtype=torch.bool) if is_row is None else is_row
 
     def enter(self, layer_idx: int, hidden_states: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
         if self.columns is None:
             self._select()
         if layer_idx == self.layer:
+            if self.rule.merges:
+                prunable = self.prunable.to(hidden_states.device)
+                hidden_states = merge_dropped(hidden_states, prunable, self.keep.to(hidden_states.device))
             hidden_states = take(hidden_states, self.columns)
         kwargs["position_embeddings"] = tuple(take(table, self.columns) for table in kwargs["position_embeddings"])
         kwargs["position_ids"] = None  # only read to detect packed sequences, which gaps would look like
@@ -140,11 +170,47 @@ class TokenPruning(UpperLayers):
         prunable = self.prunable.to(self.scores.device)
         scores = self.scores.masked_fill(~prunable, float("-inf"))
         rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-        budget = (prunable.sum(-1, keepdim=True).double() * self.ratio).ceil()
-        keep = ~prunable | (rank < budget)
+        budget = (prunable.sum(-1, keepdim=True).double() * self.rule.ratio).ceil()
+        self.keep = ~prunable | (rank < budget)
         if self.new_mask is not None:
-            keep = keep & self.new_mask.to(keep.device)
-        self.columns, self.new_mask = pack(keep, self.padding_side)
+            self.keep = self.keep & self.new_mask.to(self.keep.device)
+        self.columns, self.new_mask = pack(self.keep, self.padding_side)
+
+
+def merge_dropped(hidden_states: torch.Tensor, prunable: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Average every dropped token into the kept video token that it is most similar to.
+
+    One after the other, x becoming (x + y) / 2, so that of m tokens the last counts 1/2, the one before 1/4, and x
+    itself 2**-m.
+
+    Args:
+        hidden_states: with shape (B, M, D).
+        prunable: which columns are video tokens that may be dropped, with shape (B, M).
+        keep: which columns stay, with shape (B, M).
+
+    Returns:
+        Hidden states with shape (B, M, D); those of columns that do not stay mean nothing.
+    """
+    batch, length, width = hidden_states.shape
+    column = torch.arange(batch * length, device=hidden_states.device).view(batch, length)
+    states = hidden_states.float()
+    unit = nn.functional.normalize(states, dim=-1)
+    is_target = keep & prunable
+    dropped = prunable & ~keep & is_target.any(-1, keepdim=True)
+    # One sample at a time: the similarities of a long video are as large as one attention head's weights.
+    nearest = torch.stack(
+        [(u @ u.mT).masked_fill_(~target, float("-inf")).argmax(-1) for u, target in zip(unit, is_target, strict=True)]
+    )
+    slot = torch.where(dropped, nearest + column[:, :1], column).flatten()
+    # Every row is followed by what is averaged into it, in order.
+    counted = (dropped | keep).flatten()
+    order = (slot * 2 + dropped.flatten()).argsort(stable=True)
+    ends = torch.searchsorted(slot[order], slot, right=True)
+    behind = ends - 1 - order.argsort()  # entries of the same slot behind this one
+    is_first = ~dropped.flatten()
+    weight = torch.where(is_first, 0.5 ** behind.float(), 0.5 ** (behind + 1).float()) * counted
+    merged = weighted_sums(states.view(-1, width), None, slot, weight, column.flatten())
+    return merged.view(batch, length, width).to(hidden_states.dtype)
 
 
 def join_masks(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .compression import CompressedVideo
+from .compressed_video import CompressedVideo
 from .stopwatch import Stopwatch
 
 
@@ -29,6 +29,8 @@ class CompressionReport:
     # which rows of each are tokens rather than newlines.
     _rows_left: torch.Tensor | None = None
     _is_token: tuple[torch.Tensor, ...] = ()
+    # How many layers of the language model see all that entered, and how many there are.
+    _layers: tuple[int, int] = (1, 1)
     _stopwatch: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     @classmethod
@@ -62,6 +64,16 @@ class CompressionReport:
         if self._rows_left is None:
             return self.entered
         return tuple(int(rows.sum()) for rows in self._find_rows_left())
+
+    @property
+    def retained(self) -> tuple[float, ...]:
+        """Share of the video tokens that a layer of the language model saw, averaged over the layers.
+
+        What `retention_ratio` asks for, as it came out: rounding and, in some methods, the video decide.
+        """
+        below, depth = self._layers
+        stages = zip(self.tokens, self.entered, self.remained, strict=True)
+        return tuple((below * entered + (depth - below) * left) / (depth * tokens) for tokens, entered, left in stages)
 
     @property
     def kept_tokens_remained(self) -> tuple[torch.Tensor, ...]:

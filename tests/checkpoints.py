@@ -71,12 +71,11 @@ def moving_frames(num_frames: int = 8, height: int = 56, width: int = 84, seed: 
 
 def count_clip_tokens(config: Any, *num_frames: int) -> dict[str, int]:
     """The pipeline's `video_tokens` of a prompt with the clip, once for each number of frames."""
-    from flashvid_hf import exact_num_tokens
 
     frames_per_grid, tokens, count_newlines = CLIP_TOKENS[config.model_type.removeprefix("flashvid_")]
     grids = [math.ceil(number / frames_per_grid) for number in num_frames]
     newlines = sum(map(count_newlines, num_frames))  # all of them enter and remain
-    entered = sum(exact_num_tokens(number, tokens, config.compression) for number in grids)
+    entered = sum(config.method.exact_num_tokens(number, tokens) for number in grids)
     remained = math.ceil(config.llm_retention_ratio * entered)
     counts = {"total": sum(grids) * tokens, "entered": entered, "remained": remained}
     return {stage: count + newlines for stage, count in counts.items()}

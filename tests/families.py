@@ -31,7 +31,6 @@ from flashvid_hf import (
     FlashVIDQwen3VLForConditionalGeneration,
     FlashVIDQwen3VLMoeConfig,
     FlashVIDQwen3VLMoeForConditionalGeneration,
-    exact_num_tokens,
 )
 
 IMAGE, VIDEO, VISION_START, VISION_END = 90, 91, 92, 93
@@ -234,7 +233,7 @@ class TinyFamily:
 
     def entered(self, part: tuple[int, int, int], config: Any) -> int:
         """Rows of a compressed video that enter the language model."""
-        return exact_num_tokens(*self.tokens(part), config.compression) + self.newlines(part)
+        return config.method.exact_num_tokens(*self.tokens(part)) + self.newlines(part)
 
     def tower(self, model: torch.nn.Module) -> torch.nn.Module:
         return getattr(model.model, self.vision_tower)

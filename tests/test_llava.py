@@ -20,7 +20,6 @@ from flashvid_hf import (
     FlashVIDLlavaVideoConfig,
     FlashVIDLlavaVideoModel,
     FlashVIDLlavaVideoProcessor,
-    exact_num_tokens,
 )
 from flashvid_hf.newlines import count_rows, lay_out_rows, pooled_side
 from flashvid_hf.processing_flashvid_llava_video import upstream_arguments
@@ -356,7 +355,7 @@ def test_what_enters_and_what_remains(layout, merges_frames):
     (video,) = outputs.report.videos
     kept = video.indices.tolist()
     num_tokens = family.tokens(LONG)[1]
-    assert len(kept) == exact_num_tokens(8, num_tokens, model.config.compression)
+    assert len(kept) == model.config.method.exact_num_tokens(8, num_tokens)
     if merges_frames:  # some lose all their tokens
         assert len({token // num_tokens for token in kept}) < 8
     slots = plain_slots(layout[1], 8, math.isqrt(num_tokens))

@@ -28,7 +28,6 @@ from transformers import (
 from flashvid_hf import (
     FlashVIDQwen2_5_VLForConditionalGeneration,
     VideoTextToTextPipeline,
-    exact_num_tokens,
     read_video,
 )
 
@@ -150,7 +149,7 @@ def count(pipe, *videos: tuple[int, int]) -> dict[str, int]:
     """Video tokens of a prompt at each stage, from the temporal grids and tokens a grid of its videos."""
     config = pipe.model.config
     total = sum(grids * tokens for grids, tokens in videos)
-    entered = sum(exact_num_tokens(grids, tokens, config.compression) for grids, tokens in videos)
+    entered = sum(config.method.exact_num_tokens(grids, tokens) for grids, tokens in videos)
     return {"total": total, "entered": entered, "remained": math.ceil(config.llm_retention_ratio * entered)}
 
 

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..compression import CompressedVideo, CompressionConfig
+from ..compressed_video import CompressedVideo
+from ..compression import CompressionConfig
 from ..pipeline_flashvid import media_arguments
 from ..ragged import convert_to_tensors
 from ..report import CompressionReport
