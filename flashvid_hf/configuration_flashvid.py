@@ -149,12 +149,7 @@ class FlashVIDConfigMixin:
         method = overrides.get("compression_method", self.compression_method)
         if method != self.compression_method:
             overrides.setdefault("method_settings", None)  # those of the configuration are another method's
-        if method != FlashVID.name:
-            for name in sorted(FlashVID.settings().keys() & overrides.keys() - {"behavior"}):
-                raise ValueError(
-                    f"`{name}` is {overrides[name]!r} and `compression_method` is {method!r}: it is a setting of "
-                    f"'flashvid'. Leave it out, or give settings of {method!r} as `method_settings`."
-                )
+        check_own_settings(method, overrides)
         if overrides.keys() & {"expansion", "pruning_layer"} and "llm_retention_ratio" not in overrides:
             depth = self.get_text_config().num_hidden_layers
             derived = default_llm_retention_ratio(depth, self.pruning_layer, self.expansion)
@@ -222,6 +217,17 @@ class FlashVIDConfigMixin:
 # The fields that every family has, and a single call may set.
 CALL_FIELDS = frozenset(field.name for field in fields(FlashVIDConfigMixin) if not field.name.startswith("base_model_"))
 FlashVIDConfigMixin.method_fields = CALL_FIELDS
+
+
+def check_own_settings(method: str, given: dict[str, Any]) -> None:
+    """Raise a `ValueError` if settings that someone gave are FlashVID's, and the method is another."""
+    if method == FlashVID.name:
+        return
+    for name in sorted(FlashVID.settings().keys() & given.keys() - {"behavior"}):  # the method itself looks at that
+        raise ValueError(
+            f"`{name}` is {given[name]!r} and `compression_method` is {method!r}: it is a setting of 'flashvid'. "
+            f"Leave it out, or give settings of {method!r} as `method_settings`."
+        )
 
 
 __all__ = ["FlashVIDConfigMixin"]

@@ -1,12 +1,15 @@
 """The reference's way in: `flashvid` on a model that is already loaded (released code of arXiv 2602.08024)."""
 
 import copy
+import inspect
 from typing import Any
 
 from accelerate.hooks import ModelHook, add_hook_to_module
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .configuration_flashvid import check_own_settings
 from .families import FAMILIES
+from .method_flashvid import FlashVID
 
 
 def flashvid(
@@ -25,6 +28,8 @@ def flashvid(
     *,
     behavior: str = "paper",
     vision_chunk_size: int | None = 32,
+    compression_method: str = "flashvid",
+    method_settings: dict[str, Any] | None = None,
 ) -> Any:
     """A FlashVID model over the weights of a model that is already loaded.
 
@@ -52,6 +57,9 @@ def flashvid(
             configuration derives, by `from_pretrained` of its class.
         behavior: "paper", or "released" to reproduce the released code with its deviations.
         vision_chunk_size: frames that the vision tower encodes at once, see `FlashVIDConfigMixin`.
+        compression_method: one of `available_methods()`. Another than "flashvid" takes `retention_ratio`,
+            `method_settings` and `vision_chunk_size`; the arguments above it stay at their defaults.
+        method_settings: settings of another method than "flashvid", by name; `None` for its defaults.
 
     Returns:
         A generative or a base model of the family, as `model` is.
@@ -73,7 +81,14 @@ def flashvid(
         "llm_retention_ratio": llm_retention_ratio,
         "behavior": behavior,
         "vision_chunk_size": vision_chunk_size,
+        "compression_method": compression_method,
+        "method_settings": method_settings,
     }
+    if compression_method != FlashVID.name:
+        defaults = inspect.signature(flashvid).parameters
+        check_own_settings(
+            compression_method, {name: value for name, value in settings.items() if value != defaults[name].default}
+        )
     config_class, model_class, base_class = _find_classes(model)
     config = _adopt_config(model.config, config_class, settings)
     adopted = _adopt_model(model, model_class, config)

@@ -244,6 +244,11 @@ STATIC_EDITS = {
         check_config.check_compressing_settings,
         r"config.json: `pruning_layer` is 14 of 14 layers: it prunes nothing, choose one below 14",
     ),
+    "another method": Edit(
+        lambda folder: set_fields(folder, compression_method="random"),
+        check_config.check_compressing_settings,
+        r"config.json: `compression_method` is 'random': other methods than 'flashvid' are for comparisons",
+    ),
     "setting out of range": Edit(
         lambda folder: set_fields(folder, alpha=2.0), check_config.check_settings, r"config.json: `alpha` is 2.0"
     ),
@@ -351,12 +356,12 @@ RUNTIME_EDITS = {
         r"the weights have 1 unexpected keys, first .*extra",
     ),
     "compression that does nothing": Edit(
-        edit_code("configuration_flashvid", "return self.retention_ratio * self.expansion < 1", "return False"),
+        edit_code("configuration_flashvid", "return self.method.compresses", "return False"),
         check_model.check_differs_from_upstream,
         r"with `retention_ratio` 0.25 the output is that of the upstream model: the compression does nothing",
     ),
     "pruning that does nothing": Edit(
-        edit_code("configuration_flashvid", "return self.compresses and self.pruning_layer", "return False and depth"),
+        edit_code("configuration_flashvid", "method.pruning if method.compresses else None", "None"),
         check_model.check_counts,
         r"(\d+) of \1 video tokens remained in the upper layers: it prunes nothing",
     ),

@@ -78,9 +78,11 @@ def test_arguments_and_defaults_are_the_reference_s():
         "llm_retention_ratio": 0.3,
         "behavior": "paper",
         "vision_chunk_size": 32,
+        "compression_method": "flashvid",
+        "method_settings": None,
     }
     own = [name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
-    assert own == ["behavior", "vision_chunk_size"]
+    assert own == ["behavior", "vision_chunk_size", "compression_method", "method_settings"]
     for field in fields(CompressionConfig):
         assert parameters[field.name].default == field.default
 

@@ -97,6 +97,8 @@ def test_published_checkpoints_load_whole(family, tmp_path):
 
 # The settings of the reference's scripts, with the depth of the model that they are for.
 COMMON = {
+    "compression_method": "flashvid",
+    "method_settings": None,
     "retention_ratio": 0.25,
     "expansion": 1.25,
     "alpha": 0.7,

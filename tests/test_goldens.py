@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, Qwen2Config
 
-from flashvid_hf import find_family
+from flashvid_hf import LayerPruning, find_family
 from flashvid_hf.compression import (
     CompressedVideo,
     CompressionConfig,
@@ -241,7 +241,7 @@ def test_fastv_prune(case, behavior, reason):
         None,  # no cache
         None,
         None,
-        ratio=params["llm_retention_ratio"],
+        rule=LayerPruning(1, params["llm_retention_ratio"]),
         prunable=prunable,
         query=column[:, -1],
         past_lower_mask=None,

@@ -238,4 +238,4 @@ def test_cards_name_the_requirements_of_the_package():
     project = (ROOT / "pyproject.toml").read_text()
     for requirement in REQUIREMENTS:
         assert f'"{requirement}"' in project
-    assert make_hub_configs.RETENTION_RATIO == 0.1 and len(KNOBS) == 15
+    assert make_hub_configs.RETENTION_RATIO == 0.1 and len(KNOBS) == 17

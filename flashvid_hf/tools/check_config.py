@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+from ..method_flashvid import FlashVID
 from .hub_folder import FULL, RECIPE, WEIGHTLESS, CheckFailure, HubFolder
 
 # What a recipe's configuration has beside FlashVID's settings.
@@ -33,7 +34,14 @@ def check_settings(folder: HubFolder) -> Iterator[str]:
 
 
 def check_compressing_settings(folder: HubFolder) -> Iterator[str]:
-    """Both places of the compression have something to do."""
+    """It is FlashVID that compresses, and both places of the compression have something to do."""
+    method = folder.config.get("compression_method", FlashVID.name)
+    if method != FlashVID.name:
+        yield (
+            f"config.json: `compression_method` is {method!r}: other methods than {FlashVID.name!r} are for "
+            "comparisons, leave it out here and choose it per load or per call"
+        )
+        return
     if folder.kind == RECIPE:
         defaults, names = folder.family.config, ("retention_ratio", "expansion", "llm_retention_ratio")
         ratio, expansion, kept = (folder.config.get(name, getattr(defaults, name)) for name in names)

@@ -48,6 +48,15 @@ LLAVA_PATCHES = 27
 
 # Each setting: what it may be, and what it does. {layers} is the number of layers.
 KNOBS = {
+    "compression_method": (
+        "a name in `flashvid_hf.available_methods()`",
+        "the method; those beside `flashvid` are there to be compared with it, and look at no other field but "
+        "`method_settings`, `retention_ratio` and `vision_chunk_size`",
+    ),
+    "method_settings": (
+        "a dictionary, or `null`",
+        "settings of a method other than `flashvid`; `null` for its defaults",
+    ),
     "retention_ratio": ("above 0, at most 1", "share of the video tokens that a layer sees on average; 1.0 is off"),
     "expansion": ("at least 1", "`retention_ratio * expansion` is the share that enters the language model"),
     "pruning_layer": ("at least 1", "first layer that sees only part of what entered; from {layers} on none does"),
