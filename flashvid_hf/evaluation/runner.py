@@ -1,6 +1,6 @@
 """Ask a model the questions of a benchmark, under several settings of the compression.
 
-Every video is decoded and preprocessed once, and encoded and compressed once for each setting, which its questions share.
+Every video is decoded and preprocessed once, and encoded and compressed once for each setting for all its questions.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..outputs import FlashVIDVideoOutput
 from ..pipeline_flashvid import media_arguments
+from ..video_io import VideoClip
 from .items import Question, VideoItem
 
 
@@ -62,6 +64,7 @@ def answer_items(
     *,
     num_frames: int,
     max_new_tokens: int = 16,
+    batch_size: int = 1,
     done: frozenset[tuple[str, str]] = frozenset(),
 ) -> Iterator[list[Answer]]:
     """Answer all questions of the items, greedily.
@@ -70,6 +73,7 @@ def answer_items(
         model: a generative FlashVID model.
         num_frames: frames taken from every video, spread evenly.
         max_new_tokens: longest answer, in tokens.
+        batch_size: questions about a video that are answered together.
         done: names of runs with ids of videos that are not asked again.
 
     Yields:
@@ -83,54 +87,81 @@ def answer_items(
         if not pending:
             continue
         clip = item.load(num_frames)
-        inputs = [_process(processor, clip, question, model.device) for question in item.questions]
+        groups = [item.questions[i : i + batch_size] for i in range(0, len(item.questions), batch_size)]
+        batches = [(group, _process(processor, clip, group, model.device)) for group in groups]
+        first = _process(processor, clip, item.questions[:1], model.device)
         for run in pending:
-            yield _answer_item(model, processor, item, run, inputs, max_new_tokens)
+            names = model.model.encoder_inputs["video"]
+            given = {name: first[name] for name in names if name in first}
+            with torch.no_grad():
+                encoded = model.model.get_video_features(**given, **run.settings, return_dict=True)
+            yield [
+                answer
+                for questions, inputs in batches
+                for answer in _answer(model, processor, item, run, questions, inputs, encoded, max_new_tokens)
+            ]
 
 
-def _process(processor: Any, clip: Any, question: Question, device: torch.device) -> dict[str, Any]:
-    """The model's inputs for one question."""
-    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question.prompt}]}]
-    prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    inputs = processor(text=[prompt], return_tensors="pt", **media_arguments([clip], [], device))
+def _process(processor: Any, clip: VideoClip, questions: Sequence[Question], device: torch.device) -> dict[str, Any]:
+    """The model's inputs for some questions about the same video."""
+    prompts = [
+        processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question.prompt}]}],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        for question in questions
+    ]
+    media = media_arguments([clip] * len(prompts), [], device)
+    inputs = processor(text=prompts, padding=True, padding_side="left", return_tensors="pt", **media)
     return dict(inputs.to(device))
 
 
-@torch.no_grad()
-def _answer_item(
-    model: Any, processor: Any, item: VideoItem, run: Run, inputs: list[dict[str, Any]], max_new_tokens: int
-) -> list[Answer]:
-    names = model.model.encoder_inputs["video"]
-    given = {name: inputs[0][name] for name in names if name in inputs[0]}
-    encoded = model.model.get_video_features(**given, **run.settings, return_dict=True)
-    answers = []
-    for question, of_question in zip(item.questions, inputs, strict=True):
-        outputs = model.generate(
-            **{name: value for name, value in of_question.items() if name != "pixel_values_videos"},
-            mm_encoder_outputs={"video": encoded},
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            return_dict_in_generate=True,
+def _answer(
+    model: Any,
+    processor: Any,
+    item: VideoItem,
+    run: Run,
+    questions: Sequence[Question],
+    inputs: dict[str, Any],
+    encoded: FlashVIDVideoOutput,
+    max_new_tokens: int,
+) -> Iterator[Answer]:
+    outputs = model.generate(
+        **{name: value for name, value in inputs.items() if name != "pixel_values_videos"},
+        mm_encoder_outputs={"video": _repeat(encoded, len(questions))},
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        return_dict_in_generate=True,
+    )
+    texts = processor.batch_decode(outputs.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    report = outputs.report
+    counts = zip(report.tokens, report.entered, report.remained, report.retained, strict=True)
+    for question, text, (tokens, entered, remained, retained) in zip(questions, texts, counts, strict=True):
+        yield Answer(
+            run=run.name,
+            video=item.id,
+            question=question.id,
+            type=question.type,
+            form=question.form,
+            text=text.strip(),
+            correct=question.is_correct(text),
+            tokens=tokens,
+            entered=entered,
+            remained=remained,
+            retained=retained,
         )
-        new = outputs.sequences[:, of_question["input_ids"].shape[1] :]
-        text = processor.batch_decode(new, skip_special_tokens=True)[0].strip()
-        report = outputs.report
-        (tokens,), (entered,), (remained,), (retained,) = (
-            report.tokens, report.entered, report.remained, report.retained,
-        )  # fmt: skip
-        answers.append(
-            Answer(
-                run=run.name,
-                video=item.id,
-                question=question.id,
-                type=question.type,
-                form=question.form,
-                text=text,
-                correct=question.is_correct(text),
-                tokens=tokens,
-                entered=entered,
-                remained=remained,
-                retained=retained,
-            )
-        )
-    return answers
+
+
+def _repeat(encoded: FlashVIDVideoOutput, times: int) -> FlashVIDVideoOutput:
+    """The outputs of the vision tower for the same video in every sample of a batch."""
+    levels = encoded.deepstack_features
+    if levels is not None:  # before transformers 5.18 upstream has one tensor for all videos
+        levels = [torch.cat([lv] * times) if isinstance(lv, torch.Tensor) else tuple(lv) * times for lv in levels]
+    return FlashVIDVideoOutput(
+        pooler_output=tuple(encoded.pooler_output) * times,
+        videos=None if encoded.videos is None else encoded.videos * times,
+        settings=encoded.settings,
+        stopwatch=encoded.stopwatch,
+        deepstack_features=levels,
+    )

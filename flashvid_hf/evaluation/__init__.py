@@ -1,0 +1,1 @@
+"""What is needed to measure how well a model answers, with compression and without it."""

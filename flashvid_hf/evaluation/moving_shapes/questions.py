@@ -1,0 +1,136 @@
+"""Questions about a scene, each with one right answer from a closed set.
+
+Every question comes in two forms. `open` asks for one word; `choice` lists four options, of which those that are
+wrong are, as far as possible, also to be seen in the video. All answers of a set are equally likely, so a guess
+without the video is right in one case of the set's size, or in one of four.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .scenes import COLOURS, DIRECTIONS, SHAPES, TEXTURES, Scene
+
+TYPES = ("motion", "needle", "small", "count", "order", "change", "still", "cut")
+FORMS = ("choice", "open")
+LETTERS = ("A", "B", "C", "D")
+NUMBERS = ("one", "two", "three", "four")
+ANSWERS = {
+    "shape": SHAPES,
+    "colour": tuple(COLOURS),
+    "direction": tuple(DIRECTIONS),
+    "texture": TEXTURES,
+    "number": NUMBERS,
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its answer, in no form yet.
+
+    Args:
+        type: of `TYPES`: what one has to see in order to answer.
+        text: ends with a question mark.
+        answer_set: of `ANSWERS`: what is asked for.
+        answer: the right one.
+        seen: answers of this set that the video shows, the right one included.
+    """
+
+    type: str
+    text: str
+    answer_set: str
+    answer: str
+    seen: tuple[str, ...]
+
+    def chance(self, form: str) -> float:
+        """How often a guess without the video is right in this form."""
+        return 1 / len(LETTERS if form == "choice" else ANSWERS[self.answer_set])
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question in one of its forms.
+
+    Args:
+        type, form: of `TYPES` and `FORMS`.
+        text: what the model is asked.
+        answer: what it should answer: a word or a letter.
+    """
+
+    type: str
+    form: str
+    text: str
+    answer: str
+
+
+def ask(scene: Scene) -> list[Question]:
+    """All questions about a scene, eight or nine."""
+    questions: list[Question] = []
+    seen = {
+        "shape": tuple(dict.fromkeys(thing.shape for thing in scene.things)),
+        "colour": tuple(dict.fromkeys(thing.colour for thing in scene.things)),
+        "texture": tuple(background.texture for background in scene.backgrounds),
+        "direction": tuple(DIRECTIONS),
+        "number": NUMBERS,
+    }
+
+    def add(type: str, text: str, answer_set: str, answer: str) -> None:
+        questions.append(Question(type, text, answer_set, answer, seen[answer_set]))
+
+    def add_looks(type: str, subject: str, role: str) -> None:
+        thing = scene.with_role(role)
+        add(type, f"What colour is the shape {subject}?", "colour", thing.colour)
+        add(type, f"What is the shape {subject}?", "shape", thing.shape)
+
+    for thing in scene.things:
+        if thing.direction:  # the looks of things that move are unique
+            add("motion", f"Which way does the {thing.colour} {thing.shape} move?", "direction", thing.direction)
+    roles = {thing.role for thing in scene.things}
+    if "flash" in roles:
+        add_looks("needle", "that flashes up", "flash")
+    if "small" in roles:
+        add_looks("small", "that is small", "small")
+    if scene.kind == "parade":
+        add_looks("still", "that stays still", "still")
+    elif scene.kind == "story":
+        add_looks("order", "that is shown first", "first")
+        add_looks("order", "that is shown last", "last")
+        recoloured, reshaped = scene.with_role("recoloured to"), scene.with_role("reshaped to")
+        add("change", f"What colour does the {recoloured.shape} turn into?", "colour", recoloured.colour)
+        add("change", f"What shape does the {reshaped.colour} shape turn into?", "shape", reshaped.shape)
+    elif scene.kind == "cut":
+        for background, role in zip(scene.backgrounds, ("before", "after"), strict=True):
+            add("cut", f"What is the background {role} the cut?", "texture", background.texture)
+            add_looks("cut", f"{role} the cut", role)
+    else:
+        crowd = [thing for thing in scene.things if thing.role == "crowd"]
+        for shape in dict.fromkeys(thing.shape for thing in crowd):
+            number = NUMBERS[sum(thing.shape == shape for thing in crowd) - 1]
+            add("count", f"How many shapes are a {shape}?", "number", number)
+        for colour in dict.fromkeys(thing.colour for thing in crowd):
+            number = NUMBERS[sum(thing.colour == colour for thing in crowd) - 1]
+            add("count", f"How many shapes are {colour}?", "number", number)
+    return questions
+
+
+def put_openly(question: Question) -> Prompt:
+    """The question in the form that asks for a word."""
+    return Prompt(question.type, "open", f"{question.text} Answer with one word.", question.answer)
+
+
+def put_as_choice(question: Question, rng: np.random.Generator) -> Prompt:
+    """The question with four options, drawn and shuffled by `rng`."""
+    wrong = [answer for answer in ANSWERS[question.answer_set] if answer != question.answer]
+    wrong = [wrong[i] for i in rng.permutation(len(wrong))]
+    wrong.sort(key=lambda answer: answer not in question.seen)  # seen ones first, otherwise as shuffled
+    options = [question.answer, *wrong[: len(LETTERS) - 1]]
+    options = [options[i] for i in rng.permutation(len(options))]
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)]
+    text = "\n".join([question.text, *lines, "Answer with the letter."])
+    return Prompt(question.type, "choice", text, LETTERS[options.index(question.answer)])
+
+
+def make_prompts(scene: Scene) -> list[Prompt]:
+    """All questions about a scene in both forms, the two forms of a question after each other."""
+    rng = np.random.default_rng([scene.seed, 2])
+    return [prompt for question in ask(scene) for prompt in (put_as_choice(question, rng), put_openly(question))]

@@ -1,0 +1,79 @@
+"""The picture of an evaluation: accuracy against the share of the video tokens that is retained."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .statistics import ALL
+
+_COLUMNS = 3
+_STYLE: Any = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "axes.edgecolor": "#888888",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "font.size": 10,
+    "svg.hashsalt": "flashvid",  # the same picture for the same results
+}
+_MARKERS = "osD^vP*X<>"
+_TICKS = (2, 5, 10, 15, 25, 50)
+
+
+def plot_accuracy(
+    results: Mapping[str, Any], path: str | Path, *, lines: Mapping[str, list[str]], reference: str | None = None
+) -> None:
+    """Draw accuracy against retained tokens, in all and by type of question, with confidence intervals.
+
+    Args:
+        results: what `summarize` returns.
+        path: `.png` or `.svg`.
+        lines: names of the runs of every line, by its label. The first line is drawn on top, in the strongest colour.
+        reference: the run without compression, drawn as a level.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    groups = [group for group in next(iter(results.values()))["accuracy"] if group not in ("choice", "open")]
+    groups.sort(key=lambda group: (group != ALL, group))
+    rows = -(-(len(groups) + 1) // _COLUMNS)
+    colours = ["#c0392b", *(plt.get_cmap("tab20")(i) for i in range(20))]
+    with plt.rc_context(_STYLE):
+        figure, panels = plt.subplots(
+            rows, _COLUMNS, figsize=(4.4 * _COLUMNS, 3.3 * rows), layout="constrained", sharex=True, sharey=True
+        )
+        panels = panels.flatten()
+        for panel, group in zip(panels, groups, strict=False):
+            if reference is not None:
+                of_group = results[reference]["accuracy"][group]
+                panel.axhline(100 * of_group["value"], color="#444444", linestyle="--", label="no compression")
+                panel.axhspan(100 * of_group["low"], 100 * of_group["high"], color="#444444", alpha=0.08, linewidth=0)
+            for i, (label, names) in reversed(list(enumerate(lines.items()))):
+                points = sorted((results[name] for name in names), key=lambda result: result["retained"])
+                x = [100 * point["retained"] for point in points]
+                y, low, high = ([100 * p["accuracy"][group][key] for p in points] for key in ("value", "low", "high"))
+                style = {"color": colours[i % len(colours)], "zorder": 3 + (i == 0)}
+                width = 2.4 if i == 0 else 1.2
+                panel.plot(
+                    x, y, marker=_MARKERS[i % len(_MARKERS)], markersize=4, linewidth=width, label=label, **style
+                )
+                if group == ALL or i == 0:  # bands of all lines in small panels would hide each other
+                    panel.fill_between(x, low, high, alpha=0.12, linewidth=0, **style)
+            total = next(iter(results.values()))["accuracy"][group]["total"]
+            panel.set(title=f"{group} ({total:,} questions)", xscale="log", ylim=(0, 102))
+            panel.set_xticks(_TICKS, [f"{tick}%" for tick in _TICKS])
+            panel.minorticks_off()
+        for panel in panels[len(groups) :]:
+            panel.axis("off")
+        handles, labels = panels[0].get_legend_handles_labels()
+        panels[len(groups)].legend(handles[::-1], labels[::-1], loc="center", frameon=False, ncols=2)
+        figure.supxlabel("video tokens that a layer of the language model sees on average")
+        figure.supylabel("right answers, %")
+        figure.savefig(path, dpi=130, metadata={"Software": None} if Path(path).suffix == ".png" else {"Date": None})
+        plt.close(figure)

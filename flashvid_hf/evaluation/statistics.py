@@ -1,0 +1,107 @@
+"""Accuracies with confidence intervals, from the answers of an evaluation.
+
+The questions about one video are not independent, so intervals come from a bootstrap over videos.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from .runner import Answer
+
+ALL = "all"
+CONFIDENCE = 0.95
+_RESAMPLES = 2000
+_SEED = 0
+
+
+def summarize(answers: Iterable[Answer], reference: str | None = None) -> dict[str, dict[str, Any]]:
+    """What every run reached.
+
+    Args:
+        answers: of all runs, each with the same questions.
+        reference: name of a run; the differences of all others from it are added.
+
+    Returns:
+        For every run `retained`, `entered` and `remained` (shares of the video tokens, means over the videos) and
+        `accuracy`: for "all", for every type of question and for every form, `correct`, `total`, `value` with its
+        interval `low` to `high`, and, with a reference, `difference` with `difference_low` to `difference_high`.
+
+    Raises:
+        ValueError: a run has other questions than the reference, or there is no such run.
+    """
+    runs: dict[str, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        runs[answer.run].append(answer)
+    if reference is not None and reference not in runs:
+        raise ValueError(f"`reference` is {reference!r}: it must be one of {', '.join(map(repr, runs))}.")
+    counts = {name: _count(of_run) for name, of_run in runs.items()}
+    summaries = {}
+    for name, of_run in runs.items():
+        accuracy = {}
+        for group, of_videos in counts[name].items():
+            accuracy[group] = _interval(of_videos)
+            if reference is not None and name != reference:
+                theirs = counts[reference].get(group, {})
+                if {v: n for v, (_, n) in theirs.items()} != {v: n for v, (_, n) in of_videos.items()}:
+                    raise ValueError(
+                        f"The run {name!r} has other {group!r} questions than {reference!r}: they cannot be compared. "
+                        "Evaluate both on the same items."
+                    )
+                accuracy[group].update(_difference(of_videos, theirs))
+        summaries[name] = {**_shares(of_run), "accuracy": accuracy}
+    return summaries
+
+
+def _count(answers: Sequence[Answer]) -> dict[str, dict[str, tuple[int, int]]]:
+    """Correct answers and questions of every video, for every group of questions."""
+    counts: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+    for answer in sorted(answers, key=lambda answer: (answer.video, answer.question)):
+        for group in dict.fromkeys((ALL, answer.type, answer.form)):
+            correct, total = counts[group].get(answer.video, (0, 0))
+            counts[group][answer.video] = (correct + answer.correct, total + 1)
+    return counts
+
+
+def _shares(answers: Sequence[Answer]) -> dict[str, float]:
+    videos = {answer.video: answer for answer in answers}.values()
+    return {
+        "retained": float(np.mean([video.retained for video in videos])),
+        "entered": float(np.mean([video.entered / video.tokens for video in videos])),
+        "remained": float(np.mean([video.remained / video.tokens for video in videos])),
+    }
+
+
+def _interval(of_videos: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    correct, total = np.array(list(of_videos.values())).T
+    low, high = _bootstrap((correct, total), lambda c, n, axis=-1: c.sum(axis) / n.sum(axis))
+    value = correct.sum() / total.sum()
+    return {"correct": int(correct.sum()), "total": int(total.sum()), "value": float(value), "low": low, "high": high}
+
+
+def _difference(of_videos: dict[str, tuple[int, int]], theirs: dict[str, tuple[int, int]]) -> dict[str, float]:
+    ours, total = np.array(list(of_videos.values())).T
+    other = np.array([theirs[video][0] for video in of_videos])
+    low, high = _bootstrap((ours, other, total), lambda a, b, n, axis=-1: (a.sum(axis) - b.sum(axis)) / n.sum(axis))
+    value = (ours.sum() - other.sum()) / total.sum()
+    return {"difference": float(value), "difference_low": low, "difference_high": high}
+
+
+def _bootstrap(samples: tuple, statistic: Any) -> tuple[float, float]:
+    """Bounds of the interval; the value itself where there is a single video."""
+    if len(samples[0]) < 2:
+        return (float(statistic(*samples)),) * 2
+    interval = bootstrap(
+        samples,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(_SEED),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
