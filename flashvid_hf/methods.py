@@ -8,7 +8,9 @@ from .method_evs import EVS
 from .method_fastv import FastV
 from .method_flashvid import FlashVID
 from .method_frame_dropping import FrameDropping
+from .method_holitom import HoliTom
 from .method_none import NoCompression
+from .method_prunevid import PruneVID
 from .method_random import RandomTokens
 from .method_uniform import UniformTokens
 from .validation import check_choice
@@ -41,6 +43,8 @@ for _method in (
     # One line for each method.
     FlashVID,
     FastV,
+    PruneVID,
+    HoliTom,
     EVS,
     UniformTokens,
     RandomTokens,

@@ -1,0 +1,35 @@
+"""Share an exact number of tokens out over frames, segments or sets of tokens."""
+
+import torch
+
+# Below any weight that matters: entries without weight get something only where all others are full.
+_LEAST_WEIGHT = 1e-30
+# Remainders are compared to this precision, so that equal ones stay equal whatever the rounding.
+_STEPS = 2.0**32
+
+
+def share_out(total: int | torch.Tensor, weights: torch.Tensor, capacity: torch.Tensor) -> torch.Tensor:
+    """Integers in proportion to `weights`, each at most its capacity, that add up to `total`, by largest remainder.
+
+    What does not fit into an entry goes to the others, in proportion too. Ties go to the lower index. Never waits for
+    the device.
+
+    Args:
+        total: at most the sum of `capacity`.
+        weights: at least 0, with shape (E,).
+        capacity: integers, with shape (E,).
+
+    Returns:
+        int64 tensor with shape (E,).
+    """
+    weights, capacity = weights.double().clamp(min=_LEAST_WEIGHT), capacity.double()
+    # Where everybody is given in proportion, an entry is the sooner full the smaller its capacity is for its weight.
+    rank = (capacity / weights).argsort(stable=True).argsort()
+    sooner = rank < rank[:, None]  # (E, E); sums over it are deterministic on GPUs too, which `cumsum` is not
+    is_full = weights * (total - (capacity * sooner).sum(1)) >= capacity * (weights * ~sooner).sum(1)
+    rest = total - (capacity * is_full).sum()
+    ideal = weights * rest / (weights * ~is_full).sum().clamp(min=_LEAST_WEIGHT)
+    ideal = (torch.where(is_full, capacity, ideal) * _STEPS).round() / _STEPS
+    whole = ideal.floor()
+    rank = (ideal - whole).argsort(descending=True, stable=True).argsort()
+    return (whole + (rank < total - whole.sum())).long()
