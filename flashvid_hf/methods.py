@@ -11,6 +11,8 @@ from .method_frame_dropping import FrameDropping
 from .method_none import NoCompression
 from .method_random import RandomTokens
 from .method_uniform import UniformTokens
+from .method_vidcom2 import VidCom2
+from .method_visionzip import VisionZip
 from .validation import check_choice
 
 METHODS: dict[str, type[CompressionMethod]] = {}
@@ -41,6 +43,8 @@ for _method in (
     # One line for each method.
     FlashVID,
     FastV,
+    VisionZip,
+    VidCom2,
     EVS,
     UniformTokens,
     RandomTokens,
