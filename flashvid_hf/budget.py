@@ -1,4 +1,4 @@
-"""Share an exact number of tokens out over frames, segments or sets of tokens."""
+"""Exact numbers of tokens: shared out over frames, segments or sets of tokens, and found again in a mask."""
 
 import torch
 
@@ -8,7 +8,7 @@ _LEAST_WEIGHT = 1e-30
 _STEPS = 2.0**32
 
 
-def share_out(total: int | torch.Tensor, weights: torch.Tensor, capacity: torch.Tensor) -> torch.Tensor:
+def share_out(total: int | torch.Tensor, weights: torch.Tensor, capacity: int | torch.Tensor) -> torch.Tensor:
     """Integers in proportion to `weights`, each at most its capacity, that add up to `total`, by largest remainder.
 
     What does not fit into an entry goes to the others, in proportion too. Ties go to the lower index. Never waits for
@@ -17,12 +17,13 @@ def share_out(total: int | torch.Tensor, weights: torch.Tensor, capacity: torch.
     Args:
         total: at most the sum of `capacity`.
         weights: at least 0, with shape (E,).
-        capacity: integers, with shape (E,).
+        capacity: integers, with shape (E,), or one for all.
 
     Returns:
         int64 tensor with shape (E,).
     """
-    weights, capacity = weights.double().clamp(min=_LEAST_WEIGHT), capacity.double()
+    weights = weights.double().clamp(min=_LEAST_WEIGHT)
+    capacity = torch.zeros_like(weights) + capacity
     # Where everybody is given in proportion, an entry is the sooner full the smaller its capacity is for its weight.
     rank = (capacity / weights).argsort(stable=True).argsort()
     sooner = rank < rank[:, None]  # (E, E); sums over it are deterministic on GPUs too, which `cumsum` is not
@@ -33,3 +34,8 @@ def share_out(total: int | torch.Tensor, weights: torch.Tensor, capacity: torch.
     whole = ideal.floor()
     rank = (ideal - whole).argsort(descending=True, stable=True).argsort()
     return (whole + (rank < total - whole.sum())).long()
+
+
+def indices_of(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """The flat indices of the `count` true values of a mask, ascending: `nonzero` for a count that is known."""
+    return mask.flatten().view(torch.uint8).argsort(descending=True, stable=True)[:count]

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from .budget import indices_of
 from .compressed_video import CompressedVideo, check_features
 from .frame_chunks import frames_per_chunk, map_frames
 from .released import released_segment_lengths
@@ -225,7 +226,7 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
         )  # fmt: skip
         centers = merged.centers.view(-1)
         num_centers = int(centers.sum()) if released else num_frames * num_merged  # "paper": known beforehand
-        kept = torch.cat([kept, centers.view(torch.uint8).argsort(descending=True, stable=True)[:num_centers]])
+        kept = torch.cat([kept, indices_of(centers, num_centers)])
         source, weight = torch.cat([source, flat_index]), F.pad(merged.weight, (num_chosen, 0), value=1.0)
         roots = merged.roots
     else:

@@ -13,6 +13,8 @@ from .method_none import NoCompression
 from .method_prunevid import PruneVID
 from .method_random import RandomTokens
 from .method_uniform import UniformTokens
+from .method_vidcom2 import VidCom2
+from .method_visionzip import VisionZip
 from .validation import check_choice
 
 METHODS: dict[str, type[CompressionMethod]] = {}
@@ -43,8 +45,10 @@ for _method in (
     # One line for each method.
     FlashVID,
     FastV,
+    VisionZip,
     PruneVID,
     HoliTom,
+    VidCom2,
     EVS,
     UniformTokens,
     RandomTokens,

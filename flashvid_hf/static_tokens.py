@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .budget import indices_of
 from .frame_chunks import frames_per_chunk, map_frames
 from .method import Kept
 from .token_merging import cluster_tokens, count_by_slot, weighted_sums
@@ -141,7 +142,7 @@ def keep_tokens(
     rows = torch.where(slots < 0, flat_index % num_tokens, slots)
     return Kept(
         weighted_sums(features.flatten(0, 1), None, rows, weight, flat_index[:num_tokens]),
-        kept.byte().argsort(descending=True, stable=True)[:num_tokens],
+        indices_of(kept, num_tokens),
         selected=(weight == 1).view(features.shape[:2]),  # nothing was merged into these
         slots=slots.view(features.shape[:2]),
         starts=starts,
