@@ -10,13 +10,14 @@ from .method import TokenScoring
 
 @dataclass(frozen=True, kw_only=True)
 class EVS(TokenScoring):
-    """Efficient video sampling (arXiv 2510.14624), as inference engines have it.
+    """Efficient Video Sampling (arXiv 2510.14624), in the form that vLLM has it.
 
     The first frame is kept whole. Of the others the tokens with the largest d_ti = 1 - cos(x_ti, x_(t-1)i) over the
     whole video are kept, unchanged.
 
-    Differs from the source in nothing but the name of the budget (`retention_ratio` for 1 - pruning rate). As there,
-    never fewer tokens than one frame has are kept, so where R * T is below 1 it keeps more than R.
+    Differs from the paper, which compares the pixels of patches (L1 norm), in that tokens are compared as they enter
+    the language model. As in both, never fewer tokens than one frame has are kept, so where R * T is below 1 it keeps
+    more than R. In the LLaVA families positions are consecutive.
     """
 
     name = "evs"

@@ -1,0 +1,213 @@
+"""The parts of an evaluation: judging answers, sharing a video between questions, statistics, studies, the picture."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+from build_demo_model import build_demo_model
+from checkpoints import once
+from studies import STUDIES
+
+from flashvid_hf import FlashVIDQwen2_5_VLConfig, read_video
+from flashvid_hf.evaluation.benchmarks import BENCHMARKS, load_benchmark
+from flashvid_hf.evaluation.items import Question, VideoItem
+from flashvid_hf.evaluation.plot import plot_accuracy
+from flashvid_hf.evaluation.runner import Answer, Run, answer_items
+from flashvid_hf.evaluation.statistics import summarize
+from flashvid_hf.tools.loading import load_model
+
+CLIP = Path(__file__).resolve().parent.parent / "examples" / "clip.mp4"
+
+
+# Judging answers
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [("B", True), ("B.", True), ("(B) a dog", True), ("The answer is B.", True), ("A", False), ("b", False),
+     ("", False), ("X, no, B", True), ("Because C", False)],
+)  # fmt: skip
+def test_the_first_letter_of_an_option_counts(text, right):
+    assert Question("q", "?", "B", "type").is_correct(text) is right
+
+
+@pytest.mark.parametrize(
+    ("text", "right"), [("red", True), ("Red.", True), (" the red ", True), ("red circle", False), ("", False)]
+)
+def test_an_open_answer_counts_as_a_whole(text, right):
+    assert Question("q", "?", "red", "type", form="open").is_correct(text) is right
+
+
+# Asking a model
+
+QUESTIONS = tuple(Question(f"v-{i}", prompt, "A", "what") for i, prompt in enumerate(["What?", "Who is it?", "Where?"]))
+ITEM = VideoItem("v", lambda num_frames: read_video(CLIP, num_frames=num_frames), QUESTIONS)
+RUNS = [
+    Run("off", {"retention_ratio": 1.0}),
+    Run("flashvid", {"retention_ratio": 0.25}),
+    Run("random", {"compression_method": "random", "retention_ratio": 0.25}),
+]
+
+
+@pytest.fixture(scope="session", params=["qwen2_5_vl", "qwen3_vl", "llava_onevision"])
+def loaded(request, tmp_path_factory):
+    folder = once(tmp_path_factory, f"evaluation-{request.param}", lambda path: build_demo_model(path, request.param))
+    return load_model(str(folder), device="cpu")
+
+
+def ask(loaded, runs=RUNS, **kwargs) -> dict[tuple[str, str], Answer]:
+    answers = answer_items(*loaded, [ITEM], runs, num_frames=8, max_new_tokens=4, **kwargs)
+    return {(answer.run, answer.question): answer for of_video in answers for answer in of_video}
+
+
+def test_answers_are_those_of_the_model_alone(loaded):
+    """Whatever shares the video: other questions, other settings, a batch."""
+    model, processor = loaded
+    singles = ask(loaded)
+    assert set(singles) == {(run.name, question.id) for run in RUNS for question in QUESTIONS}
+    assert ask(loaded, batch_size=2) == singles
+    assert singles["off", "v-0"].retained == 1
+    for run in RUNS[1:]:
+        answer = singles[run.name, "v-1"]
+        assert answer.tokens > answer.entered >= answer.remained > 0
+        assert answer.retained == pytest.approx(0.25, rel=0.2)  # newlines and rounding in so small a video
+
+    clip = read_video(CLIP, num_frames=8)
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Who is it?"}]}]
+    inputs = processor(
+        text=[processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)],
+        videos=[clip.frames],
+        video_metadata=[clip.metadata],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+    for run in RUNS:
+        sequence = model.generate(**inputs, do_sample=False, max_new_tokens=4, **run.settings)
+        text = processor.batch_decode(sequence[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+        assert singles[run.name, "v-1"].text == text.strip()
+
+
+def test_what_is_done_is_not_asked_again(loaded):
+    done = frozenset({("off", "v"), ("random", "v")})
+    assert {run for run, _ in ask(loaded, done=done)} == {"flashvid"}
+    never = replace(ITEM, load=lambda num_frames: pytest.fail("the video is not needed"))
+    done |= {("flashvid", "v")}
+    assert not list(answer_items(*loaded, [never], RUNS, num_frames=8, done=done))
+
+
+# Statistics
+
+
+def make_answers(run: str, right: np.ndarray, retained: float = 0.1) -> list[Answer]:
+    """Answers with the correctness (videos, questions); of every video the first question is of another type."""
+    counts = dict(text="", tokens=100, entered=20, remained=5, retained=retained)
+    kinds = ["first", *["other"] * (right.shape[1] - 1)]
+    return [
+        Answer(run, f"{v}", f"{v}-{q}", kinds[q], "choice", correct=bool(is_right), **counts)
+        for v, of_video in enumerate(right)
+        for q, is_right in enumerate(of_video)
+    ]
+
+
+def test_accuracy_by_type_with_intervals():
+    right = np.random.default_rng(0).random((50, 4)) < 0.7
+    summary = summarize(make_answers("run", right))["run"]
+    assert (summary["entered"], summary["remained"]) == pytest.approx((0.2, 0.05))
+    for group, part in {"all": right, "choice": right, "first": right[:, :1], "other": right[:, 1:]}.items():
+        found = summary["accuracy"][group]
+        assert (found["correct"], found["total"]) == (part.sum(), part.size)
+        assert found["low"] < found["value"] == part.mean() < found["high"]
+        # Where questions are independent, the bootstrap over videos is near the normal approximation.
+        error = 1.96 * np.sqrt(part.mean() * (1 - part.mean()) / part.size)
+        assert found["high"] - found["low"] == pytest.approx(2 * error, rel=0.25)
+    assert summarize(make_answers("run", right)) == summarize(make_answers("run", right)[::-1])
+
+
+def test_questions_about_one_video_are_no_independent_evidence():
+    of_videos = np.random.default_rng(0).random((50, 1)) < 0.6
+    same, single = (summarize(make_answers("run", np.repeat(of_videos, n, 1)))["run"]["accuracy"] for n in (8, 1))
+    assert same["all"]["low"] == single["all"]["low"] and same["all"]["high"] == single["all"]["high"]
+
+
+def test_differences_are_paired():
+    """Two runs that fail on other questions of the same difficulty differ less surely than their intervals suggest."""
+    base = np.random.default_rng(1).random((60, 4)) < 0.6
+    better = base.copy()
+    better[:12, 1] = True
+    summary = summarize(make_answers("base", base) + make_answers("better", better), "base")
+    found = summary["better"]["accuracy"]["all"]
+    assert found["difference"] == pytest.approx(better.mean() - base.mean())
+    assert 0 <= found["difference_low"] < found["difference"] < found["difference_high"]
+    assert found["difference_high"] - found["difference_low"] < found["high"] - found["low"]
+    assert "difference" not in summary["base"]["accuracy"]["all"]
+
+
+def test_runs_that_cannot_be_compared():
+    right = np.ones((3, 2))
+    answers = make_answers("a", right) + make_answers("b", right[:2])
+    with pytest.raises(ValueError, match="'b' has other 'all' questions than 'a'"):
+        summarize(answers, "a")
+    with pytest.raises(ValueError, match="`reference` is 'c': it must be one of 'a', 'b'"):
+        summarize(answers, "c")
+
+
+def test_picture(tmp_path):
+    answers = make_answers("off", np.ones((9, 4)), 1.0)
+    for ratio in (0.05, 0.1):
+        answers += make_answers(f"flashvid {ratio}", np.random.default_rng(3).random((9, 4)) < 0.7, ratio)
+    lines = {"flashvid": ["flashvid 0.05", "flashvid 0.1"]}
+    pictures = []
+    for name in ("a.png", "b.png"):
+        plot_accuracy(summarize(answers, "off"), tmp_path / name, lines=lines, reference="off")
+        pictures.append((tmp_path / name).read_bytes())
+    assert pictures[0] == pictures[1] and len(pictures[0]) > 10_000
+
+
+# Benchmarks and studies
+
+
+def test_unknown_benchmark():
+    with pytest.raises(ValueError, match="`benchmark` is 'nothing': it must be one of 'moving_shapes'"):
+        load_benchmark("nothing")
+
+
+def test_moving_shapes():
+    items = load_benchmark("moving_shapes", limit=3)
+    assert len({question.id for item in items for question in item.questions}) >= 40
+    clip = items[0].load(BENCHMARKS["moving_shapes"].num_frames)
+    assert clip.frames.shape == (16, 128, 128, 3) and clip.metadata.fps == 2
+    assert all(q.answer in q.letters if q.form == "choice" else q.answer.isalpha() for i in items for q in i.questions)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_studies_have_settings_that_exist(name):
+    config = FlashVIDQwen2_5_VLConfig()
+    planned = evaluate.plan_runs(config, STUDIES[name], None, [0.1, 0.25])
+    assert list(planned) == list(STUDIES[name].lines)
+    for of_line in planned.values():
+        for run in of_line:
+            assert config.override(**run.settings).compresses
+
+
+def test_a_method_that_cannot_keep_so_little_is_left_out(capsys):
+    config = FlashVIDQwen2_5_VLConfig(text_config={"num_hidden_layers": 28})
+    planned = evaluate.plan_runs(config, STUDIES["methods"], ["fastv"], [0.02, 0.1])
+    assert [run.name for run in planned["fastv"]] == ["fastv 0.1"]
+    assert "left out: fastv 0.02: `retention_ratio` is 0.02" in capsys.readouterr().err
+
+
+def test_a_broken_last_line_is_not_an_answer(tmp_path):
+    answers = make_answers("run", np.ones((2, 2)))
+    lines = [json.dumps([asdict(answer) for answer in answers[i : i + 2]]) for i in (0, 2)]
+    (tmp_path / "0.jsonl").write_text(f"{lines[0]}\n{lines[1][:40]}")
+    assert evaluate.read_answers(tmp_path) == answers[:2]
+
+
+def test_arguments():
+    given = evaluate.parse_arguments(["model", "--output", "out", "--methods", "evs", "flashvid"])
+    assert given.methods == ["evs", "flashvid"] and given.ratios == evaluate.RATIOS
+    with pytest.raises(SystemExit):
+        evaluate.parse_arguments(["model", "--output", "out", "--methods", "nothing"])
