@@ -30,7 +30,13 @@ from ..video_io import VideoClip, read_video
 
 # The longer side of the frames that a trace keeps, in pixels.
 _THUMBNAIL = 256
-_SETTINGS = (*(field.name for field in fields(CompressionConfig)), "pruning_layer", "llm_retention_ratio")
+_SETTINGS = (
+    "compression_method",
+    "method_settings",
+    *(field.name for field in fields(CompressionConfig)),
+    "pruning_layer",
+    "llm_retention_ratio",
+)
 
 
 class Fate(IntEnum):

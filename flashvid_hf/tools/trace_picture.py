@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..method_flashvid import FlashVID
 from .trace import Fate, VideoTrace
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; shape and brightness tell the same again.
@@ -169,9 +170,11 @@ def _write_header(page: _Page, trace: VideoTrace, shown: list[int]) -> None:
     unit, newlines = _unit(trace), trace.tokens - trace.fate.size
     lines = f" and {newlines} newline{'s' * (newlines > 1)}" if newlines else ""
     num_segments = int(trace.starts.sum())
+    method = trace.settings["compression_method"]
+    how = f"behavior {trace.settings['behavior']}" if method == FlashVID.name else f"compression_method {method}"
     settings = (
         f"{trace.settings['model_type'].removeprefix('flashvid_')}, retention_ratio "
-        f"{trace.settings['retention_ratio']:g}, behavior {trace.settings['behavior']}: {num_frames} {unit}"
+        f"{trace.settings['retention_ratio']:g}, {how}: {num_frames} {unit}"
         f"{'s' * (num_frames > 1)} of {trace.height} \N{MULTIPLICATION SIGN} {trace.width} tokens{lines} in "
         f"{num_segments} segment{'s' * (num_segments > 1)}"
         f"{'' if len(shown) == num_frames else f'; {len(shown)} of the {unit}s are shown'}"
