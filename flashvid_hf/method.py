@@ -163,7 +163,7 @@ class CompressionMethod:
         if num_tokens >= attention.numel():
             return CompressedVideo.whole(video_features, prunable=self.pruning is not None)
         with torch.autocast(video_features.device.type, enabled=False):
-            kept = self.keep(video_features.float(), attention.float(), num_tokens)
+            kept = self.keep(video_features.float().contiguous(), attention.float().contiguous(), num_tokens)
         return CompressedVideo.of_tokens(
             kept.tokens.to(video_features.dtype),
             kept.indices,
@@ -177,8 +177,8 @@ class CompressionMethod:
         """Decide which tokens of a video are kept, and what becomes of them.
 
         Args:
-            features: with shape (T, N, D), float32.
-            attention: with shape (T, N), float32.
+            features: with shape (T, N, D), float32, contiguous.
+            attention: with shape (T, N), float32, contiguous.
             num_tokens: how many to keep, M; below T * N.
         """
         raise NotImplementedError

@@ -1,11 +1,11 @@
 """The compression methods: one line each, beside a file of its own."""
 
-from dataclasses import is_dataclass
 from typing import Any
 
 from .method import SHARED_SETTINGS, CompressionMethod
 from .method_evs import EVS
 from .method_fastv import FastV
+from .method_fastvid import FastVID
 from .method_flashvid import FlashVID
 from .method_frame_dropping import FrameDropping
 from .method_holitom import HoliTom
@@ -26,7 +26,8 @@ def register_method(method: type[CompressionMethod]) -> type[CompressionMethod]:
     Raises:
         ValueError: it is no dataclass that derives from `CompressionMethod`, or its name is missing or taken.
     """
-    if not (isinstance(method, type) and issubclass(method, CompressionMethod) and is_dataclass(method)):
+    is_method = isinstance(method, type) and issubclass(method, CompressionMethod)
+    if not is_method or "__dataclass_fields__" not in vars(method):  # a base's fields would hide the class's own
         raise ValueError(
             f"`method` is {method!r}: it must be a class that derives from `CompressionMethod`. Derive from it, and "
             "decorate the class with `@dataclass(frozen=True, kw_only=True)`."
@@ -47,6 +48,7 @@ for _method in (
     FastV,
     VisionZip,
     PruneVID,
+    FastVID,
     HoliTom,
     VidCom2,
     EVS,

@@ -351,6 +351,7 @@ class FlashVIDModelMixin:
                 query=prompt.find_query(query_index, seen),
                 past_lower_mask=past_lower,
                 padding_side=prompt.padding_side,
+                is_video=prompt.row_index >= 0,
             )
         elif pruning_layer is not None:
             upper = UpperLayers(*upper_args)

@@ -83,6 +83,8 @@ class TokenPruning(UpperLayers):
         query: column of the token that ranks the others, with shape (B,): the end of the prompt.
         past_lower_mask: which columns the layers below have cached are real; `None` if all are.
         padding_side: where shorter samples are padded.
+        is_video: which of the new columns are of videos, newlines included, with shape (B, M); by default those that
+            may be dropped.
     """
 
     def __init__(
@@ -93,10 +95,12 @@ class TokenPruning(UpperLayers):
         query: torch.Tensor,
         past_lower_mask: torch.Tensor | None,
         padding_side: str,
+        is_video: torch.Tensor | None = None,
     ):
         super().__init__(*upper)
         self.rule, self.prunable, self.query = rule, prunable, query
         self.past_lower_mask, self.padding_side = past_lower_mask, padding_side
+        self.is_video = prunable if is_video is None else is_video
         self.scores: torch.Tensor | None = None  # (B, M)
         self.keep: torch.Tensor | None = None  # (B, M)
         self.columns: torch.Tensor | None = None  # (B, L) into the columns that entered
@@ -145,9 +149,9 @@ class TokenPruning(UpperLayers):
         last = self.query.to(device)[:, None]
         if self.rule.scored_by == "last_token":
             return last, torch.ones_like(last, dtype=torch.bool)
-        prunable = self.prunable.to(device)
-        place = torch.arange(prunable.shape[1], device=device)
-        behind = (place > (prunable * place).amax(-1, keepdim=True)) & (place < last)
+        is_video = self.is_video.to(device)
+        place = torch.arange(is_video.shape[1], device=device)
+        behind = (place > (is_video * place).amax(-1, keepdim=True)) & (place < last)
         if self.new_mask is not None:
             behind = behind & self.new_mask.to(device)
         rows, is_row = pack(behind | (place == last), self.padding_side)

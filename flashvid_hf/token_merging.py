@@ -304,9 +304,7 @@ def cluster_tokens(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """DPC-kNN in every frame: density peaks become cluster centres, every candidate joins the nearest one.
 
-    Distances are Euclidean / sqrt(D); the density of a token is exp(-mean of its k smallest squared distances), itself
-    included, with k = `num_neighbors`; its separation is the distance to the nearest denser token, or the largest
-    distance of the frame if none is denser. Centres have the largest density * separation; ties go to the lower index.
+    Centres have the largest `density_scores`; ties go to the lower index.
 
     Args:
         features: with shape (T, N, D), float32.
@@ -318,8 +316,33 @@ def cluster_tokens(
         Tuple of the mask of the centres and, for every token, the index within its frame of the centre that it joins
         (meaningless for other than candidates, and in frames without clusters), both with shape (T, N).
     """
-    num_tokens = features.shape[1]
-    index = torch.arange(num_tokens, device=features.device)
+    index = torch.arange(features.shape[1], device=features.device)
+    score, squared = density_scores(features, candidates, num_neighbors, index)
+    rank = score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    centers = rank < num_clusters[:, None]
+    joined = squared.masked_fill_(~centers[:, None, :], float("inf")).argmin(dim=-1)
+    return centers, torch.where(centers, index, joined)
+
+
+def density_scores(
+    features: torch.Tensor, candidates: torch.Tensor, num_neighbors: torch.Tensor, index: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How much of a density peak every token of a frame is, as in DPC-kNN: density * separation.
+
+    Distances are Euclidean / sqrt(D); the density of a token is exp(-mean of its k smallest squared distances), itself
+    included, with k = `num_neighbors`; its separation is the distance to the nearest denser token, or the largest
+    distance of the frame if none is denser.
+
+    Args:
+        features: with shape (T, N, D), float32.
+        candidates: boolean mask with shape (T, N) of the tokens to look at.
+        num_neighbors: with shape (T,), from 1 to 7, at most the candidates of the frame.
+        index: 0 ... N - 1.
+
+    Returns:
+        Tuple of the scores with shape (T, N), -1 for other than candidates, and the squared distances with shape
+        (T, N, N), infinite to other than candidates.
+    """
     others = ~candidates
     products = gram_matrices(features)
     norm = products.diagonal(dim1=1, dim2=2).masked_fill(others, float("inf"))  # far from everything
@@ -329,7 +352,7 @@ def cluster_tokens(
     squared.diagonal(dim1=1, dim2=2).masked_fill_(candidates, 0)  # exactly, whatever the rounding above
 
     num_neighbors = num_neighbors[:, None, None]
-    nearest = squared.topk(min(_MAX_NEIGHBORS, num_tokens), dim=-1, largest=False).values
+    nearest = squared.topk(min(_MAX_NEIGHBORS, len(index)), dim=-1, largest=False).values
     nearest = nearest.masked_fill_(index[: nearest.shape[-1]] >= num_neighbors, 0)
     density = (-nearest.sum(-1) / num_neighbors[..., 0]).exp()
     density = density.masked_fill_(others, -1)  # denser than no candidate
@@ -337,9 +360,4 @@ def cluster_tokens(
     largest = squared.nan_to_num(nan=float("nan"), posinf=0.0).amax(dim=(1, 2), keepdim=True)
     denser = density[:, None, :] > density[:, :, None]
     separation = torch.where(denser, squared, largest).amin(dim=-1).sqrt()
-
-    score = (density * separation).masked_fill_(others, -1)
-    rank = score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    centers = rank < num_clusters[:, None]
-    joined = squared.masked_fill_(~centers[:, None, :], float("inf")).argmin(dim=-1)
-    return centers, torch.where(centers, index, joined)
+    return (density * separation).masked_fill_(others, -1), squared

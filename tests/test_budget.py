@@ -1,9 +1,34 @@
 """Sharing tokens out: proportions, capacities and exact sums."""
 
+from fractions import Fraction
+
 import torch
 from static_videos import share
 
-from flashvid_hf.budget import share_out
+from flashvid_hf.budget import indices_of, share_out
+
+
+def share_exactly(total: int, weights: list, capacity: list[int]) -> list[int]:
+    """Largest remainder in exact fractions, those that overflow filled one after the other; none without weight."""
+    counts = [0] * len(weights)
+    total = min(total, sum(c for w, c in zip(weights, capacity, strict=True) if w))
+    open_ = [i for i, weight in enumerate(weights) if weight]
+    left = total
+    while open_:
+        rate = Fraction(left) / sum(Fraction(weights[i]) for i in open_)
+        full = [i for i in open_ if weights[i] * rate >= capacity[i]]
+        if not full:
+            break
+        for i in full:
+            counts[i] = capacity[i]
+            left -= capacity[i]
+        open_ = [i for i in open_ if i not in full]
+    ideal = {i: Fraction(weights[i]) * rate for i in open_}
+    for i in open_:
+        counts[i] = int(ideal[i])
+    for i in sorted(open_, key=lambda i: (int(ideal[i]) - ideal[i], i))[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
 
 
 def shared(total: int, weights: list, capacity: list) -> list[int]:
@@ -36,3 +61,11 @@ def test_sums_and_capacities_are_exact():
             assert ((counts - 1) / weights).max() < ((counts + 1) / weights)[has_room].min()
         sizes = capacity * 50
         assert share_out(total, sizes, sizes).tolist() == share(total, sizes.tolist())
+        weights = [Fraction(1 + int(100 * weight), 100) for weight in weights]
+        expected = share_exactly(total, weights, capacity.tolist())
+        assert shared(total, [float(weight) for weight in weights], capacity.tolist()) == expected
+
+
+def test_indices_of_a_mask():
+    mask = torch.rand(7, 9, generator=torch.Generator().manual_seed(0)) < 0.4
+    assert torch.equal(indices_of(mask, int(mask.sum())), mask.flatten().nonzero()[:, 0])
