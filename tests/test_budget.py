@@ -32,7 +32,7 @@ def share_exactly(total: int, weights: list, capacity: list[int]) -> list[int]:
 
 
 def shared(total: int, weights: list, capacity: list) -> list[int]:
-    return share_out(total, torch.tensor(weights), torch.tensor(capacity)).tolist()
+    return share_out(total, torch.tensor(weights, dtype=torch.float64), torch.tensor(capacity)).tolist()
 
 
 def test_known_shares():
