@@ -1,5 +1,6 @@
 """From a scene to frames, to an mp4 file, and to what is where in each frame."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -90,34 +91,37 @@ def cover_of(thing: Thing, frame: int, scale: int = 1) -> tuple[slice, slice, np
     return rows, columns, np.clip(0.5 - scale * distance(thing.shape, px[None] - x, py[:, None] - y, half), 0, 1)
 
 
-def render(scene: Scene, scale: int = 1, noise: float = NOISE) -> np.ndarray:
+def render(scene: Scene, scale: int = 1, noise: float = NOISE, frames: Sequence[int] = range(NUM_FRAMES)) -> np.ndarray:
     """The frames of a scene.
 
     Args:
         scene: from `make_scene`.
         scale: pixels of a frame for each pixel of the scene, at least 1.
         noise: standard deviation of the camera noise, of 255.
+        frames: numbers of those that are wanted; default: all. Noise depends on which they are.
 
     Returns:
-        frames with shape (NUM_FRAMES, SIDE * scale, SIDE * scale, 3), uint8.
+        frames with shape (len(frames), SIDE * scale, SIDE * scale, 3), uint8.
 
     Raises:
         ValueError: `scale` is below 1.
     """
     if scale < 1:
         raise ValueError(f"`scale` is {scale}, but must be 1 or more; 1 makes frames of {SIDE} x {SIDE} pixels")
-    frames = np.empty((NUM_FRAMES, SIDE * scale, SIDE * scale, 3), np.float32)
+    pictures = np.empty((len(frames), SIDE * scale, SIDE * scale, 3), np.float32)
     for background in scene.backgrounds:
-        frames[background.first : background.end] = draw_background(background, scale)
+        pictures[[background.first <= frame < background.end for frame in frames]] = draw_background(background, scale)
     for thing in scene.things:
         colour = np.array(COLOURS[thing.colour], np.float32)
-        for frame in range(thing.first, thing.end):
-            rows, columns, cover = cover_of(thing, frame, scale)
-            patch = frames[frame, rows, columns]
-            patch += cover[..., None].astype(np.float32) * (colour - patch)
+        for picture, frame in zip(pictures, frames, strict=True):
+            if thing.first <= frame < thing.end:
+                rows, columns, cover = cover_of(thing, frame, scale)
+                patch = picture[rows, columns]
+                patch += cover[..., None].astype(np.float32) * (colour - patch)
     if noise > 0:
-        frames += np.float32(noise) * np.random.default_rng([scene.seed, 1]).standard_normal(frames.shape, np.float32)
-    return frames.round().clip(0, 255).astype(np.uint8)
+        rng = np.random.default_rng([scene.seed, 1])
+        pictures += np.float32(noise) * rng.standard_normal(pictures.shape, np.float32)
+    return pictures.round().clip(0, 255).astype(np.uint8)
 
 
 def label_cells(scene: Scene) -> dict[str, np.ndarray]:

@@ -1,0 +1,213 @@
+"""From seeds of MovingShapes to batches on which the trained demo model learns.
+
+One sequence has a video once and all the questions about it after it. A question sees the video and itself, and its
+positions go on from the video's, so to the model it looks as if it had been asked alone: the tokens are those that the
+processor's chat template makes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import Qwen2Tokenizer
+
+from flashvid_hf.evaluation.moving_shapes import LABELS, Prompt, label_cells, make_prompts, make_scene, render
+from flashvid_hf.evaluation.moving_shapes.rendering import NOISE
+
+TEMPORAL_GRIDS, CELLS = 8, 8  # of a video; cells from side to side
+VIDEO_TOKENS = TEMPORAL_GRIDS * CELLS * CELLS
+PATCH, MERGE, TEMPORAL_PATCH = 8, 2, 2
+FOREGROUND = 12  # how much likelier a token that shows something is kept
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # the video processor's
+
+
+@dataclass
+class Batch:
+    """Several videos with their questions. B videos, P tokens up to the end of a video, Q tokens of questions.
+
+    Args:
+        patches: with shape (B * grids * 256, 384), what the video processor makes of the frames.
+        kept: the video tokens that the language model sees, numbers with shape (B, kept tokens), in order.
+        before: tokens before the video with shape (B, tokens); with the kept ones they are the P.
+        tokens: tokens of the questions and answers with shape (B, Q).
+        position_ids: with shape (3, B, P + Q).
+        mask: what the questions see, with shape (B, 1, Q, P + Q), bool.
+        rows, columns: where an answer is predicted: indices into (B, Q), each with shape (answers * 2,).
+        targets: the answer and the end of the turn, by turns, with shape (answers * 2,).
+        labels: for each name of `LABELS` with shape (B * grids * 64,).
+        prompts: one for each answer, in order.
+    """
+
+    patches: torch.Tensor
+    kept: torch.Tensor
+    before: torch.Tensor
+    tokens: torch.Tensor
+    position_ids: torch.Tensor
+    mask: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+    targets: torch.Tensor
+    labels: dict[str, torch.Tensor]
+    prompts: list[Prompt]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with its tensors on a device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        labels = {name: label.to(device) for name, label in self.labels.items()}
+        return Batch(**{**vars(self), **moved, "labels": labels})
+
+
+def jitter(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Frames as another camera and another codec would show them: brightness, contrast, blur and noise.
+
+    Args:
+        frames: with shape (T, H, W, 3), uint8, as is the result.
+    """
+    result = (frames.astype(np.float32) - 128) * rng.uniform(0.85, 1.15) + 128 + rng.uniform(-15, 15)
+    part = np.float32(rng.uniform(0, 0.22))  # of each neighbour
+    if rng.integers(2):
+        for axis in (1, 2):
+            padded = np.pad(result, [(1, 1) if i == axis else (0, 0) for i in range(4)], mode="edge")
+            low, high = (
+                np.take(padded, range(result.shape[axis]), axis),
+                np.take(padded, range(2, result.shape[axis] + 2), axis),
+            )
+            result = (1 - 2 * part) * result + part * (low + high)
+    return result.round().clip(0, 255).astype(np.uint8)
+
+
+def make_patches(frames: torch.Tensor) -> torch.Tensor:
+    """What the video processor makes of frames that need no resizing.
+
+    Args:
+        frames: with shape (B, T, 128, 128, 3), uint8.
+
+    Returns:
+        patches with shape (B * T * 128, 384): those of a video token follow each other.
+    """
+    B, T, H, W, C = frames.shape
+    pixels = (frames.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    side = PATCH * MERGE
+    blocks = pixels.reshape(B, T // TEMPORAL_PATCH, TEMPORAL_PATCH, H // side, MERGE, PATCH, W // side, MERGE, PATCH, C)
+    blocks = blocks.permute(0, 1, 3, 6, 4, 7, 9, 2, 5, 8)  # B, grid, row, column, in the token: row, column; C, T, y, x
+    return blocks.reshape(-1, C * TEMPORAL_PATCH * PATCH * PATCH)
+
+
+class Videos(Dataset):
+    """Frames, labels and prompts of videos.
+
+    Args:
+        seeds: of the videos, one for each item.
+        augment: whether the frames are changed as another camera would; the labels stay true.
+        choice_share: the part of the questions that are asked with options too; all are asked openly.
+        grids: temporal grids of a video, drawn at random; default: all. Of fewer there are no questions.
+    """
+
+    def __init__(
+        self, seeds: Sequence[int], augment: bool = False, choice_share: float = 1.0, grids: int = TEMPORAL_GRIDS
+    ):
+        self.seeds, self.augment, self.choice_share, self.grids = seeds, augment, choice_share, grids
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[Prompt]]:
+        seed = self.seeds[index]
+        scene, rng = make_scene(seed), np.random.default_rng([seed, 3])
+        grids = np.sort(rng.permutation(TEMPORAL_GRIDS)[: self.grids])
+        numbers = [int(TEMPORAL_PATCH * grid + i) for grid in grids for i in range(TEMPORAL_PATCH)]
+        frames = render(scene, noise=float(rng.uniform(0, 6)) if self.augment else NOISE, frames=numbers)
+        if self.augment:
+            frames = jitter(frames, rng)
+        prompts = [p for p in make_prompts(scene) if p.form == "open" or rng.random() < self.choice_share]
+        if self.grids < TEMPORAL_GRIDS:
+            prompts = []
+        labels = {name: torch.from_numpy(cells[grids].reshape(-1)) for name, cells in label_cells(scene).items()}
+        return torch.from_numpy(frames), labels, prompts
+
+
+class Packer:
+    """Makes batches of videos, as the `collate_fn` of a DataLoader.
+
+    Args:
+        tokenizer: the model's, with its special tokens.
+        chat_template: the processor's.
+        keep: video tokens of a video; default: all. Of fewer, those that show something are drawn
+            `FOREGROUND` times as likely as others.
+    """
+
+    def __init__(self, tokenizer: Qwen2Tokenizer, chat_template: str, keep: int = VIDEO_TOKENS):
+        self.tokenizer, self.chat_template, self.keep = tokenizer, chat_template, keep
+        self.video_token = tokenizer.convert_tokens_to_ids("<|video_pad|>")
+        self.end_token = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self.pad_token = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        head = self.encode("")
+        self.video_start = head.index(self.video_token)
+        self.before = head[: self.video_start]
+
+    def encode(self, question: str) -> list[int]:
+        content = [{"type": "video"}, {"type": "text", "text": question}]
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self.chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def turn(self, prompt: Prompt) -> list[int]:
+        """What follows the video: the rest of the question, the answer and the end of the turn."""
+        answer = self.tokenizer.encode(prompt.answer, add_special_tokens=False)
+        return [*self.encode(prompt.text)[self.video_start + 1 :], *answer, self.end_token]
+
+    def choose(self, labels: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """Numbers of the video tokens to keep, with shape (B, keep), in order."""
+        if self.keep == VIDEO_TOKENS:
+            return torch.arange(VIDEO_TOKENS).expand(len(labels), -1)
+        weights = torch.stack([1 + (FOREGROUND - 1) * (cells["shape"] > 0) for cells in labels])
+        return weights.float().multinomial(self.keep).sort(-1).values
+
+    def video_positions(self) -> torch.Tensor:
+        """Places of the video tokens, with shape (3, VIDEO_TOKENS)."""
+        axes = torch.meshgrid(*map(torch.arange, (TEMPORAL_GRIDS, CELLS, CELLS)), indexing="ij")
+        return torch.stack(axes).reshape(3, -1) + self.video_start
+
+    def __call__(self, items: Sequence[tuple[torch.Tensor, dict[str, torch.Tensor], list[Prompt]]]) -> Batch:
+        turns = [[self.turn(prompt) for prompt in prompts] for _, _, prompts in items]
+        B, P, Q = len(items), self.video_start + self.keep, max(sum(map(len, row)) for row in turns)
+        tokens = torch.full((B, Q), self.pad_token)
+        places = torch.zeros(B, Q, dtype=torch.long)
+        question = torch.full((B, Q), -1)  # which question a token belongs to
+        rows, columns, targets = [], [], []
+        for i, row in enumerate(turns):
+            end = 0
+            for number, turn in enumerate(row):
+                start, end = end, end + len(turn)
+                tokens[i, start:end] = torch.tensor(turn)
+                places[i, start:end] = torch.arange(len(turn))
+                question[i, start:end] = number
+                rows += [i, i]
+                columns += [end - 3, end - 2]  # the places before the answer and before the end of the turn
+                targets += turn[-2:]
+        causal = torch.ones(Q, Q, dtype=torch.bool).tril()
+        own = causal & (question[:, :, None] == question[:, None, :])
+        mask = torch.cat([torch.ones(B, Q, P, dtype=torch.bool), own], -1)[:, None]
+        after_video = self.video_start + max(CELLS, TEMPORAL_GRIDS)
+        kept = self.choose([labels for _, labels, _ in items])
+        text = torch.arange(self.video_start).expand(3, B, -1)
+        position_ids = torch.cat([text, self.video_positions()[:, kept], (places + after_video).expand(3, -1, -1)], -1)
+        return Batch(
+            patches=make_patches(torch.stack([frames for frames, _, _ in items])),
+            kept=kept,
+            before=torch.tensor(self.before).expand(B, -1),
+            tokens=tokens,
+            position_ids=position_ids,
+            mask=mask,
+            rows=torch.tensor(rows),
+            columns=torch.tensor(columns),
+            targets=torch.tensor(targets),
+            labels={name: torch.cat([labels[name] for _, labels, _ in items]) for name in LABELS},
+            prompts=[prompt for _, _, prompts in items for prompt in prompts],
+        )
