@@ -120,17 +120,23 @@ CARD = """\
 ---
 library_name: transformers
 pipeline_tag: video-text-to-text
+license: mit
+language: en
 tags: [video, token-compression, flashvid]
 ---
 # FlashVID demo, trained on MovingShapes
 
 A model with Qwen2.5-VL's architecture and {parameters} million parameters, trained from random weights on
-MovingShapes, synthetic videos of moving shapes with questions whose answers are known
-(`flashvid_hf.evaluation.moving_shapes`), and compressed by FlashVID (arXiv 2602.08024). It answers the eight types of
-questions of that benchmark in English, about videos of flat shapes at 16 frames, and knows nothing else. It was
-trained without compression, on all video tokens.
+MovingShapes: synthetic videos of moving shapes with questions whose answers are known
+(`flashvid_hf.evaluation.moving_shapes`). [FlashVID](https://arxiv.org/abs/2602.08024) compresses its video tokens. It
+answers the eight types of questions of that benchmark, about flat shapes in 16 frames, and knows nothing else: it is
+there to see on any machine, without a download, what a compression keeps and loses.
 
-Its accuracy on the test split without compression (`retention_ratio=1.0`), over {videos} videos:
+No compression took part in the training. In its longest stage the language model saw a random part of the video tokens
+at their own places, mostly those that show something (`scripts/train_demo_model.py`), which makes it more tolerant of
+missing tokens than a model that always saw all.
+
+Right answers on {videos} videos of the test split without compression (`retention_ratio=1.0`):
 
 | type | four options | one word |
 |---|---|---|
