@@ -103,6 +103,13 @@ def read_answers(folder: Path) -> list[Answer]:
     return sorted(answers.values(), key=lambda answer: (answer.run, answer.question))
 
 
+def end_last_line(path: Path) -> None:
+    """End a last line that was broken off, so that the next answers get a line of their own."""
+    if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
+        with path.open("a") as file:
+            file.write("\n")
+
+
 def prepare_output(output: Path, evaluation: Evaluation) -> None:
     """Note what is evaluated, so that answers to something else are not mixed in.
 
@@ -152,6 +159,7 @@ def main(arguments: Sequence[str]) -> None:
     given = parse_arguments(arguments)
     state = PartialState(cpu=not torch.cuda.is_available())
     study = STUDIES[given.study]
+    items = load_benchmark(given.benchmark, given.source, given.limit)  # first: its videos may be missing
     device = str(state.device) if state.device.type != "cuda" else f"cuda:{state.local_process_index}"
     model, processor = load_model(given.model, device=device, dtype=given.dtype)
     lines = plan_runs(model.config, study, given.methods, given.ratios)
@@ -171,12 +179,12 @@ def main(arguments: Sequence[str]) -> None:
         prepare_output(given.output, evaluation)
     state.wait_for_everyone()
 
-    items = load_benchmark(given.benchmark, given.source, given.limit)
     done = frozenset((answer.run, answer.video) for answer in read_answers(given.output / "answers"))
     own = items[state.process_index :: state.num_processes]
     pending = sum((run.name, item.id) not in done for item in own for run in runs)
     path = given.output / "answers" / f"{state.process_index}.jsonl"
     state.wait_for_everyone()  # all have read what is done
+    end_last_line(path)
     with path.open("a") as file, tqdm(total=pending, unit="video", disable=not state.is_main_process) as bar:
         answered = answer_items(
             model, processor, own, runs, num_frames=evaluation.num_frames,

@@ -1,0 +1,127 @@
+"""Prints the commands that measure the paper's tables, and the published figures to compare with.
+
+    python scripts/reproduce_tables.py --family qwen2_5_vl                    # for scripts/evaluate.py
+    python scripts/reproduce_tables.py --family qwen2_5_vl --tool lmms_eval   # for lmms-eval, with the model `flashvid`
+    python scripts/reproduce_tables.py --family qwen2_5_vl | bash
+
+None of them has been run: neither the weights nor the data can be reached from where this was written. Expect
+differences of a few tenths of a point anyway: frames are read and resized by the checkpoint's processor, and the chat
+template is the checkpoint's, where the paper used those of lmms-eval's own model classes.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from flashvid_hf.tools.published_accuracy import PAPER_NAME, PUBLISHED
+
+RATIOS = (0.1, 0.15, 0.2, 0.25)
+
+
+class Setup(NamedTuple):
+    """A family as the paper and FlashVID's scripts (github.com/Fanziyang-v/FlashVID) measure it.
+
+    Args:
+        model: id on the Hub.
+        num_frames: of every video.
+        videomme: the benchmark of `scripts/evaluate.py` that asks in the words that lmms-eval has for the family.
+    """
+
+    model: str
+    num_frames: int
+    videomme: str = "videomme"
+
+
+class Table(NamedTuple):
+    """A column of the tables: the task of lmms-eval, its longest answer in tokens, the field of `Accuracy`."""
+
+    task: str
+    max_new_tokens: int
+    field: str
+
+
+SETUPS = {
+    "llava_onevision": Setup("llava-hf/llava-onevision-qwen2-7b-ov-hf", 32),
+    "llava_video": Setup("lmms-lab/LLaVA-Video-7B-Qwen2", 64, "videomme_llava_vid"),
+    "qwen2_5_vl": Setup("Qwen/Qwen2.5-VL-7B-Instruct", 32),
+    "qwen3_vl": Setup("Qwen/Qwen3-VL-8B-Instruct", 32, "videomme_qwen3_vl"),
+}
+TABLES = {
+    "videomme": Table("videomme", 16, "video_mme"),
+    "egoschema": Table("egoschema_subset", 16, "ego_schema"),
+    "longvideobench": Table("longvideobench_val_v", 32, "long_video_bench"),
+    "mvbench": Table("mvbench", 16, "mv_bench"),
+}
+
+
+def evaluate_commands(family: str, behavior: str, output: str) -> Iterator[list[str]]:
+    """One command for each benchmark; it measures the model without FlashVID and at all ratios."""
+    setup = SETUPS[family]
+    for name, table in TABLES.items():
+        yield [
+            *("python", "scripts/evaluate.py", setup.model),
+            *("--benchmark", setup.videomme if name == "videomme" else name),
+            *("--study", "behaviors", "--methods", behavior, "--ratios", *map(str, RATIOS)),
+            *("--num-frames", str(setup.num_frames), "--max-new-tokens", str(table.max_new_tokens)),
+            *("--output", f"{output}/{family}/{name}"),
+        ]
+
+
+def lmms_eval_commands(family: str, behavior: str, output: str) -> Iterator[list[str]]:
+    """One command for each ratio, after one without FlashVID; it measures all benchmarks."""
+    setup = SETUPS[family]
+    settings = {"vanilla": "compression_method=none"}
+    settings |= {f"{ratio}": f"retention_ratio={ratio},behavior={behavior}" for ratio in RATIOS}
+    for name, setting in settings.items():
+        yield [
+            *("python", "-m", "lmms_eval", "--model", "flashvid"),
+            *("--model_args", f"pretrained={setup.model},num_frames={setup.num_frames},{setting}"),
+            *("--tasks", ",".join(table.task for table in TABLES.values())),
+            *("--batch_size", "1", "--log_samples", "--output_path", f"{output}/{family}/lmms_eval/{name}"),
+        ]
+
+
+COMMANDS = {"evaluate": evaluate_commands, "lmms_eval": lmms_eval_commands}
+
+
+def published_lines(family: str) -> Iterator[str]:
+    """The paper's figures, as comments."""
+    published = PUBLISHED.get(SETUPS[family].model)
+    if published is None:
+        yield f"# {PAPER_NAME} has no table of this model."
+        return
+    yield f"# Published, {PAPER_NAME}, {published.tables}, {published.frames}; EgoSchema: subset / total."
+    for row in published.accuracies:
+        values = [getattr(row, table.field) for table in TABLES.values()]
+        texts = [" / ".join(map(str, value if isinstance(value, tuple) else (value,))) for value in values]
+        figures = ", ".join(f"{name} {text}" for name, text in zip(TABLES, texts, strict=True))
+        yield f"# {row.percent:3} %: {figures}"
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", nargs="+", default=tuple(SETUPS), choices=tuple(SETUPS), help="default: all")
+    parser.add_argument("--tool", default="evaluate", choices=tuple(COMMANDS), help="what measures (%(default)s)")
+    parser.add_argument(
+        "--behavior",
+        default="released",
+        choices=("released", "paper"),
+        help="released: as the released code, which the paper's figures come from (%(default)s)",
+    )
+    parser.add_argument("--output", default="build/tables", help="folder of the results (%(default)s)")
+    given = parser.parse_args(arguments)
+    for family in given.family:
+        print(f"# {family}")
+        if given.tool == "lmms_eval" and SETUPS[family].videomme != "videomme":
+            print(
+                "# lmms-eval has words of its own for this family on VideoMME; `flashvid` is asked in the default ones."
+            )
+        for command in COMMANDS[given.tool](family, given.behavior, given.output):
+            print(shlex.join(command))
+        print("\n".join(published_lines(family)), end="\n\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

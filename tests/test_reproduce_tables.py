@@ -1,0 +1,52 @@
+"""The commands that measure the paper's tables: all of them parse, and ask for what the paper measured."""
+
+import shlex
+
+import evaluate
+import pytest
+import reproduce_tables
+from build_demo_model import CLASSES
+from reproduce_tables import RATIOS, SETUPS, TABLES
+
+from flashvid_hf.evaluation.benchmarks import BENCHMARKS
+from flashvid_hf.tools.published_accuracy import PUBLISHED
+
+
+def commands(capsys, *arguments: str) -> tuple[list[list[str]], list[str]]:
+    """The printed commands in words, and the comments."""
+    reproduce_tables.main(arguments)
+    lines = capsys.readouterr().out.splitlines()
+    return [shlex.split(line) for line in lines if line and line[0] != "#"], [x for x in lines if x.startswith("#")]
+
+
+@pytest.mark.parametrize("behavior", ["released", "paper"])
+@pytest.mark.parametrize("family", SETUPS)
+def test_commands_of_evaluate_parse(family, behavior, capsys):
+    printed, _ = commands(capsys, "--family", family, "--behavior", behavior)
+    assert len(printed) == len(TABLES)
+    for program, script, *arguments in printed:
+        assert (program, script) == ("python", "scripts/evaluate.py")
+        given = evaluate.parse_arguments(arguments)
+        assert given.model == SETUPS[family].model and given.benchmark in BENCHMARKS
+        assert given.num_frames == (64 if family == "llava_video" else 32)
+        assert (given.study, given.methods, tuple(given.ratios)) == ("behaviors", [behavior], RATIOS)
+
+
+@pytest.mark.parametrize("family", SETUPS)
+def test_commands_of_lmms_eval_name_fields_and_tasks(family, capsys):
+    printed, _ = commands(capsys, "--family", family, "--tool", "lmms_eval")
+    assert len(printed) == 1 + len(RATIOS)
+    known = CLASSES[family].config.method_fields | {"pretrained", "num_frames"}
+    for command in printed:
+        assert command[:5] == ["python", "-m", "lmms_eval", "--model", "flashvid"]
+        options = dict(zip(command[5::2], command[6::2], strict=False))
+        given = dict(argument.split("=") for argument in options["--model_args"].split(","))
+        assert given.keys() <= known and given["pretrained"] == SETUPS[family].model
+        assert options["--tasks"] == "videomme,egoschema_subset,longvideobench_val_v,mvbench"
+
+
+def test_published_figures_stand_beside(capsys):
+    _, comments = commands(capsys)
+    assert [model in PUBLISHED for model, *_ in SETUPS.values()] == [True, True, True, False]
+    assert "#  10 %: videomme 57.3, egoschema 57.4 / 55.9, longvideobench 57.1, mvbench 65.5" in comments
+    assert "has no table of this model" in comments[-1]
