@@ -4,8 +4,9 @@
     python scripts/reproduce_tables.py --family qwen2_5_vl --tool lmms_eval   # for lmms-eval, with the model `flashvid`
     python scripts/reproduce_tables.py --family qwen2_5_vl | bash
 
-None of them has been run on the real weights and data. Expect differences of a few tenths of a point: frames are read and resized by the checkpoint's processor, and the chat
-template is the checkpoint's, where the paper used those of lmms-eval's own model classes.
+None of them has been run on the real weights and data. Expect differences of a few tenths of a point: frames are read
+and resized by the checkpoint's processor, and the chat template is the checkpoint's, where the paper used those of
+lmms-eval's own model classes.
 """
 
 import argparse
