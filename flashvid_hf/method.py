@@ -199,3 +199,39 @@ class TokenScoring(CompressionMethod):
         order = self.score(features, attention).flatten().argsort(descending=True, stable=True)
         indices = order[:num_tokens]
         return Kept(features.flatten(0, 1)[indices], indices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatePruning(CompressionMethod):
+    """A method with a step at a certain depth of the language model that keeps a certain share of what entered.
+
+    Args:
+        pruning_layer: K; at least 1. Default: nearest to `pruning_depth` of the layers, and not below
+            `first_pruning_layer`. From `num_layers` on there is no pruning.
+        llm_retention_ratio: share of the tokens that entered which the layers from K on see; above 0, at most 1, which
+            is no pruning. They see more where all tokens enter and `retention_ratio` would not be reached.
+    """
+
+    pruning_depth: ClassVar[float]
+    # The fields of `LayerPruning` beside the layer and the share.
+    pruning_rule: ClassVar[dict[str, Any]] = {}
+
+    pruning_layer: int | None = None
+    llm_retention_ratio: float = 0.5
+
+    def check(self) -> None:
+        if self.pruning_layer is not None:
+            check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
+        check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
+
+    @property
+    def pruning(self) -> LayerPruning | None:
+        layer, depth = self.pruning_layer, self.num_layers
+        if layer is None:
+            layer = max(self.first_pruning_layer, round(depth * self.pruning_depth))
+        if layer >= depth:
+            return None
+        # With all tokens entering, the layers above have to see this much.
+        least = (self.retention_ratio * depth - layer) / (depth - layer)
+        ratio = max(self.llm_retention_ratio, least)
+        return LayerPruning(layer, ratio, **self.pruning_rule) if ratio < 1 else None

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from .budget import share_out
-from .method import CompressionMethod, Kept, LayerPruning
-from .method_flashvid import default_pruning_layer
+from .method import Kept, LatePruning
 from .static_tokens import cluster_sets, keep_tokens, limit_static, merge_over_time, segment_bounds
 from .token_merging import count_by_slot
 from .validation import check_number
@@ -19,7 +18,7 @@ _PATHS_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class HoliTom(CompressionMethod):
+class HoliTom(LatePruning):
     """HoliTom: Holistic Token Merging for Fast Video Large Language Models (arXiv 2505.21334).
 
     1. Windows: a place is static from frame a to b if each cos(x_tn, x_(t+1)n) on the way is above
@@ -51,36 +50,20 @@ class HoliTom(CompressionMethod):
     Args:
         static_threshold: cosine above which a place stays static; at least -1. Default: 0.65 where `retention_ratio`
             is at most 0.1, 0.8 above, as in the source.
-        pruning_layer: K; at least 1. Default: nearest to 18/28 of the depth, as in the source, and not below
-            `first_pruning_layer`. From `num_layers` on there is no pruning.
-        llm_retention_ratio: share of the tokens that entered which the layers from K on see; above 0, at most 1, which
-            is no pruning. They see more where all tokens enter and `retention_ratio` would not be reached.
+        pruning_layer, llm_retention_ratio: K and its share, see `LatePruning`; 18/28 of the depth and 0.5, as in the
+            source.
     """
 
     name = "holitom"
+    pruning_depth = 18 / 28
+    pruning_rule = {"merges": True}
 
     static_threshold: float | None = None
-    pruning_layer: int | None = None
-    llm_retention_ratio: float = 0.5
 
     def check(self) -> None:
         if self.static_threshold is not None:
             check_number("static_threshold", self.static_threshold, least=-1)
-        if self.pruning_layer is not None:
-            check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
-        check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
-
-    @property
-    def pruning(self) -> LayerPruning | None:
-        layer = self.pruning_layer
-        if layer is None:
-            layer = max(self.first_pruning_layer, default_pruning_layer(self.num_layers, 1, 18 / 28))
-        if layer >= self.num_layers:
-            return None
-        # With all tokens entering, the layers above have to see this much.
-        least = (self.retention_ratio * self.num_layers - layer) / (self.num_layers - layer)
-        ratio = max(self.llm_retention_ratio, least)
-        return LayerPruning(layer, ratio, merges=True) if ratio < 1 else None
+        super().check()
 
     def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
         threshold = self.static_threshold

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from .budget import share_out
-from .method import CompressionMethod, Kept, LayerPruning
-from .method_flashvid import default_pruning_layer
+from .method import Kept, LatePruning
 from .static_tokens import NUM_NEIGHBORS, cluster_sets, keep_tokens, limit_static, merge_over_time, segment_bounds
 from .token_merging import cluster_tokens, count_by_slot, inverse_norms, same_segment, weighted_sums
 from .validation import check_number
@@ -16,7 +15,7 @@ _SMALL_SET = 14
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneVID(CompressionMethod):
+class PruneVID(LatePruning):
     """PruneVID: Visual Token Pruning for Efficient Video Large Language Models (arXiv 2412.16117).
 
     1. Segments: DPC-kNN over the mean tokens of the frames; every cluster becomes a run of frames.
@@ -47,38 +46,23 @@ class PruneVID(CompressionMethod):
     Args:
         segment_ratio: clusters of frames as a share of the frames (rounded down, one at least); above 0, at most 1.
         static_threshold: mean cosine above which a place is static; at least -1.
-        pruning_layer: K; at least 1. Default: nearest to 10/28 of the depth, as in the source, and not below
-            `first_pruning_layer`. From `num_layers` on there is no pruning.
-        llm_retention_ratio: share of the tokens that entered which the layers from K on see; above 0, at most 1, which
-            is no pruning. They see more where all tokens enter and `retention_ratio` would not be reached.
+        pruning_layer, llm_retention_ratio: K and its share, see `LatePruning`; 10/28 of the depth and 0.4, as in the
+            source.
     """
 
     name = "prunevid"
+    pruning_depth = 10 / 28
+    pruning_rule = {"scored_by": "text_tokens"}
     needs_attention = False
 
     segment_ratio: float = 0.25
     static_threshold: float = 0.8
-    pruning_layer: int | None = None
     llm_retention_ratio: float = 0.4
 
     def check(self) -> None:
         check_number("segment_ratio", self.segment_ratio, above=0, most=1)
         check_number("static_threshold", self.static_threshold, least=-1)
-        if self.pruning_layer is not None:
-            check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
-        check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
-
-    @property
-    def pruning(self) -> LayerPruning | None:
-        layer = self.pruning_layer
-        if layer is None:
-            layer = max(self.first_pruning_layer, default_pruning_layer(self.num_layers, 1, 10 / 28))
-        if layer >= self.num_layers:
-            return None
-        # With all tokens entering, the layers above have to see this much.
-        least = (self.retention_ratio * self.num_layers - layer) / (self.num_layers - layer)
-        ratio = max(self.llm_retention_ratio, least)
-        return LayerPruning(layer, ratio, scored_by="text_tokens") if ratio < 1 else None
+        super().check()
 
     def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
         num_segments = max(1, int(len(features) * self.segment_ratio))

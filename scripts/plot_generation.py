@@ -6,19 +6,9 @@ from typing import Any
 
 from benchmarking import pyplot
 
+from flashvid_hf.tools.plot_style import STYLE
+
 UPSTREAM, FLOOR = "#444444", "#c0392b"
-STYLE = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "axes.edgecolor": "#888888",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "font.size": 10,
-}
 Series = list[tuple[float, dict[str, float]]]
 
 

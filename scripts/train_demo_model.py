@@ -194,9 +194,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs=3, default=[2400, 2600, 700], help="steps of each stage %(default)s")
     parser.add_argument("--batch", type=int, default=4, help="videos of a step (%(default)s)")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate (%(default)s)")
-    parser.add_argument(
-        "--choice-share", type=float, default=0.6, help="questions with options too (%(default)s)"
-    )
+    parser.add_argument("--choice-share", type=float, default=0.6, help="questions with options too (%(default)s)")
     parser.add_argument("--validate-every", type=int, default=400, help="steps (%(default)s)")
     parser.add_argument("--validation-videos", type=int, default=32, help="(%(default)s)")
     parser.add_argument("--test-videos", type=int, default=300, help="(%(default)s)")

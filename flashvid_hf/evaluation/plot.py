@@ -4,22 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..tools.plot_style import STYLE
 from .statistics import ALL
 
 _COLUMNS = 3
-_STYLE: Any = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "axes.edgecolor": "#888888",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "font.size": 10,
-    "svg.hashsalt": "flashvid",  # the same picture for the same results
-}
 _MARKERS = "osD^vP*X<>"
 _TICKS = (2, 5, 10, 15, 25, 50)
 
@@ -44,7 +32,7 @@ def plot_accuracy(
     groups.sort(key=lambda group: (group != ALL, group))
     rows = -(-(len(groups) + 1) // _COLUMNS)
     colours = ["#c0392b", *(plt.get_cmap("tab20")(i) for i in range(20))]
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, panels = plt.subplots(
             rows, _COLUMNS, figsize=(4.4 * _COLUMNS, 3.3 * rows), layout="constrained", sharex=True, sharey=True
         )
