@@ -164,7 +164,7 @@ def check_counts(family, batch, outputs, config):
             if len(report.videos[i].indices) < report.videos[i].selected.numel()
         )
         entered, remained = (sum(stage[i] for i in of_sample) for stage in (report.entered, report.remained))
-        left = math.ceil(prunable * config.llm_retention_ratio) if config.prunes else prunable
+        left = math.ceil(prunable * config.llm_retention_ratio) if config.pruning else prunable
         assert remained == entered - prunable + left
         steps = outputs.token_index[row][outputs.token_index[row] >= 0].diff()
         assert (steps > 0).all() if config.behavior == "paper" else (steps >= 0).all()
