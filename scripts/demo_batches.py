@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Qwen2Tokenizer
 
-from flashvid_hf.evaluation.moving_shapes import LABELS, Prompt, label_cells, make_prompts, make_scene, render
+from flashvid_hf.evaluation.moving_shapes import LABELS, Prompt, Scene, label_cells, make_prompts, make_scene, render
 from flashvid_hf.evaluation.moving_shapes.rendering import NOISE
 
 TEMPORAL_GRIDS, CELLS = 8, 8  # of a video; cells from side to side
@@ -95,12 +95,32 @@ def make_patches(frames: torch.Tensor) -> torch.Tensor:
     return blocks.reshape(-1, C * TEMPORAL_PATCH * PATCH * PATCH)
 
 
+def look_up(scene: Scene) -> list[Prompt]:
+    """Simple questions beside those of MovingShapes, of the type `look`: which colour a shape has, and the reverse.
+
+    All other questions ask for a colour or a shape only of what is small, flashes up, comes first and so on. These
+    teach to read either off a video token.
+    """
+    questions = []
+    for thing in scene.things:
+        colours = {other.colour for other in scene.things if other.shape == thing.shape}
+        shapes = {other.shape for other in scene.things if other.colour == thing.colour}
+        if len(colours) == 1:
+            questions.append((f"What colour is the {thing.shape}?", thing.colour))
+        if len(shapes) == 1:
+            questions.append((f"What is the {thing.colour} shape?", thing.shape))
+    return [
+        Prompt("look", "open", f"{text} Answer with one word.", answer) for text, answer in dict.fromkeys(questions)
+    ]
+
+
 class Videos(Dataset):
     """Frames, labels and prompts of videos.
 
     Args:
         seeds: of the videos, one for each item.
-        augment: whether the frames are changed as another camera would; the labels stay true.
+        augment: for training: the frames are changed as another camera would, the labels stay true, and simple
+            questions are added (`look_up`).
         choice_share: the part of the questions that are asked with options too; all are asked openly.
         grids: temporal grids of a video, drawn at random; default: all. Of fewer there are no questions.
     """
@@ -122,6 +142,8 @@ class Videos(Dataset):
         if self.augment:
             frames = jitter(frames, rng)
         prompts = [p for p in make_prompts(scene) if p.form == "open" or rng.random() < self.choice_share]
+        if self.augment:
+            prompts += look_up(scene)
         if self.grids < TEMPORAL_GRIDS:
             prompts = []
         labels = {name: torch.from_numpy(cells[grids].reshape(-1)) for name, cells in label_cells(scene).items()}

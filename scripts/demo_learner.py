@@ -16,6 +16,8 @@ STAGES = ("vision", "language", "all")
 # Word embeddings are short. Without this, video tokens would become so long that nothing that the language model adds
 # to them could turn them.
 LABEL_SCALE = 8.0
+# How unlike the keys the queries of a head begin, and how much of what is found is added.
+MIMETIC_NOISE, MIMETIC_GAIN = 0.3, 0.3
 CELL_WEIGHTS = (0.1, 4.0, 1.0)  # of video tokens that show nothing, something small, something big
 
 
@@ -53,6 +55,9 @@ class Learner(nn.Module):
         super().__init__()
         self.model = Qwen2_5_VLForConditionalGeneration(config)
         self.model.model.language_model.config._attn_implementation = "packed"
+        share_spellings(self.model.get_input_embeddings().weight, tokenizer)
+        for layer in self.model.model.language_model.layers:
+            match_and_copy(layer.self_attn)
         self.heads = nn.Linear(WIDTH, sum(LABELS.values()))
         names = {"shape": SHAPES, "colour": tuple(COLOURS), "direction": tuple(DIRECTIONS), "texture": TEXTURES}
         words: list[int] = []  # the token of each class, or -1
@@ -96,3 +101,34 @@ class Learner(nn.Module):
             use_cache=False,
         ).last_hidden_state
         return loss, self.model.lm_head(hidden[batch.rows, hidden.shape[1] - batch.tokens.shape[1] + batch.columns])
+
+
+@torch.no_grad()
+def share_spellings(embedding: torch.Tensor, tokenizer: Qwen2Tokenizer) -> None:
+    """Let a word begin with the same embedding after a space as without one, so that questions find it in answers.
+
+    Args:
+        embedding: with shape (vocabulary, WIDTH), changed in place.
+    """
+    vocabulary = tokenizer.get_vocab()
+    for word, token in vocabulary.items():
+        if "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}" + word in vocabulary:  # how byte-level tokenizers write a space
+            embedding[vocabulary["\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}" + word]] = embedding[token]
+
+
+@torch.no_grad()
+def match_and_copy(attention: Any) -> None:
+    """Let an attention begin by looking at what is like the query, and by adding what it finds there.
+
+    Mimetic initialization (arXiv 2305.09828): queries begin near the keys of the same content, and the output
+    projection as the transpose of that of the values. From random weights small models find this late or never.
+    """
+    groups, width = attention.num_key_value_groups, attention.head_dim
+    key, value = (
+        weight.view(-1, width, weight.shape[-1]).repeat_interleave(groups, 0)  # (heads, head width, D)
+        for weight in (attention.k_proj.weight, attention.v_proj.weight)
+    )
+    query = attention.q_proj.weight.view_as(key)
+    query.mul_(MIMETIC_NOISE).add_(key)
+    gain = MIMETIC_GAIN / (value.square().sum() / value.shape[-1])
+    attention.o_proj.weight.copy_(gain * value.flatten(0, 1).T)
