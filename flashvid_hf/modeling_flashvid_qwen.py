@@ -118,10 +118,11 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
                 f"{settings.vision_chunk_size}: pass `vision_chunk_size=None` with it, or leave it out."
             )
         device, start = tower_device(self.visual, pixel_values_videos), 0
+        recorded = self.visual.blocks[-1].attn if settings.method.needs_attention else None
         for chunk in chunks:
             shapes = [(frames, *grids[video][1:]) for video, frames in chunk]
             grid, end = video_grid_thw.new_tensor(shapes), start + sum(math.prod(shape) for shape in shapes)
-            record = VisionRecord(self.visual.blocks[-1].attn if settings.method.needs_attention else None)
+            record = VisionRecord(recorded)
             outputs = super().get_video_features(
                 pixel_values_videos[start:end].to(device), grid, return_dict=True, **{RECORD: record}, **kwargs
             )

@@ -54,7 +54,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("model", help="folder or Hub id of a FlashVID or an upstream checkpoint")
     parser.add_argument("--benchmark", default="moving_shapes", choices=tuple(BENCHMARKS))
     parser.add_argument("--source", help="folder or repository of the benchmark; default: the published one")
-    parser.add_argument("--limit", type=int, help="videos, from the start; default: all")
+    parser.add_argument("--limit", type=int, help="videos, from the start; default: all, of MovingShapes 200")
     parser.add_argument("--num-frames", type=int, help="frames of a video; default: the benchmark's")
     parser.add_argument("--max-new-tokens", type=int, default=16, help="longest answer (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, help="questions about a video at once (%(default)s)")

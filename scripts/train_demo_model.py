@@ -11,6 +11,9 @@ It learns in three stages:
    video tokens at their own places, drawn at random with preference for those that show something.
 3. `all`: everything learns, on all video tokens.
 
+In the last two it is also asked simple questions that MovingShapes does not have (`look_up`), and its attention begins
+by matching and copying (`match_and_copy`). How well a whole run with these answers has not been measured yet.
+
 FlashVID's compression takes no part. OUTPUT gets `checkpoint` and `flashvid-demo`, the folder. It uses a GPU where
 there is one; the settings are for a CPU of two cores.
 """

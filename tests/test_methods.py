@@ -183,7 +183,7 @@ def test_ratio_one_keeps_all_tokens_as_they_are(name, size):
 @every_method
 @pytest.mark.parametrize("ratio", [0.1, 0.5])
 @pytest.mark.parametrize("size", [(1, 9), (32, 49)])
-def test_nothing_waits_for_the_device(name, ratio, size):
+def test_waits_for_the_device_once_at_most(name, ratio, size):
     method, video = make(name, ratio), make_video(*size)
     with Operators() as seen:
         method.compress(*video)

@@ -19,7 +19,7 @@ class Benchmark(NamedTuple):
 
     Args:
         load: makes its items from `source`, a folder or a repository of `datasets` (`None`: the published one), and
-            `limit`, the number of videos to take from the start (`None`: all).
+            `limit`, the number of videos to take from the start (`None`: all, of MovingShapes 200).
         num_frames: frames taken from a video. For the public ones the number that FlashVID's scripts give
             LLaVA-OneVision and Qwen; LLaVA-Video gets 64.
     """
