@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from demo_batches import VIDEO_TOKENS, Batch
+from demo_initialization import EMBEDDING, initialize
 from torch import nn
 from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention
 from trained_demo import WIDTH
@@ -13,11 +14,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from flashvid_hf.evaluation.moving_shapes import COLOURS, DIRECTIONS, LABELS, SHAPES, TEXTURES
 
 STAGES = ("vision", "language", "all")
-# Word embeddings are short. Without this, video tokens would become so long that nothing that the language model adds
-# to them could turn them.
-LABEL_SCALE = 8.0
-# How unlike the keys the queries of a head begin, and how much of what is found is added.
-MIMETIC_NOISE, MIMETIC_GAIN = 0.3, 0.3
+# The smaller, the longer the words in a video token become. So they are about as long as those of a question.
+LABEL_SCALE = 0.5
+# The word for each class of the labels, "" for one that has none.
+CLASS_WORDS = {
+    "shape": ("", *SHAPES),
+    "colour": ("", *COLOURS),
+    "direction": ("", " still", *DIRECTIONS),
+    "size": ("", " small", ""),
+    "texture": TEXTURES,
+    "centre": ("", ""),
+}
 CELL_WEIGHTS = (0.1, 4.0, 1.0)  # of video tokens that show nothing, something small, something big
 
 
@@ -43,8 +50,8 @@ ALL_ATTENTION_FUNCTIONS.register("packed", packed_attention)
 class Learner(nn.Module):
     """The model with the heads that say what a video token shows.
 
-    A class that is an answer too has no weights of its own in a head but the embedding of the answer's word. So the
-    vision tower learns to write into a video token the words for what it shows, which is what the language model reads.
+    A class that has a word has no weights of its own in a head but the word's embedding. So the vision tower learns to
+    write into a video token the words for what it shows, which is what the language model reads.
 
     Args:
         config: FlashVID's configuration of the model; the compression is not used.
@@ -55,16 +62,12 @@ class Learner(nn.Module):
         super().__init__()
         self.model = Qwen2_5_VLForConditionalGeneration(config)
         self.model.model.language_model.config._attn_implementation = "packed"
-        share_spellings(self.model.get_input_embeddings().weight, tokenizer)
-        for layer in self.model.model.language_model.layers:
-            match_and_copy(layer.self_attn)
+        initialize(self.model, tokenizer)
         self.heads = nn.Linear(WIDTH, sum(LABELS.values()))
-        names = {"shape": SHAPES, "colour": tuple(COLOURS), "direction": tuple(DIRECTIONS), "texture": TEXTURES}
-        words: list[int] = []  # the token of each class, or -1
-        for name, classes in LABELS.items():
-            tokens = [tokenizer.convert_tokens_to_ids(word) for word in names.get(name, ())]
-            words += [-1] * (classes - len(tokens)) + tokens
-        self.register_buffer("words", torch.tensor(words), persistent=False)
+        nn.init.normal_(self.heads.weight, std=EMBEDDING)
+        words = [word for name in LABELS for word in CLASS_WORDS[name]]
+        tokens = [tokenizer.encode(word)[0] if word else -1 for word in words]
+        self.register_buffer("words", torch.tensor(tokens), persistent=False)
 
     def label_loss(self, video: torch.Tensor, labels: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss of saying what video tokens show, from their features with shape (B * 512, WIDTH)."""
@@ -101,34 +104,3 @@ class Learner(nn.Module):
             use_cache=False,
         ).last_hidden_state
         return loss, self.model.lm_head(hidden[batch.rows, hidden.shape[1] - batch.tokens.shape[1] + batch.columns])
-
-
-@torch.no_grad()
-def share_spellings(embedding: torch.Tensor, tokenizer: Qwen2Tokenizer) -> None:
-    """Let a word begin with the same embedding after a space as without one, so that questions find it in answers.
-
-    Args:
-        embedding: with shape (vocabulary, WIDTH), changed in place.
-    """
-    vocabulary = tokenizer.get_vocab()
-    for word, token in vocabulary.items():
-        if "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}" + word in vocabulary:  # how byte-level tokenizers write a space
-            embedding[vocabulary["\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}" + word]] = embedding[token]
-
-
-@torch.no_grad()
-def match_and_copy(attention: Any) -> None:
-    """Let an attention begin by looking at what is like the query, and by adding what it finds there.
-
-    Mimetic initialization (arXiv 2305.09828): queries begin near the keys of the same content, and the output
-    projection as the transpose of that of the values. From random weights small models find this late or never.
-    """
-    groups, width = attention.num_key_value_groups, attention.head_dim
-    key, value = (
-        weight.view(-1, width, weight.shape[-1]).repeat_interleave(groups, 0)  # (heads, head width, D)
-        for weight in (attention.k_proj.weight, attention.v_proj.weight)
-    )
-    query = attention.q_proj.weight.view_as(key)
-    query.mul_(MIMETIC_NOISE).add_(key)
-    gain = MIMETIC_GAIN / (value.square().sum() / value.shape[-1])
-    attention.o_proj.weight.copy_(gain * value.flatten(0, 1).T)

@@ -39,14 +39,13 @@ WIDTH = 192
 TEXT = {
     "hidden_size": WIDTH,
     "intermediate_size": 384,
-    "num_hidden_layers": 7,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
     "tie_word_embeddings": True,
     "initializer_range": 0.05,
     "bos_token_id": None,
-    # A low base: places are from 0 to 7, and slow rotations would hardly tell them apart.
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [8, 8, 8]},
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [12, 10, 10]},
 }
 VISION = {
     "depth": 4,
@@ -71,7 +70,7 @@ def train_tokenizer(videos: int = 400) -> Qwen2Tokenizer:
         videos: of the training split, whose prompts are read.
 
     Raises:
-        RuntimeError: an answer is more than one token, on which the training relies.
+        RuntimeError: an answer, or a word for what a video token shows, is more than one token, on which the training relies.
     """
     alphabet = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     untrained = Qwen2Tokenizer(vocab={**alphabet, "<|endoftext|>": len(alphabet)}, merges=[], padding_side="left")
@@ -80,9 +79,9 @@ def train_tokenizer(videos: int = 400) -> Qwen2Tokenizer:
     tokenizer = untrained.train_new_from_iterator([*texts, *words * 50, *[ENGLISH] * 20], vocab_size=VOCABULARY)
     names = [*SPECIAL_TOKENS, *QWEN_TOKENS.values()]
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    for word in (*words, "A", "B", "C", "D"):
+    for word in (*words, "A", "B", "C", "D", " small", " still"):
         if len(tokenizer.encode(word)) != 1:
-            raise RuntimeError(f"the answer {word!r} is {tokenizer.encode(word)}, but must be one token")
+            raise RuntimeError(f"the word {word!r} is {tokenizer.encode(word)}, but must be one token")
     return tokenizer
 
 

@@ -77,24 +77,27 @@ def ask(scene: Scene) -> list[Question]:
     def add(type: str, text: str, answer_set: str, answer: str) -> None:
         questions.append(Question(type, text, answer_set, answer, seen[answer_set]))
 
-    def add_looks(type: str, subject: str, role: str) -> None:
+    def add_looks(type: str, subject: str, role: str, name: str = "shape") -> None:
         thing = scene.with_role(role)
-        add(type, f"What colour is the shape {subject}?", "colour", thing.colour)
-        add(type, f"What is the shape {subject}?", "shape", thing.shape)
+        add(type, f"What colour is the {name} {subject}?", "colour", thing.colour)
+        add(type, f"What is the {name} {subject}?", "shape", thing.shape)
 
     for thing in scene.things:
         if thing.direction:  # the looks of things that move are unique
             add("motion", f"Which way does the {thing.colour} {thing.shape} move?", "direction", thing.direction)
     roles = {thing.role for thing in scene.things}
     if "flash" in roles:
-        add_looks("needle", "that flashes up", "flash")
+        flash = scene.with_role("flash")
+        add("needle", f"What colour is the {flash.shape} that flashes up?", "colour", flash.colour)
+        add("needle", f"What is the {flash.colour} shape that flashes up?", "shape", flash.shape)
     if "small" in roles:
         add_looks("small", "that is small", "small")
     if scene.kind == "parade":
         add_looks("still", "that stays still", "still")
     elif scene.kind == "story":
-        add_looks("order", "that is shown first", "first")
-        add_looks("order", "that is shown last", "last")
+        add_looks("order", "that comes first", "first", "big shape")
+        add_looks("order", "that comes last", "last", "big shape")
+    elif scene.kind == "change":
         recoloured, reshaped = scene.with_role("recoloured to"), scene.with_role("reshaped to")
         add("change", f"What colour does the {recoloured.shape} turn into?", "colour", recoloured.colour)
         add("change", f"What shape does the {reshaped.colour} shape turn into?", "shape", reshaped.shape)

@@ -3,10 +3,11 @@
 A scene is a list of flat shapes in front of a textured background; each shape has one look, one place or one straight
 path, and the frames in which it is there. The picture is divided into four lanes of 32 pixels, rows or columns, and
 nothing leaves its lane, so nothing is ever hidden. Coordinates are pixels of a 128 x 128 picture, x to the right and y
-downwards. There are four kinds of scene:
+downwards. There are five kinds of scene:
 
 * `parade`: three big shapes, of which two move and one stays still; a small one that moves; one that flashes up.
-* `story`: one shape follows another; one turns into another colour, one into another shape; a small one moves.
+* `story`: three big shapes, one after another; a small one moves all the time.
+* `change`: one shape turns into another colour, one into another shape; a small one moves; one flashes up.
 * `cut`: a scene cut; each of the two shots has a background and one big moving shape.
 * `crowd`: three to seven big shapes that share colours and shapes; a small one; one that flashes up.
 """
@@ -34,7 +35,7 @@ COLOURS = {
 }
 TEXTURES = ("stripes", "checks", "dots", "waves", "bricks", "plain")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-KINDS = ("parade", "story", "cut", "crowd")
+KINDS = ("parade", "story", "change", "cut", "crowd")
 COUNTS = ((1, 2), (3, 4), (1, 4), (2, 3), (1, 3), (2, 4))  # of a crowd: each number comes three times
 
 
@@ -195,19 +196,27 @@ class Sampler:
         return [self.background(self.textures(1)[0])], things
 
     def story(self) -> tuple[list[Background], list[Thing]]:
-        shapes, colours, lanes = self.shapes, self.colours, self.lanes
-        recolour, reshape = self.grid(3, 5), self.grid(3, 5)
-        places = [self.place(lane) for lane in lanes[:2]]
+        looks = list(zip(self.shapes, self.colours, strict=True))
+        moments = [0, self.grid(2, 3), self.grid(5, 6), NUM_FRAMES]
         things = [
-            Thing("first", shapes[0], colours[0], **self.place(lanes[2]), end=self.grid(2, 3)),
-            Thing("last", shapes[1], colours[1], **self.place(lanes[2]), first=self.grid(4, 5)),
-            Thing("recoloured", shapes[2], colours[2], **places[0], end=recolour),
-            Thing("recoloured to", shapes[2], colours[3], **places[0], first=recolour),
-            Thing("reshaped", shapes[3], colours[4], **places[1], end=reshape),
-            Thing("reshaped to", shapes[4], colours[4], **places[1], first=reshape),
-            Thing("small", shapes[5], colours[5], **self.place(lanes[3], small=True, moves=True)),
+            Thing(role, *looks[i], **self.place(self.lanes[i]), first=moments[i], end=moments[i + 1])
+            for i, role in enumerate(("first", "middle", "last"))
         ]
+        things.append(Thing("small", *looks[3], **self.place(self.lanes[3], small=True, moves=True)))
         return [self.background(self.textures(1)[0])], things
+
+    def change(self) -> tuple[list[Background], list[Thing]]:
+        shapes, colours = self.shapes, self.colours
+        recolour, reshape = self.grid(3, 5), self.grid(3, 5)
+        places = [self.place(lane) for lane in self.lanes[:2]]
+        things = [
+            Thing("recoloured", shapes[0], colours[0], **places[0], end=recolour),
+            Thing("recoloured to", shapes[0], colours[1], **places[0], first=recolour),
+            Thing("reshaped", shapes[1], colours[2], **places[1], end=reshape),
+            Thing("reshaped to", shapes[2], colours[2], **places[1], first=reshape),
+        ]
+        looks = list(zip(shapes[3:5], colours[3:5], strict=True))
+        return [self.background(self.textures(1)[0])], things + self.small_and_flash(self.lanes[3], looks, moves=True)
 
     def cut(self) -> tuple[list[Background], list[Thing]]:
         frame = self.grid(3, 5)

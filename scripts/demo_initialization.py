@@ -1,0 +1,158 @@
+"""How the demo's language model begins: its attention looks nearby, at the video, and at the same words.
+
+An answer is found in steps: a word of the question finds the video tokens that show what it names, and the place of the
+answer finds that word. From random weights a model of this size does not find the steps in hours; its loss stays where
+guessing among the right kind of answers leaves it. Mimetic initialization (arXiv 2305.09828) lets queries begin like
+keys, and outputs like transposed values. Here it is combined with heads that begin by place, as positional
+self-attention begins in ConViT (arXiv 2103.10697). Everything that is set here is learned further.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention
+
+EMBEDDING = 0.5  # standard deviation of word embeddings, so that what layers add does not bury them at once
+DOWN = 0.3  # by which the outputs of the MLPs are made smaller, for the same reason
+FAST = 8  # pairs of a head's channels that turn with the place so fast that they cannot compare contents
+SAME = 10.0  # logit of a token that is exactly like the query
+NEAR = 6.0  # logit of a token that is at the place where a head looks
+VIDEO = 6.0  # logit that video tokens have over words, in heads that look at the video
+PLACES = ((11.0, range(3, 9)), (2.0, range(7)))  # tokens back, and channel pairs, of even and of odd layers
+UNLIKE = 0.015  # standard deviation by which queries differ from keys
+
+
+@dataclass
+class Head:
+    """The weights of one head of an attention without shared keys, as views.
+
+    Args:
+        query, key, value: with shape (width, D).
+        query_bias, key_bias: with shape (width,).
+        output: with shape (D, width).
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    query_bias: torch.Tensor
+    key_bias: torch.Tensor
+    output: torch.Tensor
+
+    @property
+    def width(self) -> int:
+        return len(self.key)
+
+
+def heads_of(attention: Qwen2_5_VLAttention) -> list[Head]:
+    width = attention.head_dim
+    query, key, value = attention.q_proj, attention.k_proj, attention.v_proj
+    return [
+        Head(
+            query.weight[rows],
+            key.weight[rows],
+            value.weight[rows],
+            query.bias[rows],
+            key.bias[rows],
+            attention.o_proj.weight[:, rows],
+        )
+        for rows in (slice(start, start + width) for start in range(0, len(key.weight), width))
+    ]
+
+
+def orthonormal(rows: int, columns: int) -> torch.Tensor:
+    return torch.linalg.qr(torch.randn(columns, rows))[0].T
+
+
+def copy(head: Head) -> None:
+    """Let a head add what it finds, as far as its width lets through."""
+    head.value.copy_(orthonormal(*head.value.shape))
+    head.output.copy_(head.value.T)
+
+
+def look_back(head: Head, tokens: float, pairs: range, theta: float) -> None:
+    """Let a head look at what is about so many tokens before the query, whatever it is.
+
+    Args:
+        tokens: how far back.
+        pairs: of channels that the rotary embedding turns together; the slower they turn, the wider the view.
+        theta: base of the rotary embedding.
+    """
+    half = head.width // 2
+    chosen = torch.tensor(pairs)
+    turn = tokens * theta ** (-chosen / half)
+    strength = NEAR * head.width**0.5 / len(chosen)
+    for weight in (head.query, head.key):
+        weight.mul_(0.3)
+    head.key_bias[chosen] = 1.0
+    head.query_bias[chosen] = strength * turn.cos()
+    head.query_bias[half + chosen] = -strength * turn.sin()
+
+
+def look_for_same(head: Head, mark: torch.Tensor) -> None:
+    """Let a head look at what is like the query, leaving out the direction that marks video tokens.
+
+    Args:
+        mark: that direction, of length 1, with shape (D,).
+    """
+    slow = torch.arange(head.width) % (head.width // 2) >= FAST
+    rows = orthonormal(int(slow.sum()), len(mark))
+    rows = rows - (rows @ mark)[:, None] * mark
+    rows = rows * (SAME * head.width**0.5 / len(rows)) ** 0.5  # tokens come with a length of sqrt(D)
+    head.key[slow] = rows
+    head.query[slow] = rows + UNLIKE * torch.randn_like(rows)
+    for weight in (head.query, head.key):
+        weight[~slow] *= 0.3
+
+
+def prefer_video(head: Head, mark: torch.Tensor) -> None:
+    """Let a head prefer video tokens to words: one slow channel of its keys reads the mark."""
+    head.key[-1] = mark
+    head.query[-1] = 0.0
+    head.query_bias[-1] = VIDEO * head.width**0.5 / (0.5 * len(mark) ** 0.5)
+
+
+@torch.no_grad()
+def share_spellings(embedding: torch.Tensor, tokenizer: Qwen2Tokenizer) -> None:
+    """Let a word begin with the same embedding after a space as without one, so that questions find it in answers.
+
+    Args:
+        embedding: with shape (vocabulary, D), changed in place.
+    """
+    space = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # how byte-level tokenizers write it
+    vocabulary = tokenizer.get_vocab()
+    for word, token in vocabulary.items():
+        if space + word in vocabulary:
+            embedding[vocabulary[space + word]] = embedding[token]
+
+
+@torch.no_grad()
+def initialize(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2Tokenizer) -> None:
+    """Let a model with random weights begin as described above.
+
+    Of each layer the first head looks back, the second at the same in the video, the others at the same anywhere.
+
+    Args:
+        model: each of its heads has keys of its own.
+        tokenizer: the model's.
+    """
+    language, merger = model.model.language_model, model.model.visual.merger
+    theta = language.config.rope_parameters["rope_theta"]
+    embedding = language.embed_tokens.weight
+    scale = EMBEDDING / embedding.std()
+    embedding *= scale
+    language.norm.weight /= scale  # the embeddings are the output's weights too
+    share_spellings(embedding, tokenizer)
+    mark = EMBEDDING * torch.randn(embedding.shape[1])
+    merger.mlp[-1].bias.copy_(mark)
+    mark = mark / mark.norm()
+    for number, layer in enumerate(language.layers):
+        layer.mlp.down_proj.weight *= DOWN
+        for head in heads_of(layer.self_attn):
+            copy(head)
+        near, seen, *same = heads_of(layer.self_attn)
+        look_back(near, *PLACES[number % 2], theta)
+        for head in (seen, *same):
+            look_for_same(head, mark)
+        prefer_video(seen, mark)
