@@ -7,13 +7,22 @@ processor's chat template makes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import Qwen2Tokenizer
 
-from flashvid_hf.evaluation.moving_shapes import LABELS, Prompt, Scene, label_cells, make_prompts, make_scene, render
+from flashvid_hf.evaluation.moving_shapes import (
+    LABELS,
+    Prompt,
+    Scene,
+    label_cells,
+    make_prompts,
+    make_scene,
+    render,
+)
 from flashvid_hf.evaluation.moving_shapes.rendering import NOISE
 
 TEMPORAL_GRIDS, CELLS = 8, 8  # of a video; cells from side to side
@@ -96,10 +105,10 @@ def make_patches(frames: torch.Tensor) -> torch.Tensor:
 
 
 def look_up(scene: Scene) -> list[Prompt]:
-    """Simple questions beside those of MovingShapes, of the type `look`: which colour a shape has, and the reverse.
+    """Which colour a shape has, and the reverse: simple questions beside those of MovingShapes, of the type `look`.
 
-    All other questions ask for a colour or a shape only of what is small, flashes up, comes first and so on. These
-    teach to read either off a video token.
+    Most others ask for a colour or a shape of what is small, comes first and so on. These teach to read either off a
+    video token.
     """
     questions = []
     for thing in scene.things:
@@ -114,6 +123,22 @@ def look_up(scene: Scene) -> list[Prompt]:
     ]
 
 
+class Item(NamedTuple):
+    """A video to learn from.
+
+    Args:
+        frames: with shape (T, 128, 128, 3), uint8.
+        labels: for each name of `LABELS` with shape (grids * 64,).
+        prompts: questions about it.
+        kept: numbers of the video tokens that the language model sees, in order.
+    """
+
+    frames: torch.Tensor
+    labels: dict[str, torch.Tensor]
+    prompts: list[Prompt]
+    kept: torch.Tensor
+
+
 class Videos(Dataset):
     """Frames, labels and prompts of videos.
 
@@ -123,17 +148,25 @@ class Videos(Dataset):
             questions are added (`look_up`).
         choice_share: the part of the questions that are asked with options too; all are asked openly.
         grids: temporal grids of a video, drawn at random; default: all. Of fewer there are no questions.
+        keep: video tokens that the language model sees; default: all. Of fewer, those that show something are drawn
+            `FOREGROUND` times as likely as others.
     """
 
     def __init__(
-        self, seeds: Sequence[int], augment: bool = False, choice_share: float = 1.0, grids: int = TEMPORAL_GRIDS
+        self,
+        seeds: Sequence[int],
+        augment: bool = False,
+        choice_share: float = 1.0,
+        grids: int = TEMPORAL_GRIDS,
+        keep: int = VIDEO_TOKENS,
     ):
-        self.seeds, self.augment, self.choice_share, self.grids = seeds, augment, choice_share, grids
+        self.seeds, self.augment, self.choice_share = seeds, augment, choice_share
+        self.grids, self.keep = grids, keep
 
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[Prompt]]:
+    def __getitem__(self, index: int) -> Item:
         seed = self.seeds[index]
         scene, rng = make_scene(seed), np.random.default_rng([seed, 3])
         grids = np.sort(rng.permutation(TEMPORAL_GRIDS)[: self.grids])
@@ -147,7 +180,15 @@ class Videos(Dataset):
         if self.grids < TEMPORAL_GRIDS:
             prompts = []
         labels = {name: torch.from_numpy(cells[grids].reshape(-1)) for name, cells in label_cells(scene).items()}
-        return torch.from_numpy(frames), labels, prompts
+        return Item(torch.from_numpy(frames), labels, prompts, self.choose(labels["shape"].numpy(), rng))
+
+    def choose(self, shapes: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        """Numbers of the tokens to keep."""
+        if self.keep == VIDEO_TOKENS:
+            return torch.arange(VIDEO_TOKENS)
+        weights = np.where(shapes > 0, FOREGROUND, 1)
+        kept = rng.choice(len(weights), self.keep, replace=False, p=weights / weights.sum())
+        return torch.from_numpy(np.sort(kept))
 
 
 class Packer:
@@ -156,12 +197,10 @@ class Packer:
     Args:
         tokenizer: the model's, with its special tokens.
         chat_template: the processor's.
-        keep: video tokens of a video; default: all. Of fewer, those that show something are drawn
-            `FOREGROUND` times as likely as others.
     """
 
-    def __init__(self, tokenizer: Qwen2Tokenizer, chat_template: str, keep: int = VIDEO_TOKENS):
-        self.tokenizer, self.chat_template, self.keep = tokenizer, chat_template, keep
+    def __init__(self, tokenizer: Qwen2Tokenizer, chat_template: str):
+        self.tokenizer, self.chat_template = tokenizer, chat_template
         self.video_token = tokenizer.convert_tokens_to_ids("<|video_pad|>")
         self.end_token = tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.pad_token = tokenizer.convert_tokens_to_ids("<|endoftext|>")
@@ -184,21 +223,15 @@ class Packer:
         answer = self.tokenizer.encode(prompt.answer, add_special_tokens=False)
         return [*self.encode(prompt.text)[self.video_start + 1 :], *answer, self.end_token]
 
-    def choose(self, labels: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-        """Numbers of the video tokens to keep, with shape (B, keep), in order."""
-        if self.keep == VIDEO_TOKENS:
-            return torch.arange(VIDEO_TOKENS).expand(len(labels), -1)
-        weights = torch.stack([1 + (FOREGROUND - 1) * (cells["shape"] > 0) for cells in labels])
-        return weights.float().multinomial(self.keep).sort(-1).values
-
     def video_positions(self) -> torch.Tensor:
         """Places of the video tokens, with shape (3, VIDEO_TOKENS)."""
         axes = torch.meshgrid(*map(torch.arange, (TEMPORAL_GRIDS, CELLS, CELLS)), indexing="ij")
         return torch.stack(axes).reshape(3, -1) + self.video_start
 
-    def __call__(self, items: Sequence[tuple[torch.Tensor, dict[str, torch.Tensor], list[Prompt]]]) -> Batch:
-        turns = [[self.turn(prompt) for prompt in prompts] for _, _, prompts in items]
-        B, P, Q = len(items), self.video_start + self.keep, max(sum(map(len, row)) for row in turns)
+    def __call__(self, items: Sequence[Item]) -> Batch:
+        turns = [[self.turn(prompt) for prompt in item.prompts] for item in items]
+        kept = torch.stack([item.kept for item in items])
+        B, P, Q = len(items), self.video_start + kept.shape[1], max(sum(map(len, row)) for row in turns)
         tokens = torch.full((B, Q), self.pad_token)
         places = torch.zeros(B, Q, dtype=torch.long)
         question = torch.full((B, Q), -1)  # which question a token belongs to
@@ -217,11 +250,10 @@ class Packer:
         own = causal & (question[:, :, None] == question[:, None, :])
         mask = torch.cat([torch.ones(B, Q, P, dtype=torch.bool), own], -1)[:, None]
         after_video = self.video_start + max(CELLS, TEMPORAL_GRIDS)
-        kept = self.choose([labels for _, labels, _ in items])
         text = torch.arange(self.video_start).expand(3, B, -1)
         position_ids = torch.cat([text, self.video_positions()[:, kept], (places + after_video).expand(3, -1, -1)], -1)
         return Batch(
-            patches=make_patches(torch.stack([frames for frames, _, _ in items])),
+            patches=make_patches(torch.stack([item.frames for item in items])),
             kept=kept,
             before=torch.tensor(self.before).expand(B, -1),
             tokens=tokens,
@@ -230,6 +262,6 @@ class Packer:
             rows=torch.tensor(rows),
             columns=torch.tensor(columns),
             targets=torch.tensor(targets),
-            labels={name: torch.cat([labels[name] for _, labels, _ in items]) for name in LABELS},
-            prompts=[prompt for _, _, prompts in items for prompt in prompts],
+            labels={name: torch.cat([item.labels[name] for item in items]) for name in LABELS},
+            prompts=[prompt for item in items for prompt in item.prompts],
         )

@@ -4,7 +4,7 @@ An answer is found in steps: a word of the question finds the video tokens that 
 answer finds that word. From random weights a model of this size does not find the steps in hours; its loss stays where
 guessing among the right kind of answers leaves it. Mimetic initialization (arXiv 2305.09828) lets queries begin like
 keys, and outputs like transposed values. Here it is combined with heads that begin by place, as positional
-self-attention begins in ConViT (arXiv 2103.10697). Everything that is set here is learned further.
+self-attention does in ConViT (arXiv 2103.10697). All that is set here is learned further.
 """
 
 from dataclasses import dataclass
@@ -61,13 +61,14 @@ def heads_of(attention: Qwen2_5_VLAttention) -> list[Head]:
     ]
 
 
-def orthonormal(rows: int, columns: int) -> torch.Tensor:
+def directions(rows: int, columns: int) -> torch.Tensor:
+    """Random orthonormal directions, with shape (rows, columns)."""
     return torch.linalg.qr(torch.randn(columns, rows))[0].T
 
 
-def copy(head: Head) -> None:
+def copy_tokens(head: Head) -> None:
     """Let a head add what it finds, as far as its width lets through."""
-    head.value.copy_(orthonormal(*head.value.shape))
+    head.value.copy_(directions(*head.value.shape))
     head.output.copy_(head.value.T)
 
 
@@ -94,10 +95,10 @@ def look_for_same(head: Head, mark: torch.Tensor) -> None:
     """Let a head look at what is like the query, leaving out the direction that marks video tokens.
 
     Args:
-        mark: that direction, of length 1, with shape (D,).
+        mark: of length 1, with shape (D,).
     """
     slow = torch.arange(head.width) % (head.width // 2) >= FAST
-    rows = orthonormal(int(slow.sum()), len(mark))
+    rows = directions(int(slow.sum()), len(mark))
     rows = rows - (rows @ mark)[:, None] * mark
     rows = rows * (SAME * head.width**0.5 / len(rows)) ** 0.5  # tokens come with a length of sqrt(D)
     head.key[slow] = rows
@@ -129,30 +130,43 @@ def share_spellings(embedding: torch.Tensor, tokenizer: Qwen2Tokenizer) -> None:
 
 @torch.no_grad()
 def initialize(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2Tokenizer) -> None:
-    """Let a model with random weights begin as described above.
-
-    Of each layer the first head looks back, the second at the same in the video, the others at the same anywhere.
+    """Let the embeddings of a model with random weights be large, and mark its video tokens.
 
     Args:
-        model: each of its heads has keys of its own.
         tokenizer: the model's.
     """
     language, merger = model.model.language_model, model.model.visual.merger
-    theta = language.config.rope_parameters["rope_theta"]
     embedding = language.embed_tokens.weight
     scale = EMBEDDING / embedding.std()
     embedding *= scale
     language.norm.weight /= scale  # the embeddings are the output's weights too
     share_spellings(embedding, tokenizer)
-    mark = EMBEDDING * torch.randn(embedding.shape[1])
-    merger.mlp[-1].bias.copy_(mark)
-    mark = mark / mark.norm()
-    for number, layer in enumerate(language.layers):
+    merger.mlp[-1].bias.normal_(std=EMBEDDING)
+    for layer in language.layers:
         layer.mlp.down_proj.weight *= DOWN
-        for head in heads_of(layer.self_attn):
-            copy(head)
-        near, seen, *same = heads_of(layer.self_attn)
+
+
+@torch.no_grad()
+def initialize_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
+    """Let the language model's attention begin as described above, with the mark as the vision tower writes it.
+
+    Of each layer the first head looks back, the second at the same in the video, the others at the same anywhere.
+
+    Args:
+        model: its attention has not learned yet; each head has keys of its own.
+    """
+    language = model.model.language_model
+    theta = language.config.rope_parameters["rope_theta"]
+    mark = model.model.visual.merger.mlp[-1].bias.cpu()
+    mark = mark / mark.norm()
+    device = language.embed_tokens.weight.device
+    for number, layer in enumerate(language.layers):
+        attention = layer.self_attn.cpu()  # the same random numbers on every device
+        near, seen, *same = heads_of(attention)
+        for head in (near, seen, *same):
+            copy_tokens(head)
         look_back(near, *PLACES[number % 2], theta)
         for head in (seen, *same):
             look_for_same(head, mark)
         prefer_video(seen, mark)
+        attention.to(device)

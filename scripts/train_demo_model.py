@@ -11,8 +11,9 @@ It learns in three stages:
    video tokens at their own places, drawn at random with preference for those that show something.
 3. `all`: everything learns, on all video tokens.
 
-In the last two it is also asked simple questions that MovingShapes does not have (`look_up`), and its attention begins
-by matching and copying (`match_and_copy`). How well a whole run with these answers has not been measured yet.
+In the last two it is also asked simple questions that MovingShapes does not have (`look_up`), and before the second its
+attention is set to look at equal words (`demo_initialization.py`); without, it stays at guessing. A whole run with
+these settings has not been measured yet.
 
 FlashVID's compression takes no part. OUTPUT gets `checkpoint` and `flashvid-demo`, the folder. It uses a GPU where
 there is one; the settings are for a CPU of two cores.
@@ -32,6 +33,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from demo_batches import Batch, Packer, Videos
+from demo_initialization import initialize_attention
 from demo_learner import STAGES, Learner
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -40,7 +42,7 @@ from trained_demo import make_config, make_processor, save_folder, train_tokeniz
 
 from flashvid_hf.evaluation.moving_shapes import FORMS, TYPES, video_seeds
 
-KEEP = 160  # video tokens that the language model sees in the second stage
+KEEP = 128  # video tokens that the language model sees in the second stage
 LABEL_WEIGHT = 0.5  # of the loss on the video tokens, beside the one on the answers
 GRIDS = 2  # temporal grids of a video in the first stage, as the vision tower does not look beyond one
 CHECKPOINT_EVERY = 400  # steps
@@ -67,8 +69,7 @@ class Training:
         self.accelerator = Accelerator()
         self.processor = make_processor(train_tokenizer())
         tokenizer, template = self.processor.tokenizer, self.processor.chat_template
-        self.packers = {stage: Packer(tokenizer, template) for stage in STAGES}
-        self.packers["language"] = Packer(tokenizer, template, keep=KEEP)
+        self.packer = Packer(tokenizer, template)
         learner = Learner(make_config(tokenizer), tokenizer)
         decayed = [p for p in learner.parameters() if p.ndim > 1]
         others = [p for p in learner.parameters() if p.ndim == 1]
@@ -98,6 +99,7 @@ class Training:
         for stage, batch in tqdm(
             self.batches(), "training", self.steps, initial=self.done, mininterval=30, unit="step"
         ):
+            self.begin(stage)
             losses = self.learn(stage, batch)
             self.done += 1
             sums = [total + value for total, value in zip(sums, losses, strict=True)]
@@ -111,6 +113,14 @@ class Training:
             if self.done % CHECKPOINT_EVERY == 0 or self.done == self.steps:
                 self.save()
 
+    def begin(self, stage: str) -> None:
+        """What comes before a step of a stage."""
+        model = self.accelerator.unwrap_model(self.learner).model
+        if self.done == sum(self.options.steps[: STAGES.index(stage)]):
+            self.optimizer.state.clear()  # moments of other gradients
+            if stage == "language":
+                initialize_attention(model)
+
     def batches(self) -> Iterator[tuple[str, Batch]]:
         """The stage and the batch of each step that is left. No video comes twice."""
         end = videos = 0
@@ -119,10 +129,10 @@ class Training:
             start, end = max(self.done - end, 0), end + number
             first, videos = videos + start * size, videos + number * size
             if first < videos:
-                grids = {"grids": GRIDS} if stage == "vision" else {}
+                part = {"vision": {"grids": GRIDS}, "language": {"keep": KEEP}}.get(stage, {})
                 seeds = video_seeds("train", videos)[first:]
                 share = self.options.choice_share
-                for batch in self.load(Videos(seeds, augment=True, choice_share=share, **grids), stage):
+                for batch in self.load(Videos(seeds, augment=True, choice_share=share, **part), stage):
                     yield stage, batch
 
     def batch_size(self, stage: str) -> int:
@@ -131,7 +141,7 @@ class Training:
 
     def load(self, videos: Videos, stage: str = "all") -> Iterator[Batch]:
         size, workers = self.batch_size(stage), self.options.workers
-        for batch in DataLoader(videos, size, collate_fn=self.packers[stage], num_workers=workers):
+        for batch in DataLoader(videos, size, collate_fn=self.packer, num_workers=workers):
             yield batch.to(self.accelerator.device)
 
     def learn(self, stage: str, batch: Batch) -> tuple[float, float, float]:
@@ -139,7 +149,7 @@ class Training:
         # The schedule of the first stage ends in the middle of its cosine: the third takes the vision tower up again.
         first, last = (0, 2 * self.options.steps[0]) if stage == "vision" else (self.options.steps[0], self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.rate * learning_rate(self.done - first, last - first, warmup=100)
+            group["lr"] = self.options.rate * learning_rate(self.done - first, last - first, warmup=50)
         labels, logits = self.learner(batch, stage)
         loss, answers, right = labels, 0.0, 0.0
         if logits is not None:
@@ -194,10 +204,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder for the checkpoint and the model's folder")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in OUTPUT")
-    parser.add_argument("--steps", type=int, nargs=3, default=[2400, 2600, 700], help="steps of each stage %(default)s")
+    parser.add_argument("--steps", type=int, nargs=3, default=[2400, 1200, 400], help="steps of each stage %(default)s")
     parser.add_argument("--batch", type=int, default=4, help="videos of a step (%(default)s)")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate (%(default)s)")
-    parser.add_argument("--choice-share", type=float, default=0.6, help="questions with options too (%(default)s)")
+    parser.add_argument("--choice-share", type=float, default=0.3, help="questions with options too (%(default)s)")
     parser.add_argument("--validate-every", type=int, default=400, help="steps (%(default)s)")
     parser.add_argument("--validation-videos", type=int, default=32, help="(%(default)s)")
     parser.add_argument("--test-videos", type=int, default=300, help="(%(default)s)")

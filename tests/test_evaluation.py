@@ -179,7 +179,9 @@ def test_moving_shapes():
     assert len({question.id for item in items for question in item.questions}) >= 40
     clip = items[0].load(BENCHMARKS["moving_shapes"].num_frames)
     assert clip.frames.shape == (16, 128, 128, 3) and clip.metadata.fps == 2
-    assert all(q.answer in q.letters if q.form == "choice" else q.answer.isalpha() for i in items for q in i.questions)
+    questions = [question for item in items for question in item.questions]
+    assert {question.form for question in questions} == {"choice", "open"}
+    assert all(q.is_correct(f"{q.answer.title()}.") and not q.is_correct(f"not {q.answer}") for q in questions)
 
 
 @pytest.mark.parametrize("name", STUDIES)

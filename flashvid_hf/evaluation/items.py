@@ -20,7 +20,7 @@ class Question:
         type: what the question tests, by which results are broken down.
         form: "choice", where the first letter of the options that the model writes counts, or "open", where its whole
             answer has to be the right one up to case, articles and punctuation.
-        letters: the letters of the options.
+        letters: the letters of the options; "" if they have none, and the whole answer counts.
     """
 
     id: str
@@ -32,7 +32,7 @@ class Question:
 
     def is_correct(self, text: str) -> bool:
         """Whether what a model wrote answers the question."""
-        if self.form == "open":
+        if self.form == "open" or not self.letters:
             return _normalize(text) == _normalize(self.answer)
         return next((letter for letter in _LETTER.findall(text) if letter in self.letters), None) == self.answer
 

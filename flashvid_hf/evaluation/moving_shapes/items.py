@@ -33,6 +33,6 @@ def _load(seed: int, num_frames: int) -> VideoClip:
 def _questions(seed: int) -> tuple[Question, ...]:
     prompts = make_prompts(make_scene(seed))
     return tuple(
-        Question(f"{seed:010}-{i:02}", prompt.text, prompt.answer, prompt.type, prompt.form)
+        Question(f"{seed:010}-{i:02}", prompt.text, prompt.answer, prompt.type, prompt.form, letters="")
         for i, prompt in enumerate(prompts)
     )

@@ -1,8 +1,8 @@
 """Questions about a scene, each with one right answer from a closed set.
 
-Every question comes in two forms. `open` asks for one word; `choice` lists four options, of which those that are
-wrong are, as far as possible, also to be seen in the video. All answers of a set are equally likely, so a guess
-without the video is right in one case of the set's size, or in one of four.
+Every question comes in two forms. `open` asks for one word; `choice` lists four options before the question, of which
+those that are wrong are, as far as possible, also to be seen in the video, and asks for one of them. All answers of a
+set are equally likely, so a guess without the video is right in one case of the set's size, or in one of four.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .scenes import COLOURS, DIRECTIONS, SHAPES, TEXTURES, Scene
 
 TYPES = ("motion", "needle", "small", "count", "order", "change", "still", "cut")
 FORMS = ("choice", "open")
-LETTERS = ("A", "B", "C", "D")
+NUM_OPTIONS = 4
 NUMBERS = ("one", "two", "three", "four")
 ANSWERS = {
     "shape": SHAPES,
@@ -44,7 +44,7 @@ class Question:
 
     def chance(self, form: str) -> float:
         """How often a guess without the video is right in this form."""
-        return 1 / len(LETTERS if form == "choice" else ANSWERS[self.answer_set])
+        return 1 / (NUM_OPTIONS if form == "choice" else len(ANSWERS[self.answer_set]))
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Prompt:
     Args:
         type, form: of `TYPES` and `FORMS`.
         text: what the model is asked.
-        answer: what it should answer: a word or a letter.
+        answer: the word that it should answer.
     """
 
     type: str
@@ -126,11 +126,10 @@ def put_as_choice(question: Question, rng: np.random.Generator) -> Prompt:
     wrong = [answer for answer in ANSWERS[question.answer_set] if answer != question.answer]
     wrong = [wrong[i] for i in rng.permutation(len(wrong))]
     wrong.sort(key=lambda answer: answer not in question.seen)  # seen ones first, otherwise as shuffled
-    options = [question.answer, *wrong[: len(LETTERS) - 1]]
+    options = [question.answer, *wrong[: NUM_OPTIONS - 1]]
     options = [options[i] for i in rng.permutation(len(options))]
-    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)]
-    text = "\n".join([question.text, *lines, "Answer with the letter."])
-    return Prompt(question.type, "choice", text, LETTERS[options.index(question.answer)])
+    text = f"Options: {', '.join(options)}.\n{question.text} Answer with one option."
+    return Prompt(question.type, "choice", text, question.answer)
 
 
 def make_prompts(scene: Scene) -> list[Prompt]:
