@@ -235,12 +235,14 @@ class Sampler:
         shapes = np.repeat(self.shapes[:2], counts)
         colours = self.rng.permutation(np.repeat(self.colours[:2], counts))
         slots = self.rng.permutation(9)  # three in each of three lanes
-        third = SIDE / 3
         things = []
         for slot, shape, colour in zip(slots, shapes, colours, strict=False):
-            lane, column = self.lanes[slot // 3], slot % 3
-            place = self.place(lane, low=column * third, high=(column + 1) * third)
-            things.append(Thing("crowd", str(shape), str(colour), **place))
+            # Centres lie on corners of cells: every thing covers four cells, and so a share of tokens tells the number.
+            across = LANE * self.lanes[slot // 3] + LANE // 2
+            starts = [CELL * int(self.rng.integers(1, 3)), SIDE // 2, SIDE - CELL * int(self.rng.integers(1, 3))]
+            along = starts[slot % 3]
+            x, y = (along, across) if self.is_horizontal else (across, along)
+            things.append(Thing("crowd", str(shape), str(colour), size=24, x=x, y=y))
         assert len(things) == number  # at most seven, in nine slots
         looks = list(zip(self.shapes[2:4], self.colours[2:4], strict=True))
         return [self.background(self.textures(1)[0])], things + self.small_and_flash(self.lanes[3], looks, moves=False)
