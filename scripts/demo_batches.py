@@ -149,7 +149,8 @@ class Videos(Dataset):
         choice_share: the part of the questions that are asked with options too; all are asked openly.
         grids: temporal grids of a video, drawn at random; default: all. Of fewer there are no questions.
         keep: video tokens that the language model sees; default: all. Of fewer, those that show something are drawn
-            `FOREGROUND` times as likely as others; of a crowd, whole temporal grids.
+            `FOREGROUND` times as likely as others; of a crowd, whole temporal
+            grids, of which `keep` is to be a multiple.
     """
 
     def __init__(
@@ -186,11 +187,12 @@ class Videos(Dataset):
         """Numbers of the tokens to keep."""
         if self.keep == VIDEO_TOKENS:
             return torch.arange(VIDEO_TOKENS)
-        weights = np.where(shapes > 0, FOREGROUND, 1).astype(float)
         if scene.kind == "crowd":  # whole grids, so that things can be counted, and what flashes up is in one
             grids = rng.permutation(TEMPORAL_GRIDS)[: self.keep // CELLS**2]
-            grids[0] = scene.with_role("flash").first // TEMPORAL_PATCH
-            weights = np.repeat(np.isin(np.arange(TEMPORAL_GRIDS), grids), CELLS**2) + 1e-6 * weights
+            if (flash := scene.with_role("flash").first // TEMPORAL_PATCH) not in grids:
+                grids[0] = flash
+            return torch.arange(VIDEO_TOKENS).view(TEMPORAL_GRIDS, -1)[np.sort(grids)].flatten()
+        weights = np.where(shapes > 0, FOREGROUND, 1)
         kept = rng.choice(len(weights), self.keep, replace=False, p=weights / weights.sum())
         return torch.from_numpy(np.sort(kept))
 

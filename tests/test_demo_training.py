@@ -6,6 +6,7 @@ import pytest
 import torch
 import train_demo_model
 from demo_batches import Packer, Videos, make_patches
+from demo_initialization import initialize_attention
 from demo_learner import Learner
 from trained_demo import make_config, make_processor, train_tokenizer
 
@@ -27,11 +28,20 @@ def test_patches_are_those_of_the_video_processor(processor):
     torch.testing.assert_close(make_patches(frames[None]), made["pixel_values_videos"], atol=1e-5, rtol=1e-5)
 
 
+def test_kept_tokens_are_in_order_and_show_whole_grids_of_a_crowd():
+    for seed in range(12):
+        scene, kept = ms.make_scene(seed), Videos([seed], keep=128)[0].kept
+        assert len(kept) == 128 and (kept.diff() > 0).all()
+        if scene.kind == "crowd":
+            grids = set((kept // 64).tolist())
+            assert len(grids) == 2 and scene.with_role("flash").first // 2 in grids
+
+
 def test_packed_questions_are_answered_as_single_ones(processor):
     """What the training sees of a question is what `generate` sees: the same first logits."""
     torch.manual_seed(0)
     learner = Learner(make_config(processor.tokenizer), processor.tokenizer).eval()
-    train_demo_model.initialize_attention(learner.model)
+    initialize_attention(learner.model)
     model = FlashVIDQwen2_5_VLForConditionalGeneration(make_config(processor.tokenizer, retention_ratio=1.0)).eval()
     model.load_state_dict(learner.model.state_dict())
     batch = Packer(processor.tokenizer, processor.chat_template)([Videos([seed])[0] for seed in SEEDS])
@@ -55,20 +65,7 @@ def test_packed_questions_are_answered_as_single_ones(processor):
 
 def test_training_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     """Two steps of every stage, with a break in the middle, give the weights of an unbroken run."""
-    small = [
-        "--steps",
-        "2",
-        "2",
-        "2",
-        "--batch",
-        "1",
-        "--workers",
-        "0",
-        "--validation-videos",
-        "1",
-        "--test-videos",
-        "1",
-    ]
+    small = "--steps 2 2 2 --batch 1 --workers 0 --validation-videos 1 --test-videos 1".split()
 
     def train(*arguments: str) -> dict[str, torch.Tensor]:
         monkeypatch.setattr(sys, "argv", ["train_demo_model.py", *arguments, *small])

@@ -190,6 +190,10 @@ def test_labels_of_cells():
         empty = labels["shape"] == 0
         for name in ("colour", "direction", "size"):
             np.testing.assert_array_equal(labels[name] == 0, empty)
+        for thing in scene.things:
+            if thing.role == "crowd":  # it can be counted by the tokens that show it
+                x, y = int(thing.x) // CELL, int(thing.y) // CELL
+                assert (labels["shape"][0, y - 1 : y + 1, x - 1 : x + 1] == 1 + ms.SHAPES.index(thing.shape)).all()
         for grid in range(grids):
             there = [t for t in scene.things if t.first <= grid * FRAMES_PER_GRID < t.end]
             assert labels["centre"][grid].sum() == len(there)

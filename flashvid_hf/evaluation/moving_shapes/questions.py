@@ -64,7 +64,7 @@ class Prompt:
 
 
 def ask(scene: Scene) -> list[Question]:
-    """All questions about a scene, eight or nine."""
+    """All questions about a scene, seven to nine."""
     questions: list[Question] = []
     seen = {
         "shape": tuple(dict.fromkeys(thing.shape for thing in scene.things)),
