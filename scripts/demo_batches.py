@@ -149,8 +149,7 @@ class Videos(Dataset):
         choice_share: the part of the questions that are asked with options too; all are asked openly.
         grids: temporal grids of a video, drawn at random; default: all. Of fewer there are no questions.
         keep: video tokens that the language model sees; default: all. Of fewer, those that show something are drawn
-            `FOREGROUND` times as likely as others; of a crowd, whole temporal
-            grids, of which `keep` is to be a multiple.
+            `FOREGROUND` times as likely as others.
     """
 
     def __init__(
@@ -181,17 +180,12 @@ class Videos(Dataset):
         if self.grids < TEMPORAL_GRIDS:
             prompts = []
         labels = {name: torch.from_numpy(cells[grids].reshape(-1)) for name, cells in label_cells(scene).items()}
-        return Item(torch.from_numpy(frames), labels, prompts, self.choose(scene, labels["shape"].numpy(), rng))
+        return Item(torch.from_numpy(frames), labels, prompts, self.choose(labels["shape"].numpy(), rng))
 
-    def choose(self, scene: Scene, shapes: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+    def choose(self, shapes: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         """Numbers of the tokens to keep."""
         if self.keep == VIDEO_TOKENS:
             return torch.arange(VIDEO_TOKENS)
-        if scene.kind == "crowd":  # whole grids, so that things can be counted, and what flashes up is in one
-            grids = rng.permutation(TEMPORAL_GRIDS)[: self.keep // CELLS**2]
-            if (flash := scene.with_role("flash").first // TEMPORAL_PATCH) not in grids:
-                grids[0] = flash
-            return torch.arange(VIDEO_TOKENS).view(TEMPORAL_GRIDS, -1)[np.sort(grids)].flatten()
         weights = np.where(shapes > 0, FOREGROUND, 1)
         kept = rng.choice(len(weights), self.keep, replace=False, p=weights / weights.sum())
         return torch.from_numpy(np.sort(kept))

@@ -11,7 +11,7 @@ from trained_demo import WIDTH
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from flashvid_hf.evaluation.moving_shapes import COLOURS, DIRECTIONS, LABELS, SHAPES, TEXTURES
+from flashvid_hf.evaluation.moving_shapes import COLOURS, DIRECTIONS, LABELS, NUMBERS, SHAPES, TEXTURES
 
 STAGES = ("vision", "language", "all")
 # The smaller, the longer the words in a video token become. So they are about as long as those of a question.
@@ -23,6 +23,7 @@ CLASS_WORDS = {
     "direction": ("", " still", *DIRECTIONS),
     "size": ("", " small", ""),
     "texture": TEXTURES,
+    "number": ("", *NUMBERS),
     "centre": ("", ""),
 }
 CELL_WEIGHTS = (0.1, 4.0, 1.0)  # of video tokens that show nothing, something small, something big

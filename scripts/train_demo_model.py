@@ -5,8 +5,8 @@
 
 It learns in three stages:
 
-1. `vision`: the vision tower alone learns to say what each video token shows: shape, colour, direction, size, texture,
-   and whether a centre is there. What says it, linear heads, is thrown away.
+1. `vision`: the vision tower alone learns to say what each video token shows: shape, colour, direction, size, dots,
+   texture, and whether a centre is there. What says it, linear heads, is thrown away.
 2. `language`: the vision tower rests, and the language model learns to answer. To save time it sees `KEEP` of the 512
    video tokens at their own places, drawn at random with preference for those that show something.
 3. `all`: everything learns, on all video tokens.
@@ -204,7 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder for the checkpoint and the model's folder")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in OUTPUT")
-    parser.add_argument("--steps", type=int, nargs=3, default=[1800, 2000, 500], help="steps of each stage %(default)s")
+    parser.add_argument("--steps", type=int, nargs=3, default=[1800, 1300, 300], help="steps of each stage %(default)s")
     parser.add_argument("--batch", type=int, default=4, help="videos of a step (%(default)s)")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate (%(default)s)")
     parser.add_argument("--choice-share", type=float, default=0.3, help="questions with options too (%(default)s)")

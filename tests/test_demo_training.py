@@ -28,13 +28,12 @@ def test_patches_are_those_of_the_video_processor(processor):
     torch.testing.assert_close(make_patches(frames[None]), made["pixel_values_videos"], atol=1e-5, rtol=1e-5)
 
 
-def test_kept_tokens_are_in_order_and_show_whole_grids_of_a_crowd():
+def test_kept_tokens_are_in_order_and_mostly_show_something():
     for seed in range(12):
-        scene, kept = ms.make_scene(seed), Videos([seed], keep=128)[0].kept
-        assert len(kept) == 128 and (kept.diff() > 0).all()
-        if scene.kind == "crowd":
-            grids = set((kept // 64).tolist())
-            assert len(grids) == 2 and scene.with_role("flash").first // 2 in grids
+        item = Videos([seed], keep=128)[0]
+        assert len(item.kept) == 128 and (item.kept.diff() > 0).all()
+        shown = item.labels["shape"] > 0
+        assert shown[item.kept].float().mean() > 2 * shown.float().mean()
 
 
 def test_packed_questions_are_answered_as_single_ones(processor):

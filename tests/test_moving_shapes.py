@@ -30,20 +30,21 @@ def test_a_seed_says_everything():
 def test_scenes_do_not_drift():
     """Published numbers rely on these very videos."""
     first = ms.make_scene(ms.video_seeds("test", 1)[0])
-    assert first.kind == "crowd"
+    assert first.kind == "dice"
     assert asdict(first.things[0]) == {
-        "role": "crowd",
-        "shape": "triangle",
+        "role": "die",
+        "shape": "square",
         "colour": "yellow",
         "size": 24,
-        "x": 16,
-        "y": 16,
+        "x": 79.0,
+        "y": 33.28,
         "direction": None,
         "speed": 0.0,
         "first": 0,
         "end": 16,
+        "dots": 3,
     }
-    answers = ["green", "square", "blue", "cross", "one", "two", "one", "two"]
+    answers = ["red", "diamond", "green", "triangle", "three", "one", "four"]
     assert [prompt.answer for prompt in ms.make_prompts(first)] == [answer for answer in answers for _ in ms.FORMS]
 
 
@@ -107,7 +108,7 @@ def answer_from_things(scene: ms.Scene, text: str) -> set[str]:
     if "still" in words:
         return look(t for t in always if t.direction is None)
     if words[:2] == ["How", "many"]:
-        return {NUMBERS[sum(words[-1] in (t.shape, t.colour) for t in things) - 1]}
+        return {NUMBERS[t.dots - 1] for t in things if (t.colour, t.shape) == (words[-2], words[-1])}
     if "first" in words or "last" in words:
         big = sorted((t for t in things if t.size >= 20), key=lambda t: t.first)
         return look([big[0] if "first" in words else big[-1]])
@@ -156,6 +157,16 @@ def test_pixels_show_the_things(scene):
                 assert 0.25 * t.size**2 < box.sum() < 0.95 * t.size**2
 
 
+def test_dots_are_in_the_pixels():
+    for scene in (scene for scene in EXAMPLES if scene.kind == "dice"):
+        dark = ms.render(scene, scale=4, noise=0)[0].max(-1) < 60
+        for t in (t for t in scene.things if t.role == "die"):
+            left, top = int(4 * (t.x - t.size / 2)), int(4 * (t.y - t.size / 2))
+            box = dark[top : top + 4 * t.size, left : left + 4 * t.size]
+            one = np.pi * (2 * round(0.24 * t.size)) ** 2  # the area of a dot
+            assert box.sum() / one == pytest.approx(t.dots, abs=0.4)
+
+
 def test_motion_is_in_the_pixels():
     """The middle of the pixels of a colour moves the way that is named."""
     for scene in EXAMPLES:
@@ -191,9 +202,10 @@ def test_labels_of_cells():
         for name in ("colour", "direction", "size"):
             np.testing.assert_array_equal(labels[name] == 0, empty)
         for thing in scene.things:
-            if thing.role == "crowd":  # it can be counted by the tokens that show it
-                x, y = int(thing.x) // CELL, int(thing.y) // CELL
-                assert (labels["shape"][0, y - 1 : y + 1, x - 1 : x + 1] == 1 + ms.SHAPES.index(thing.shape)).all()
+            if thing.role == "die":
+                assert (
+                    labels["number"][labels["colour"] == 1 + list(ms.COLOURS).index(thing.colour)] == thing.dots
+                ).all()
         for grid in range(grids):
             there = [t for t in scene.things if t.first <= grid * FRAMES_PER_GRID < t.end]
             assert labels["centre"][grid].sum() == len(there)

@@ -2,7 +2,8 @@
 
 A video is 8 seconds of 16 frames with 128 x 128 pixels, or an mp4 file of the same. Everything follows from a whole
 number, the seed. Eight types of questions (`TYPES`) are about what a compression of video tokens may lose: what moves,
-flashes up, is small, is counted, follows or changes, stays still, or is before and after a scene cut.
+flashes up, is small, follows or changes, stays still, is before and after a scene cut, and how many dots a square has:
+one to four, so few that they are told at a glance, without counting over the picture.
 
     scene = make_scene(seed)
     frames = render(scene)  # uint8, shape (16, 128, 128, 3)
@@ -11,7 +12,7 @@ flashes up, is small, is counted, follows or changes, stays still, or is before 
 """
 
 from .dataset import SPLITS, moving_shapes, video_seeds
-from .questions import ANSWERS, FORMS, TYPES, Prompt, Question, ask, make_prompts
+from .questions import ANSWERS, FORMS, NUMBERS, TYPES, Prompt, Question, ask, make_prompts
 from .rendering import LABELS, label_cells, render, write_clip
 from .scenes import COLOURS, DIRECTIONS, FPS, KINDS, NUM_FRAMES, SHAPES, SIDE, TEXTURES, Scene, Thing, make_scene
 
@@ -23,6 +24,7 @@ __all__ = [
     "FPS",
     "KINDS",
     "LABELS",
+    "NUMBERS",
     "NUM_FRAMES",
     "SHAPES",
     "SIDE",

@@ -106,13 +106,9 @@ def ask(scene: Scene) -> list[Question]:
             add("cut", f"What is the background {role} the cut?", "texture", background.texture)
             add_looks("cut", f"{role} the cut", role)
     else:
-        crowd = [thing for thing in scene.things if thing.role == "crowd"]
-        for shape in dict.fromkeys(thing.shape for thing in crowd):
-            number = NUMBERS[sum(thing.shape == shape for thing in crowd) - 1]
-            add("count", f"How many shapes are a {shape}?", "number", number)
-        for colour in dict.fromkeys(thing.colour for thing in crowd):
-            number = NUMBERS[sum(thing.colour == colour for thing in crowd) - 1]
-            add("count", f"How many shapes are {colour}?", "number", number)
+        for die in scene.things:
+            if die.role == "die":
+                add("count", f"How many dots are on the {die.colour} square?", "number", NUMBERS[die.dots - 1])
     return questions
 
 

@@ -1,6 +1,7 @@
 """From a scene to frames, to an mp4 file, and to what is where in each frame."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from .scenes import (
     DIRECTIONS,
     FPS,
     FRAMES_PER_GRID,
+    MOST_DOTS,
     NUM_FRAMES,
     SHAPES,
     SIDE,
@@ -21,6 +23,14 @@ from .scenes import (
     Thing,
 )
 
+BLACK = (20, 20, 20)
+DOTS = (  # where they are, to the right and down, by their number
+    (),
+    ((0, 0),),
+    ((-1, -1), (1, 1)),
+    ((-1, -1), (0, 0), (1, 1)),
+    ((-1, -1), (1, -1), (-1, 1), (1, 1)),
+)
 NOISE = 4.0  # standard deviation of the camera noise, of 255
 LEAST_COVER = 0.08  # the part of a cell that a thing covers for the cell to show it
 LABELS = {  # classes of each label; 0 is "nothing here" where the comment says so
@@ -29,6 +39,7 @@ LABELS = {  # classes of each label; 0 is "nothing here" where the comment says 
     "direction": 2 + len(DIRECTIONS),  # 0: nothing, 1: stays still
     "size": 3,  # 0: nothing, 1: small, 2: big
     "texture": len(TEXTURES),
+    "number": 1 + MOST_DOTS,  # dots on the thing; 0: none
     "centre": 2,  # 1: the centre of a thing lies in this cell
 }
 
@@ -91,6 +102,15 @@ def cover_of(thing: Thing, frame: int, scale: int = 1) -> tuple[slice, slice, np
     return rows, columns, np.clip(0.5 - scale * distance(thing.shape, px[None] - x, py[:, None] - y, half), 0, 1)
 
 
+def dots_of(thing: Thing) -> list[Thing]:
+    """The dots on a thing, as things of their own."""
+    step, size = 0.24 * thing.size, round(0.24 * thing.size)
+    return [
+        replace(thing, shape="circle", size=size, x=thing.x + step * dx, y=thing.y + step * dy, dots=0)
+        for dx, dy in DOTS[thing.dots]
+    ]
+
+
 def render(scene: Scene, scale: int = 1, noise: float = NOISE, frames: Sequence[int] = range(NUM_FRAMES)) -> np.ndarray:
     """The frames of a scene.
 
@@ -112,12 +132,13 @@ def render(scene: Scene, scale: int = 1, noise: float = NOISE, frames: Sequence[
     for background in scene.backgrounds:
         pictures[[background.first <= frame < background.end for frame in frames]] = draw_background(background, scale)
     for thing in scene.things:
-        colour = np.array(COLOURS[thing.colour], np.float32)
+        painted = [(thing, COLOURS[thing.colour])] + [(dot, BLACK) for dot in dots_of(thing)]
         for picture, frame in zip(pictures, frames, strict=True):
             if thing.first <= frame < thing.end:
-                rows, columns, cover = cover_of(thing, frame, scale)
-                patch = picture[rows, columns]
-                patch += cover[..., None].astype(np.float32) * (colour - patch)
+                for part, colour in painted:
+                    rows, columns, cover = cover_of(part, frame, scale)
+                    patch = picture[rows, columns]
+                    patch += cover[..., None].astype(np.float32) * (np.array(colour, np.float32) - patch)
     if noise > 0:
         rng = np.random.default_rng([scene.seed, 1])
         pictures += np.float32(noise) * rng.standard_normal(pictures.shape, np.float32)
@@ -143,6 +164,7 @@ def label_cells(scene: Scene) -> dict[str, np.ndarray]:
             "colour": 1 + list(COLOURS).index(thing.colour),
             "direction": 2 + list(DIRECTIONS).index(thing.direction) if thing.direction else 1,
             "size": 1 if thing.is_small else 2,
+            "number": thing.dots,
         }
         for grid in range(thing.first // FRAMES_PER_GRID, thing.end // FRAMES_PER_GRID):
             cover = np.zeros((SIDE, SIDE))

@@ -9,7 +9,7 @@ downwards. There are five kinds of scene:
 * `story`: three big shapes, one after another; a small one moves all the time.
 * `change`: one shape turns into another colour, one into another shape; a small one moves; one flashes up.
 * `cut`: a scene cut; each of the two shots has a background and one big moving shape.
-* `crowd`: three to seven big shapes that share colours and shapes; a small one; one that flashes up.
+* `dice`: three squares that stay still, with one to four dots; a small shape; one that flashes up.
 """
 
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ COLOURS = {
 }
 TEXTURES = ("stripes", "checks", "dots", "waves", "bricks", "plain")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-KINDS = ("parade", "story", "change", "cut", "crowd")
-COUNTS = ((1, 2), (3, 4), (1, 4), (2, 3), (1, 3), (2, 4))  # of a crowd: each number comes three times
+KINDS = ("parade", "story", "change", "cut", "dice")
+MOST_DOTS = 4  # on a die
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,14 @@ class Thing:
     """One shape, with one look.
 
     Args:
-        role: what the scene uses it for, unique within a scene but for `mover` and `crowd`.
+        role: what the scene uses it for, unique within a scene but for `mover` and `die`.
         shape, colour: of `SHAPES` and `COLOURS`.
         size: pixels from side to side: 24 to 28 if big, 12 if small.
         x, y: pixels; the centre in frame 0, whether the thing is there then or not.
         direction: of `DIRECTIONS`, or None if it stays still.
         speed: pixels a frame.
         first, end: the frames in which it is there, from `first` up to before `end`.
+        dots: black dots on it, arranged as on a die: 1 to 4, or 0 for none.
     """
 
     role: str
@@ -63,6 +64,7 @@ class Thing:
     speed: float = 0.0
     first: int = 0
     end: int = NUM_FRAMES
+    dots: int = 0
 
     @property
     def is_small(self) -> bool:
@@ -229,22 +231,19 @@ class Sampler:
         ]
         return backgrounds, things
 
-    def crowd(self) -> tuple[list[Background], list[Thing]]:
-        counts = COUNTS[self.rng.integers(len(COUNTS))]
-        number = sum(counts)
-        shapes = np.repeat(self.shapes[:2], counts)
-        colours = self.rng.permutation(np.repeat(self.colours[:2], counts))
-        slots = self.rng.permutation(9)  # three in each of three lanes
-        things = []
-        for slot, shape, colour in zip(slots, shapes, colours, strict=False):
-            # Centres lie on corners of cells: every thing covers four cells, and so a share of tokens tells the number.
-            across = LANE * self.lanes[slot // 3] + LANE // 2
-            starts = [CELL * int(self.rng.integers(1, 3)), SIDE // 2, SIDE - CELL * int(self.rng.integers(1, 3))]
-            along = starts[slot % 3]
-            x, y = (along, across) if self.is_horizontal else (across, along)
-            things.append(Thing("crowd", str(shape), str(colour), size=24, x=x, y=y))
-        assert len(things) == number  # at most seven, in nine slots
-        looks = list(zip(self.shapes[2:4], self.colours[2:4], strict=True))
+    def dice(self) -> tuple[list[Background], list[Thing]]:
+        things = [
+            Thing(
+                "die",
+                "square",
+                self.colours[i],
+                **self.place(self.lanes[i]),
+                dots=int(self.rng.integers(1, MOST_DOTS + 1)),
+            )
+            for i in range(3)
+        ]
+        shapes = [shape for shape in self.shapes if shape != "square"]
+        looks = list(zip(shapes[:2], self.colours[3:5], strict=True))
         return [self.background(self.textures(1)[0])], things + self.small_and_flash(self.lanes[3], looks, moves=False)
 
 
