@@ -39,12 +39,11 @@ bench: env  ## Measure speed and memory on this machine, into benchmarks/ (some 
 	.venv/bin/python scripts/bench_compression.py
 	.venv/bin/python scripts/bench_generation.py
 
-hub-configs: env  ## Write hub_configs/ from the table in scripts/make_hub_configs.py
+hub-configs: env  ## Write hub_configs/ from the table in scripts/make_hub_configs.py and from the package
 	.venv/bin/python scripts/make_hub_configs.py
 
-check: env  ## Check the recipes of hub_configs/ and the demo's folder with `flashvid-hf check`
-	.venv/bin/python scripts/build_demo_model.py build/flashvid-demo
-	.venv/bin/flashvid-hf check hub_configs/*/ build/flashvid-demo
+check: env  ## Check the recipes of hub_configs/ and the trained demo there with `flashvid-hf check`
+	.venv/bin/flashvid-hf check hub_configs/*/
 
 lint: env  ## Check style, format and types
 	.venv/bin/ruff check .

@@ -9,15 +9,16 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from flashvid_hf import read_video  # importing the package registers its models with the Auto classes
 
-name = sys.argv[1] if len(sys.argv) > 1 else "build/flashvid-demo"
-video = sys.argv[2] if len(sys.argv) > 2 else "examples/clip.mp4"
+name = sys.argv[1] if len(sys.argv) > 1 else "hub_configs/flashvid-demo"
+video = sys.argv[2] if len(sys.argv) > 2 else "examples/moving_shapes.mp4"
 
 model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", device_map="auto", retention_ratio=0.1)
 processor = AutoProcessor.from_pretrained(name)
 
-clip = read_video(video, num_frames=32)
-question = [{"type": "video"}, {"type": "text", "text": "What happens in this video?"}]
-prompt = processor.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
+clip = read_video(video, num_frames=16)
+question = "What colour does the triangle turn into? Answer with one word."
+content = [{"type": "video"}, {"type": "text", "text": question}]
+prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 inputs = processor(
     text=[prompt],
     videos=[clip.frames],

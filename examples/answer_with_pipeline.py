@@ -10,10 +10,11 @@ import sys
 
 from transformers import pipeline
 
-model = sys.argv[1] if len(sys.argv) > 1 else "build/flashvid-demo"
-video = sys.argv[2] if len(sys.argv) > 2 else "examples/clip.mp4"
+model = sys.argv[1] if len(sys.argv) > 1 else "hub_configs/flashvid-demo"
+video = sys.argv[2] if len(sys.argv) > 2 else "examples/moving_shapes.mp4"
 
 pipe = pipeline("video-text-to-text", model=model, trust_remote_code=True)
-(answer,) = pipe(video, text="What happens in this video?", num_frames=32, max_new_tokens=32)
+question = "What colour does the triangle turn into? Answer with one word."
+(answer,) = pipe(video, text=question, num_frames=16, max_new_tokens=32)
 print(answer["generated_text"])
 print(answer["video_tokens"])

@@ -4,7 +4,7 @@ It has everything that a published folder has (configuration, weights, generatio
 the family's special tokens, the code, a card) and runs in seconds on a CPU. Its weights are random: it shows how many
 tokens there are and what they cost, and says nothing sensible.
 
-    python scripts/build_demo_model.py build/flashvid-demo --family qwen2_5_vl
+    python scripts/build_demo_model.py build/random-demo --family qwen2_5_vl
 """
 
 import argparse
@@ -246,7 +246,7 @@ def build_demo_model(folder: str | Path, family: str = "qwen2_5_vl", seed: int =
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", default="build/flashvid-demo")
+    parser.add_argument("folder", nargs="?", default="build/random-demo")
     parser.add_argument("--family", default="qwen2_5_vl", choices=SHAPES)
     arguments = parser.parse_args()
     print(build_demo_model(arguments.folder, arguments.family))

@@ -1,9 +1,9 @@
 """Ask a model about a video, without FlashVID and with it, and show what each costs.
 
-make demo                                            the demo checkpoint (random weights), no download
-make demo FAMILY=qwen3_vl                            the same in the shape of another family
+make demo                                            the trained demo model on its own video, no download
+make demo FAMILY=qwen3_vl                            random weights in the shape of a family: token counts and times
 make demo MODEL=Qwen/Qwen2.5-VL-3B-Instruct          real weights, of upstream or with FlashVID
-make demo VIDEO=holiday.mp4 ARGS='--question "Where is this?" --num-frames 64'
+make demo MODEL=... VIDEO=holiday.mp4 ARGS='--question "Where is this?" --num-frames 64'
 """
 
 import argparse
@@ -20,23 +20,37 @@ from transformers.utils import logging as transformers_logging
 from flashvid_hf import find_family, load_processor
 
 ROOT = Path(__file__).resolve().parent.parent
+# What the trained model is asked: it knows such videos, of 16 frames, and nothing else.
+TRAINED = {
+    "model": ROOT / "hub_configs" / "flashvid-demo",
+    "video": ROOT / "examples" / "moving_shapes.mp4",
+    "question": "What colour does the triangle turn into? Answer with one word.",
+    "num_frames": 16,
+}
+# What any other model is asked.
+ORDINARY = {"video": ROOT / "examples" / "clip.mp4", "question": "What happens in this video?", "num_frames": 32}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder or Hub id; default: the demo checkpoint, built once")
-    parser.add_argument("--family", default="qwen2_5_vl", choices=SHAPES, help="of the demo checkpoint")
-    parser.add_argument("--video", default=ROOT / "examples" / "clip.mp4", help="a video file")
-    parser.add_argument("--question", default="What happens in this video?")
-    parser.add_argument("--num-frames", type=int, default=32)
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--model", help="folder or Hub id; default: hub_configs/flashvid-demo")
+    chosen.add_argument("--family", choices=SHAPES, help="a checkpoint with random weights in this family's shape")
+    parser.add_argument("--video", help=f"a video file; default: {TRAINED['video'].name} for the trained demo model")
+    parser.add_argument("--question")
+    parser.add_argument("--num-frames", type=int)
     parser.add_argument("--retention-ratio", type=float, default=0.1)
     parser.add_argument("--max-new-tokens", type=int, default=16)
-    return parser.parse_args()
+    given = parser.parse_args()
+    for name, value in (ORDINARY if given.model or given.family else TRAINED).items():
+        if getattr(given, name) is None:
+            setattr(given, name, value)
+    return given
 
 
-def prepare_demo_model(family: str) -> Path:
-    """The demo checkpoint, built once and again where the code that it carries has changed."""
-    folder = ROOT / "build" / ("flashvid-demo" if family == "qwen2_5_vl" else f"flashvid-demo-{family}")
+def prepare_random_model(family: str) -> Path:
+    """A checkpoint with random weights, built once and again where the code that it carries has changed."""
+    folder = ROOT / "build" / f"random-demo-{family}"
     weights = folder / "model.safetensors"
     sources = [*(ROOT / "flashvid_hf").glob("*.py"), ROOT / "scripts" / "build_demo_model.py"]
     if not weights.exists() or weights.stat().st_mtime < max(source.stat().st_mtime for source in sources):
@@ -47,7 +61,7 @@ def prepare_demo_model(family: str) -> Path:
 def main() -> None:
     arguments = parse_arguments()
     transformers_logging.set_verbosity(logging.ERROR)
-    name = arguments.model or str(prepare_demo_model(arguments.family))
+    name = str(prepare_random_model(arguments.family) if arguments.family else arguments.model)
 
     on_gpu = torch.cuda.is_available()
     placement = {"device_map": "auto", "dtype": "auto"} if on_gpu else {}
@@ -76,11 +90,13 @@ def main() -> None:
     print("\nTimes are of one run on this machine, reading the file included.\n")
     for label, (answer, _, _) in answers.items():
         print(f"{label}: {answer['generated_text']!r}")
-    if arguments.model is None:
+    if arguments.family:
         print(
-            "\nThe demo checkpoint has random weights: the answers mean nothing, the token counts are those of any "
-            "model.\nFor real answers pass a model, for example MODEL=Qwen/Qwen2.5-VL-3B-Instruct."
+            "\nThis checkpoint has random weights: the answers mean nothing, the token counts are those of any model.\n"
+            "For real answers pass a model, for example MODEL=Qwen/Qwen2.5-VL-3B-Instruct."
         )
+    elif arguments.model == TRAINED["model"]:
+        print("\nThe model is small and knows questions about moving shapes: see hub_configs/flashvid-demo/README.md.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Write the folders of `hub_configs/`: one recipe for each published model, from the table below.
+"""Write the folders of `hub_configs/`: a recipe for each published model, and the code of the trained demo.
 
-A recipe holds what is FlashVID's: its settings, the names of the code, the base's id, the card, and published accuracy
-in the Hub's format. What belongs to the base is read from the base when a repository is built from the recipe.
+A recipe, from the table below, holds what is FlashVID's: its settings, the names of the code, the base's id, the card,
+and published accuracy in the Hub's format. What belongs to the base is read from the base when a repository is built
+from the recipe. The demo is a complete repository: what its training wrote stays as it is, and the code beside it
+follows the package.
 
     python scripts/make_hub_configs.py            # writes
     python scripts/make_hub_configs.py --check    # compares, and names the first file that differs
@@ -14,6 +16,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from flashvid_hf import modeling_flashvid_qwen2_5_vl
 from flashvid_hf.configuration_flashvid import default_llm_retention_ratio, default_pruning_layer
 from flashvid_hf.families import family_of_type
 from flashvid_hf.pipeline_flashvid import CUSTOM_PIPELINES
@@ -28,6 +33,19 @@ RETENTION_RATIO = 0.1
 # What differs from the base's processor. Upstream warns where this is not said, as its default is going to change.
 QWEN_PROCESSING = {"video_processor": {"cap_pixels_per_frame": False}}
 PROCESSING = {"qwen2_5_vl": QWEN_PROCESSING, "qwen3_vl": QWEN_PROCESSING, "qwen3_vl_moe": QWEN_PROCESSING}
+DEMO = "flashvid-demo"
+# What `train_demo_model.py` wrote, and only it can write again.
+TRAINED_FILES = (
+    "README.md",
+    "accuracy.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 
 class Recipe(NamedTuple):
@@ -99,11 +117,13 @@ when a repository is built, and the number of layers below is compared with the 
 flashvid-hf export hub_configs/{example} build/{example}
 ```
 
-A complete folder, with code and (random) weights, is the demo's: `make demo` builds it in `build/flashvid-demo`.
+[`{demo}`]({demo}) is a complete repository, with code and weights: a small model of this project's own, trained on
+synthetic videos by [`scripts/train_demo_model.py`](../scripts/train_demo_model.py). `make demo` asks it.
 
-The folders here are written by [`scripts/make_hub_configs.py`](../scripts/make_hub_configs.py) (`make hub-configs`)
-from one table, and a test compares them with what it writes. `retention_ratio` is {ratio} in all of them;
-`pruning_layer` and `llm_retention_ratio` follow from the number of layers, so that {ratio} is the average over the
+The recipes, and the demo's copy of the code, are written by
+[`scripts/make_hub_configs.py`](../scripts/make_hub_configs.py) (`make hub-configs`) from one table and from the
+package, and a test compares them with what it writes. `retention_ratio` is {ratio} in all of them; `pruning_layer` and
+`llm_retention_ratio` follow from the number of layers, so that {ratio} is the average over the
 layers.
 
 {table}
@@ -161,12 +181,21 @@ def make_readme() -> str:
         shown = (recipe.num_layers, settings["pruning_layer"], settings["llm_retention_ratio"])
         rows.append(f"| [`{recipe.name}`]({recipe.name}) | {' | '.join(map(str, shown))} |")
     example = RECIPES[0].name
-    return FOLDER_README.format(namespace=NAMESPACE, example=example, ratio=RETENTION_RATIO, table="\n".join(rows))
+    return FOLDER_README.format(
+        namespace=NAMESPACE, example=example, demo=DEMO, ratio=RETENTION_RATIO, table="\n".join(rows)
+    )
+
+
+def find_code() -> list[Path]:
+    """The modules that `save_pretrained` puts beside the demo's weights."""
+    module = modeling_flashvid_qwen2_5_vl.__file__
+    return [Path(path) for path in (module, *get_relative_import_files(module))]
 
 
 def make_files() -> dict[str, str]:
-    """The text of every file of `hub_configs/`, by path."""
+    """The text of every file of `hub_configs/` but the demo's trained ones, by path."""
     files = {"README.md": make_readme()}
+    files.update({f"{DEMO}/{path.name}": path.read_text() for path in find_code()})
     for recipe in RECIPES:
         files.update({f"{recipe.name}/{path}": text for path, text in make_recipe(recipe).items()})
     return files
@@ -174,14 +203,14 @@ def make_files() -> dict[str, str]:
 
 def find_difference(folder: Path) -> str | None:
     """What is wrong with the first file that is missing, changed or not from here; `None` if all are as made."""
-    made = make_files()
+    made, trained = make_files(), {f"{DEMO}/{name}" for name in TRAINED_FILES}
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    for path in sorted(made.keys() | found):
+    for path in sorted(made.keys() | trained | found):
         if path not in found:
             return f"{folder / path} is missing"
-        if path not in made:
+        if path not in made.keys() | trained:
             return f"{folder / path} is not written by this script"
-        if (folder / path).read_bytes() != made[path].encode():
+        if path in made and (folder / path).read_bytes() != made[path].encode():
             return f"{folder / path} differs from what this script writes"
     return None
 
@@ -196,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
             target = options.folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(text.encode())
-        print(f"wrote {len(RECIPES)} recipes to {options.folder}")
+        print(f"wrote {len(RECIPES)} recipes and the demo's code to {options.folder}")
     # After writing only what this script did not write can differ. It is left there: it may be someone's work.
     if difference := find_difference(options.folder):
         sys.exit(

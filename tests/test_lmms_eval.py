@@ -1,4 +1,4 @@
-"""lmms-eval's own command line with the model `flashvid`, on a local task with the demo clip.
+"""lmms-eval's own command line with the model `flashvid`, on local tasks: the demo clip, and videos of MovingShapes.
 
 Runs where lmms-eval is installed: `make test-lmms-eval`, in an environment of its own.
 """
@@ -19,14 +19,16 @@ from transformers import Pipeline
 
 pytest.importorskip("lmms_eval", reason="needs lmms-eval, which `make test-lmms-eval` installs apart")
 
+from flashvid_hf.evaluation import moving_shapes as ms
 from flashvid_hf.evaluation.lmms_eval_model import FlashVIDForLmmsEval, _cut, _read_generation
 from flashvid_hf.tools.loading import load_pipeline
 
 QUESTIONS = ("What rolls?", "Which colour has the square?", "What follows the night?", "Who passes whom?", "Why?")
 NUM_FRAMES = 8
-UNTIL = "m"  # many answers of the demo model have one
+UNTIL = "m"  # many answers of a model with random weights have one
+TRAINED = CLIP.parents[1] / "hub_configs" / "flashvid-demo"
 TASK = """\
-task: flashvid_clip
+task: {task}
 dataset_path: json
 dataset_kwargs:
   data_files:
@@ -66,9 +68,16 @@ def build_work(folder: Path) -> None:
     (folder / "tasks").mkdir(parents=True)
     for family in ("qwen2_5_vl", "llava_video"):
         build_flashvid_folder(folder / family, family)
-    rows = [{"video": str(CLIP), "question": question, "answer": "A"} for question in QUESTIONS]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "tasks" / "flashvid_clip.yaml").write_text(TASK.format(data=folder / "data.jsonl", until=UNTIL))
+    shapes = []
+    for scene in map(ms.make_scene, ms.video_seeds("test", 3)):
+        video = str(ms.write_clip(scene, folder / f"{scene.seed}.mp4"))
+        prompts = [prompt for prompt in ms.make_prompts(scene) if prompt.form == "open"]
+        shapes += [{"video": video, "question": prompt.text, "answer": prompt.answer} for prompt in prompts]
+    clip = [{"video": str(CLIP), "question": question, "answer": "A"} for question in QUESTIONS]
+    for task, rows, until in (("flashvid_clip", clip, UNTIL), ("shapes", shapes, "\\n")):
+        data = folder / f"{task}.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "tasks" / f"{task}.yaml").write_text(TASK.format(task=task, data=data, until=until))
     (folder / "tasks" / "utils.py").write_text(UTILS)
 
 
@@ -77,14 +86,16 @@ def work(tmp_path_factory) -> Path:
     return once(tmp_path_factory, "lmms-eval", build_work)
 
 
-def lmms_eval(work: Path, output: Path, model_args: str, *arguments: str, processes: int = 1) -> str:
+def lmms_eval(
+    work: Path, output: Path, model_args: str, *arguments: str, processes: int = 1, task: str = "flashvid_clip"
+) -> str:
     """Run the command line, and return what it wrote."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     home = {"HF_HOME": str(work / "home"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [
             *(sys.executable, *(launcher if processes > 1 else ()), "-m", "lmms_eval", "--model", "flashvid"),
-            *("--model_args", model_args, "--tasks", "flashvid_clip", "--include_path", str(work / "tasks")),
+            *("--model_args", model_args, "--tasks", task, "--include_path", str(work / "tasks")),
             *("--device", "cpu", "--log_samples", "--output_path", str(output), *arguments),
         ],
         env={**os.environ, **home},
@@ -135,6 +146,15 @@ def test_answers_are_those_of_the_pipeline(family, ratio, arguments, processes, 
     assert {stage: logged[f"avg_video_tokens_{stage}"] for stage in counts} == counts
     if processes > 1:
         assert "rank 1" in written.lower(), written[-3000:]
+
+
+def test_the_trained_model_sees(work, tmp_path):
+    model_args = f"pretrained={TRAINED},num_frames={ms.NUM_FRAMES},retention_ratio=0.1"
+    written = lmms_eval(work, tmp_path, model_args, task="shapes")
+    (path,) = tmp_path.rglob("*_results.json")
+    results = json.loads(path.read_text())
+    assert results["results"]["shapes"]["exact,none"] > 0.5, written[-3000:]  # guessing: a quarter and less
+    assert results["throughput"]["avg_video_tokens_entered"] == 64
 
 
 @pytest.mark.parametrize(

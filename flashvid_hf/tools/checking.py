@@ -1,6 +1,6 @@
 """`check`: proves that a Hub folder is right.
 
-    for result in run_checks("build/flashvid-demo"):
+    for result in run_checks("hub_configs/flashvid-demo"):
         result.title, result.status, result.message
 
 A recipe of `hub_configs/` gets the checks that need no base model; a folder with code is also loaded and run, in a

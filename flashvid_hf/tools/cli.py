@@ -273,7 +273,7 @@ def check(
     """Prove that folders are right: code, card, loading, equality with upstream, token counts, snippets.
 
     The code of a folder is run, in processes without network and without the package, unless it breaks the rules.
-    Recipes have no code: only what needs no base is checked. `flashvid-hf check build/flashvid-demo`
+    Recipes have no code: only what needs no base is checked. `flashvid-hf check hub_configs/flashvid-demo`
     """
     from .checking import run_checks
 

@@ -1,6 +1,8 @@
-"""Makes examples/clip.mp4: eight seconds in four scenes with hard cuts, drawn with numpy, encoded with PyAV.
+"""Makes the clips of examples/, drawn with numpy and encoded with PyAV.
 
-    python scripts/make_demo_clip.py
+    python scripts/make_demo_clips.py
+
+moving_shapes.mp4 is a video of MovingShapes' test split. clip.mp4 has eight seconds in four scenes with hard cuts.
 
 The scenes: a red ball crosses a meadow, a blue square falls before a brick wall, a green triangle circles in the night
 sky, a yellow disc and a purple square pass each other over sand. Backgrounds are textured, two of them pan, and all are
@@ -15,9 +17,12 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from flashvid_hf.evaluation.moving_shapes import make_scene, video_seeds, write_clip
+
 WIDTH, HEIGHT = 336, 252  # pixels; multiples of 28, the side that Qwen2.5-VL's video processor rounds to
 FPS = 24
 SECONDS_PER_SCENE = 2
+MOVING_SHAPES = 6  # number of the video in the test split; a triangle turns blue
 NOISE = 1.5  # standard deviation of the camera noise, of 255
 
 X, Y = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
@@ -161,11 +166,15 @@ def sand(rng: np.random.Generator) -> Scene:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path(__file__).resolve().parents[1] / "examples" / "clip.mp4"
-    parser.add_argument("--output", type=Path, default=default, help="the file to write (default: examples/clip.mp4)")
-    output = parser.parse_args().output
-    output.parent.mkdir(parents=True, exist_ok=True)
+    default = Path(__file__).resolve().parents[1] / "examples"
+    parser.add_argument("--output", type=Path, default=default, help="the folder to write to (default: examples)")
+    folder = parser.parse_args().output
+    folder.mkdir(parents=True, exist_ok=True)
+    seeds = video_seeds("test", MOVING_SHAPES + 1)
+    shapes = write_clip(make_scene(seeds[MOVING_SHAPES]), folder / "moving_shapes.mp4")
+    print(f"{shapes}: {shapes.stat().st_size / 1000:.0f} kB")
 
+    output = folder / "clip.mp4"
     rng = np.random.default_rng(0)
     scenes = [make(rng) for make in (meadow, wall, night, sand)]
     frames_per_scene = FPS * SECONDS_PER_SCENE

@@ -1,0 +1,110 @@
+"""The key/value cache of a compressed prompt."""
+
+from collections.abc import Callable
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from .report import CompressionReport
+
+
+class FlashVIDCache(DynamicCache):
+    """A `DynamicCache` that holds fewer tokens than the prompt had, and fewer still above the pruning layer.
+
+    `get_seq_length()` counts the tokens of the original sequence, because that is what `generate` slices its inputs
+    by and what positions continue from.
+
+    Args:
+        lower_mask, upper_mask: which cached columns are real tokens below and from the pruning layer on, with shape
+            (B, cached columns) each; `None` where nothing is padded.
+        num_dropped: columns of the original sequence that the lower layers do not hold.
+        pruning_layer: from which layer on fewer columns are held than below; `None` if all layers hold the same.
+        rope_deltas: how far positions are ahead of columns after the prompt, with shape (B, 1), in families whose
+            videos take fewer positions than tokens. Upstream keeps that of the last prompt on the model.
+        compressed: whether the cache holds a compressed prompt, so that masks and lengths are its own.
+        reports: what was compressed, a report for every prefill, and for every later call that had videos.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.lower_mask: torch.Tensor | None = None
+        self.upper_mask: torch.Tensor | None = None
+        self.num_dropped = 0
+        self.pruning_layer: int | None = None
+        self.rope_deltas: torch.Tensor | None = None
+        self.compressed = False
+        self.reports: tuple[CompressionReport, ...] = ()
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return super().get_seq_length(layer_idx) + self.num_dropped
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.num_cached(layer_idx)
+
+    def num_cached(self, layer_idx: int = 0) -> int:
+        """Columns that a layer really holds."""
+        return super().get_seq_length(layer_idx)
+
+    def account(
+        self,
+        lower_mask: torch.Tensor | None,
+        upper_mask: torch.Tensor | None,
+        num_dropped: int,
+        pruning_layer: int | None,
+    ) -> None:
+        """Note what a call on a compressed prompt has added: masks over all columns cached, and what was dropped."""
+        self.compressed = True
+        self.lower_mask, self.upper_mask = lower_mask, upper_mask
+        self.num_dropped += num_dropped
+        if pruning_layer is not None:
+            self.pruning_layer = pruning_layer
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)
+        if tokens_to_remove:
+            self._update_masks(lambda mask: mask[:, : -abs(tokens_to_remove)])
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._update_rows(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._update_rows(lambda rows: rows.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._update_rows(lambda rows: rows[indices])
+
+    def reset(self) -> None:
+        super().reset()
+        self._clear()
+
+    def _update_rows(self, update: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._update_masks(update)
+        if self.rope_deltas is not None:
+            self.rope_deltas = update(self.rope_deltas)
+
+    def _update_masks(self, update: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        if self.lower_mask is not None:
+            self.lower_mask = update(self.lower_mask)
+        if self.upper_mask is not None:
+            self.upper_mask = update(self.upper_mask)
+
+
+def is_compressed(cache: Cache | None) -> bool:
+    """Whether a cache holds a compressed prompt."""
+    return isinstance(cache, FlashVIDCache) and cache.compressed
+
+
+def check_cache(cache: Cache | None) -> None:
+    """Raise a `ValueError` if a compressed prompt cannot be put into the cache."""
+    if cache is not None and not isinstance(cache, FlashVIDCache):
+        raise ValueError(
+            f"`past_key_values` is a `{type(cache).__name__}`: a compressed prompt needs a `FlashVIDCache`. Pass none, "
+            "or the cache that an earlier call of this model returned."
+        )

@@ -1,0 +1,64 @@
+"""What the models return: upstream's outputs, and what became of the videos.
+
+Legend: B batch, M columns that enter the language model, L columns that are left from the pruning layer on.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+
+from .compressed_video import CompressedVideo
+from .report import CompressionReport
+from .stopwatch import Stopwatch
+
+
+@dataclass
+class FlashVIDVideoOutput(BaseModelOutputWithPooling):
+    """Output of `get_video_features`.
+
+    Args:
+        pooler_output: the rows of every video that enter the language model, with shape (rows, D) each: its kept
+            tokens, and in some families newlines.
+        last_hidden_state: patches of the vision tower; `None` for compressed videos, which it need not hold at once.
+        videos: how each video was compressed; `None` if none was.
+        settings: the configuration that they were encoded with.
+        stopwatch: how long encoding and compression took; `None` if no video was compressed.
+        deepstack_features: for each level, rows of every video's kept tokens; only of families that have them.
+    """
+
+    videos: tuple[CompressedVideo, ...] | None = None
+    settings: Any = None
+    stopwatch: Stopwatch | None = None
+    deepstack_features: list[tuple[torch.Tensor, ...]] | None = None
+
+
+@dataclass
+class FlashVIDModelOutput(BaseModelOutputWithPast):
+    """Output of a base model.
+
+    Args:
+        last_hidden_state: with shape (B, L, D). `hidden_states` and `attentions` have M columns below the pruning
+            layer and L from it on.
+        token_index: input column of every row of `last_hidden_state`, with shape (B, L), -1 for padding. `None` in
+            calls without videos, where all columns are left.
+        report: what was compressed; `None` in calls that continue a cache without a video of their own.
+    """
+
+    token_index: torch.Tensor | None = None
+    report: CompressionReport | None = None
+
+
+@dataclass
+class FlashVIDCausalLMOutput(CausalLMOutputWithPast):
+    """Output of a generative model.
+
+    Args:
+        loss: over the labels of the columns that are left.
+        logits: of the columns that are left, with shape (B, L, vocabulary).
+        token_index, report: see `FlashVIDModelOutput`.
+    """
+
+    token_index: torch.Tensor | None = None
+    report: CompressionReport | None = None

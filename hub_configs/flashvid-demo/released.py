@@ -1,0 +1,75 @@
+"""What the released code does differently from the paper, for `behavior="released"` only.
+
+It reproduces the published numbers; nothing else uses it. Where the released code leaves a choice to `torch.topk`
+among equal values, or to the rounding of `torch.cdist`, so does this, frame by frame. The random noise that the
+released code adds to break ties is zero here.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def released_segment_lengths(
+    similarity: torch.Tensor, *, segment_threshold: float, min_segment_num: int, complementary_segment: bool
+) -> torch.Tensor:
+    """Frames of every segment as the released code counts them, with shape (S,).
+
+    It draws the complementary cuts from all transitions, so a taken one is drawn again once no free one is left. That
+    adds segments of length zero to the list and changes nothing else: the frames are grouped as by `segment_video`.
+
+    Args:
+        similarity: cosine similarity of neighbouring frames, with shape (T - 1,).
+    """
+    cut = similarity < segment_threshold
+    cuts = cut.nonzero()[:, 0]
+    missing = min(max(min_segment_num - 1 - len(cuts), 0), len(similarity))
+    if complementary_segment and missing:
+        drawn = similarity.masked_fill(cut, float("inf")).topk(missing, largest=False).indices
+        cuts = torch.cat([cuts, drawn]).sort().values
+    ends = F.pad(cuts + 1, (0, 1), value=len(similarity) + 1)
+    return ends.diff(prepend=ends.new_zeros(1))
+
+
+def released_clusters(num_roots: torch.Tensor, num_clusters: torch.Tensor, all_roots: torch.Tensor) -> torch.Tensor:
+    """Clusters of every frame with shape (T,): each frame rounds its share up, so a segment may exceed its budget.
+
+    Args:
+        num_roots: tree roots of every frame.
+        num_clusters, all_roots: clusters and tree roots of the whole segment of every frame.
+    """
+    share = (num_roots * (num_clusters.double() / all_roots)).ceil().long()
+    return torch.where(num_clusters < all_roots, share, num_roots)
+
+
+def released_cluster_tokens(
+    features: torch.Tensor, candidates: torch.Tensor, num_clusters: torch.Tensor, num_neighbors: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`cluster_tokens` with the ties and the rounding of the released code; same arguments and results."""
+    centers = torch.zeros_like(candidates)
+    joined = torch.arange(candidates.shape[1], device=candidates.device).repeat(len(candidates), 1)
+    for frame, (count, neighbors) in enumerate(zip(num_clusters.tolist(), num_neighbors.tolist(), strict=True)):
+        if count == 0:
+            continue
+        tokens = candidates[frame].nonzero()[:, 0]
+        members = features[frame, tokens]
+        distance = torch.cdist(members[None], members[None])[0] / math.sqrt(features.shape[-1])
+        nearest = distance.topk(neighbors, dim=-1, largest=False).values
+        density = (-(nearest**2)).mean(-1).exp()
+        denser = density[None, :] > density[:, None]
+        separation = torch.where(denser, distance, distance.max()).amin(-1)
+        center = (separation * density).topk(count).indices
+        label = distance[:, center].argmin(-1)
+        label[center] = torch.arange(count, device=label.device)
+        centers[frame, tokens[center]] = True
+        joined[frame, tokens] = tokens[center][label]
+    return centers, joined
+
+
+def released_repeats(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Tokens (M, D) as the released Qwen code enters them: it writes them to their columns and reads them back.
+
+    Where an index repeats, all its rows then hold the vector that was written last.
+    """
+    return tokens[torch.searchsorted(indices, indices, right=True) - 1]
