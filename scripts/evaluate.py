@@ -7,7 +7,8 @@
 
 Deterministic, whatever the number of processes. The answers go to OUTPUT/answers as they come, and a run that was
 broken off goes on where it stopped. At the end OUTPUT has `results.json` with all settings, `table.md` and
-`accuracy.png`.
+`accuracy.png`. In the first two every run's difference is that from the study's first line at the same ratio, and that
+line's own from no compression; intervals of 95 % by a bootstrap over videos, paired for differences.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from studies import STUDIES, Study
 from tqdm.auto import tqdm
 
 from flashvid_hf.evaluation.benchmarks import BENCHMARKS, load_benchmark
+from flashvid_hf.evaluation.items import FORMS
 from flashvid_hf.evaluation.plot import plot_accuracy
 from flashvid_hf.evaluation.runner import Answer, Run, answer_items
 from flashvid_hf.evaluation.statistics import ALL, summarize
@@ -90,6 +92,16 @@ def plan_runs(model_config: Any, study: Study, names: Sequence[str] | None, rati
     return {name: runs for name, runs in lines.items() if runs}
 
 
+def find_references(lines: dict[str, list[Run]]) -> dict[str, str]:
+    """What every run is compared with: the first line at the same ratio, and where that is missing, no compression."""
+    first = {run.settings["retention_ratio"]: run.name for run in next(iter(lines.values()))}
+    references = {}
+    for run in (run for of_line in lines.values() for run in of_line):
+        other = first.get(run.settings["retention_ratio"], run.name)
+        references[run.name] = other if other != run.name else REFERENCE
+    return references
+
+
 def read_answers(folder: Path) -> list[Answer]:
     """All answers in a folder; a last line that was broken off does not count."""
     answers = {}
@@ -138,20 +150,23 @@ def prepare_output(output: Path, evaluation: Evaluation) -> None:
 
 def make_table(results: dict[str, Any], lines: dict[str, list[Run]]) -> str:
     """The accuracies as Markdown: one row for each run."""
-    groups = [ALL, *sorted(next(iter(results.values()))["accuracy"].keys() - {ALL})]
+    types = sorted(next(iter(results.values()))["accuracy"].keys() - {ALL, *FORMS})
     rows = [
-        f"| run | entered / remained / average | {' | '.join(groups)} |",
-        "|---|---|" + "---|" * len(groups),
+        f"| run | entered / remained / average | {ALL} | difference | {' | '.join(types)} |",
+        "|---|---|---|---|" + "---|" * len(types),
     ]
     for name in [REFERENCE, *(run.name for runs in lines.values() for run in runs)]:
         result = results[name]
-        cells = []
-        for group in groups:
-            of_group = result["accuracy"][group]
-            interval = f" ({100 * of_group['low']:.1f} – {100 * of_group['high']:.1f})" if group == ALL else ""
-            cells.append(f"{100 * of_group['value']:.1f}{interval}")
         shares = " / ".join(f"{100 * result[stage]:.1f}%" for stage in ("entered", "remained", "retained"))
-        rows.append(f"| {name} | {shares} | {' | '.join(cells)} |")
+        whole = {key: 100 * value for key, value in result["accuracy"][ALL].items()}
+        value = f"{whole['value']:.1f} ({whole['low']:.1f} – {whole['high']:.1f})"
+        difference = (
+            f"{whole['difference']:+.1f} ({whole['difference_low']:+.1f} – {whole['difference_high']:+.1f})"
+            if "reference" in result
+            else ""
+        )
+        of_types = " | ".join(f"{100 * result['accuracy'][kind]['value']:.1f}" for kind in types)
+        rows.append(f"| {name} | {shares} | {value} | {difference} | {of_types} |")
     return "\n".join(rows) + "\n"
 
 
@@ -200,7 +215,7 @@ def main(arguments: Sequence[str]) -> None:
 
     wanted, videos = {run.name for run in runs}, {item.id for item in items}
     answers = [a for a in read_answers(given.output / "answers") if a.run in wanted and a.video in videos]
-    results = summarize(answers, REFERENCE)
+    results = summarize(answers, find_references(lines))
     written = {
         "command": command("evaluate.py", list(arguments)),
         "environment": environment(device),

@@ -137,21 +137,22 @@ def test_differences_are_paired():
     base = np.random.default_rng(1).random((60, 4)) < 0.6
     better = base.copy()
     better[:12, 1] = True
-    summary = summarize(make_answers("base", base) + make_answers("better", better), "base")
+    summary = summarize(make_answers("base", base) + make_answers("better", better), {"better": "base"})
     found = summary["better"]["accuracy"]["all"]
     assert found["difference"] == pytest.approx(better.mean() - base.mean())
     assert 0 <= found["difference_low"] < found["difference"] < found["difference_high"]
     assert found["difference_high"] - found["difference_low"] < found["high"] - found["low"]
-    assert "difference" not in summary["base"]["accuracy"]["all"]
+    assert summary["better"]["reference"] == "base"
+    assert "difference" not in summary["base"]["accuracy"]["all"] and "reference" not in summary["base"]
 
 
 def test_runs_that_cannot_be_compared():
     right = np.ones((3, 2))
     answers = make_answers("a", right) + make_answers("b", right[:2])
     with pytest.raises(ValueError, match="'b' has other 'all' questions than 'a'"):
-        summarize(answers, "a")
-    with pytest.raises(ValueError, match="`reference` is 'c': it must be one of 'a', 'b'"):
-        summarize(answers, "c")
+        summarize(answers, {"b": "a"})
+    with pytest.raises(ValueError, match="`references` has 'c': it must be one of 'a', 'b'"):
+        summarize(answers, {"a": "c"})
 
 
 def test_picture(tmp_path):
@@ -161,7 +162,7 @@ def test_picture(tmp_path):
     lines = {"flashvid": ["flashvid 0.05", "flashvid 0.1"]}
     pictures = []
     for name in ("a.png", "b.png"):
-        plot_accuracy(summarize(answers, "off"), tmp_path / name, lines=lines, reference="off")
+        plot_accuracy(summarize(answers), tmp_path / name, lines=lines, reference="off")
         pictures.append((tmp_path / name).read_bytes())
     assert pictures[0] == pictures[1] and len(pictures[0]) > 10_000
 
@@ -199,6 +200,34 @@ def test_a_method_that_cannot_keep_so_little_is_left_out(capsys):
     planned = evaluate.plan_runs(config, STUDIES["methods"], ["fastv"], [0.02, 0.1])
     assert [run.name for run in planned["fastv"]] == ["fastv 0.1"]
     assert "left out: fastv 0.02: `retention_ratio` is 0.02" in capsys.readouterr().err
+
+
+def test_runs_are_compared_with_the_first_line_at_their_ratio():
+    config = FlashVIDQwen2_5_VLConfig(text_config={"num_hidden_layers": 28})
+    planned = evaluate.plan_runs(config, STUDIES["methods"], ["flashvid", "fastv", "evs"], [0.02, 0.1])
+    references = evaluate.find_references(planned)
+    assert references == {
+        "flashvid 0.02": evaluate.REFERENCE,
+        "flashvid 0.1": evaluate.REFERENCE,
+        "fastv 0.1": "flashvid 0.1",
+        "evs 0.02": "flashvid 0.02",
+        "evs 0.1": "flashvid 0.1",
+    }
+    # A first line that cannot keep so little leaves the comparison with no compression.
+    del planned["flashvid"]
+    references = evaluate.find_references(planned)
+    assert references["evs 0.02"] == evaluate.REFERENCE and references["evs 0.1"] == "fastv 0.1"
+
+
+def test_table():
+    right = np.random.default_rng(0).random((20, 3)) < 0.5
+    answers = make_answers(evaluate.REFERENCE, np.ones((20, 3)), 1.0) + make_answers("a 0.1", right)
+    results = summarize(answers, {"a 0.1": evaluate.REFERENCE})
+    header, _, none, row = evaluate.make_table(results, {"a": [Run("a 0.1")]}).splitlines()
+    assert header == "| run | entered / remained / average | all | difference | first | other |"
+    assert none.startswith("| no compression | 20.0% / 5.0% / 100.0% | 100.0 (100.0 – 100.0) |  | 100.0 |")
+    difference = 100 * right.mean() - 100
+    assert f"| {100 * right.mean():.1f} (" in row and f"| {difference:+.1f} (" in row
 
 
 def test_a_broken_last_line_is_not_an_answer(tmp_path):

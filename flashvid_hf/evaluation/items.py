@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from ..video_io import VideoClip
 
+FORMS = ("choice", "open")  # of questions
+
 _LETTER = re.compile(r"\b([A-Z])\b")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..tools.plot_style import STYLE
+from .items import FORMS
 from .statistics import ALL
 
 _COLUMNS = 3
@@ -28,7 +29,7 @@ def plot_accuracy(
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    groups = [group for group in next(iter(results.values()))["accuracy"] if group not in ("choice", "open")]
+    groups = [group for group in next(iter(results.values()))["accuracy"] if group not in FORMS]
     groups.sort(key=lambda group: (group != ALL, group))
     rows = -(-(len(groups) + 1) // _COLUMNS)
     colours = ["#c0392b", *(plt.get_cmap("tab20")(i) for i in range(20))]

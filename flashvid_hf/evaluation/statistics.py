@@ -4,7 +4,7 @@ The questions about one video are not independent, so intervals come from a boot
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,41 +18,43 @@ _RESAMPLES = 2000
 _SEED = 0
 
 
-def summarize(answers: Iterable[Answer], reference: str | None = None) -> dict[str, dict[str, Any]]:
+def summarize(answers: Iterable[Answer], references: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
     """What every run reached.
 
     Args:
         answers: of all runs, each with the same questions.
-        reference: name of a run; the differences of all others from it are added.
+        references: for some runs, the name of the run that each is compared with, question by question.
 
     Returns:
         For every run `retained`, `entered` and `remained` (shares of the video tokens, means over the videos) and
-        `accuracy`: for "all", for every type of question and for every form, `correct`, `total`, `value` with its
-        interval `low` to `high`, and, with a reference, `difference` with `difference_low` to `difference_high`.
+        `accuracy`: for "all", for every type of question and for every form, `correct`, `total`, and `value` with its
+        interval `low` to `high`. Where it has one, also `reference`, and in each group `difference`, its own value
+        minus the reference's, with `difference_low` to `difference_high`.
 
     Raises:
-        ValueError: a run has other questions than the reference, or there is no such run.
+        ValueError: a run has other questions than its reference, or there is no such run.
     """
     runs: dict[str, list[Answer]] = defaultdict(list)
     for answer in answers:
         runs[answer.run].append(answer)
-    if reference is not None and reference not in runs:
-        raise ValueError(f"`reference` is {reference!r}: it must be one of {', '.join(map(repr, runs))}.")
     counts = {name: _count(of_run) for name, of_run in runs.items()}
-    summaries = {}
+    summaries: dict[str, dict[str, Any]] = {}
     for name, of_run in runs.items():
-        accuracy = {}
-        for group, of_videos in counts[name].items():
-            accuracy[group] = _interval(of_videos)
-            if reference is not None and name != reference:
-                theirs = counts[reference].get(group, {})
-                if {v: n for v, (_, n) in theirs.items()} != {v: n for v, (_, n) in of_videos.items()}:
-                    raise ValueError(
-                        f"The run {name!r} has other {group!r} questions than {reference!r}: they cannot be compared. "
-                        "Evaluate both on the same items."
-                    )
-                accuracy[group].update(_difference(of_videos, theirs))
+        accuracy = {group: _interval(of_videos) for group, of_videos in counts[name].items()}
         summaries[name] = {**_shares(of_run), "accuracy": accuracy}
+    for name, reference in (references or {}).items():
+        for one in (name, reference):
+            if one not in runs:
+                raise ValueError(f"`references` has {one!r}: it must be one of {', '.join(map(repr, runs))}.")
+        summaries[name]["reference"] = reference
+        for group, of_videos in counts[name].items():
+            theirs = counts[reference].get(group, {})
+            if {v: n for v, (_, n) in theirs.items()} != {v: n for v, (_, n) in of_videos.items()}:
+                raise ValueError(
+                    f"The run {name!r} has other {group!r} questions than {reference!r}: they cannot be compared. "
+                    "Evaluate both on the same items."
+                )
+            summaries[name]["accuracy"][group].update(_difference(of_videos, theirs))
     return summaries
 
 

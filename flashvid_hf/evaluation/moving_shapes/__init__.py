@@ -11,8 +11,9 @@ one to four, so few that they are told at a glance, without counting over the pi
     table = moving_shapes("test", 200)  # the prompts of 200 videos, as a datasets.Dataset
 """
 
+from ..items import FORMS
 from .dataset import SPLITS, moving_shapes, video_seeds
-from .questions import ANSWERS, FORMS, NUMBERS, TYPES, Prompt, Question, ask, make_prompts
+from .questions import ANSWERS, NUMBERS, TYPES, Prompt, Question, ask, make_prompts
 from .rendering import LABELS, label_cells, render, write_clip
 from .scenes import COLOURS, DIRECTIONS, FPS, KINDS, NUM_FRAMES, SHAPES, SIDE, TEXTURES, Scene, Thing, make_scene
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .questions import FORMS, TYPES, make_prompts
+from ..items import FORMS
+from .questions import TYPES, make_prompts
 from .scenes import make_scene
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ import numpy as np
 from .scenes import COLOURS, DIRECTIONS, SHAPES, TEXTURES, Scene
 
 TYPES = ("motion", "needle", "small", "count", "order", "change", "still", "cut")
-FORMS = ("choice", "open")
 NUM_OPTIONS = 4
 NUMBERS = ("one", "two", "three", "four")
 ANSWERS = {
