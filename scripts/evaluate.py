@@ -7,8 +7,8 @@
 
 Deterministic, whatever the number of processes. The answers go to OUTPUT/answers as they come, and a run that was
 broken off goes on where it stopped. At the end OUTPUT has `results.json` with all settings, `table.md` and
-`accuracy.png`. In the first two every run's difference is that from the study's first line at the same ratio, and that
-line's own from no compression; intervals of 95 % by a bootstrap over videos, paired for differences.
+`accuracy.png`. The `difference` of a run is that from the study's first line at the same ratio, of that line itself that
+from no compression. Intervals hold 95 % by a bootstrap over videos, paired for differences.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from flashvid_hf.tools.loading import load_model
 
 RATIOS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5)
 REFERENCE = "no compression"
+BOUNDS = {"value": ("low", "high"), "difference": ("difference_low", "difference_high")}
 
 
 @dataclass(frozen=True)
@@ -148,25 +149,35 @@ def prepare_output(output: Path, evaluation: Evaluation) -> None:
     path.write_text(json.dumps(settings, indent=1) + "\n")
 
 
+def percent(cell: dict[str, Any], key: str = "value", sign: str = "") -> str:
+    """A value with its interval: "94.2 (92.9 – 95.4)"."""
+    value, low, high = (f"{100 * cell[name]:{sign}.1f}" for name in (key, *BOUNDS[key]))
+    return f"{value} ({low} – {high})"
+
+
+def make_overview(results: dict[str, Any], lines: dict[str, list[Run]]) -> str:
+    """The accuracy on all questions as Markdown: one row for each line, one column for each ratio."""
+    ratios = sorted({run.settings["retention_ratio"] for of_line in lines.values() for run in of_line})
+    rows = [f"| | {' | '.join(f'{100 * ratio:g}%' for ratio in ratios)} |", "|---|" + "---|" * len(ratios)]
+    for name, of_line in lines.items():
+        cells = {run.settings["retention_ratio"]: percent(results[run.name]["accuracy"][ALL]) for run in of_line}
+        rows.append(f"| {name} | {' | '.join(cells.get(ratio, '') for ratio in ratios)} |")
+    return f"No compression: {percent(results[REFERENCE]['accuracy'][ALL])}\n\n" + "\n".join(rows) + "\n"
+
+
 def make_table(results: dict[str, Any], lines: dict[str, list[Run]]) -> str:
-    """The accuracies as Markdown: one row for each run."""
+    """What every run reached as Markdown: shares of the tokens, accuracy, and accuracy by type of question."""
     types = sorted(next(iter(results.values()))["accuracy"].keys() - {ALL, *FORMS})
     rows = [
         f"| run | entered / remained / average | {ALL} | difference | {' | '.join(types)} |",
         "|---|---|---|---|" + "---|" * len(types),
     ]
     for name in [REFERENCE, *(run.name for runs in lines.values() for run in runs)]:
-        result = results[name]
+        result, whole = results[name], results[name]["accuracy"][ALL]
         shares = " / ".join(f"{100 * result[stage]:.1f}%" for stage in ("entered", "remained", "retained"))
-        whole = {key: 100 * value for key, value in result["accuracy"][ALL].items()}
-        value = f"{whole['value']:.1f} ({whole['low']:.1f} – {whole['high']:.1f})"
-        difference = (
-            f"{whole['difference']:+.1f} ({whole['difference_low']:+.1f} – {whole['difference_high']:+.1f})"
-            if "reference" in result
-            else ""
-        )
+        difference = percent(whole, "difference", sign="+") if "reference" in result else ""
         of_types = " | ".join(f"{100 * result['accuracy'][kind]['value']:.1f}" for kind in types)
-        rows.append(f"| {name} | {shares} | {value} | {difference} | {of_types} |")
+        rows.append(f"| {name} | {shares} | {percent(whole)} | {difference} | {of_types} |")
     return "\n".join(rows) + "\n"
 
 
@@ -225,7 +236,7 @@ def main(arguments: Sequence[str]) -> None:
         "results": results,
     }
     write_json(given.output / "results.json", written)
-    (given.output / "table.md").write_text(make_table(results, lines))
+    (given.output / "table.md").write_text(make_overview(results, lines) + "\n" + make_table(results, lines))
     names = {name: [run.name for run in of_line] for name, of_line in lines.items()}
     plot_accuracy(results, given.output / "accuracy.png", lines=names, reference=REFERENCE)
     print((given.output / "table.md").read_text())

@@ -223,10 +223,14 @@ def test_table():
     right = np.random.default_rng(0).random((20, 3)) < 0.5
     answers = make_answers(evaluate.REFERENCE, np.ones((20, 3)), 1.0) + make_answers("a 0.1", right)
     results = summarize(answers, {"a 0.1": evaluate.REFERENCE})
-    header, _, none, row = evaluate.make_table(results, {"a": [Run("a 0.1")]}).splitlines()
+    lines = {"a": [Run("a 0.1", {"retention_ratio": 0.1})]}
+    header, _, none, row = evaluate.make_table(results, lines).splitlines()
     assert header == "| run | entered / remained / average | all | difference | first | other |"
     assert none.startswith("| no compression | 20.0% / 5.0% / 100.0% | 100.0 (100.0 – 100.0) |  | 100.0 |")
     difference = 100 * right.mean() - 100
+    whole, _, ratios, _, overview = evaluate.make_overview(results, lines).splitlines()
+    assert (whole, ratios) == ("No compression: 100.0 (100.0 – 100.0)", "| | 10% |")
+    assert overview == f"| a |{row.split('|')[3]}|"
     assert f"| {100 * right.mean():.1f} (" in row and f"| {difference:+.1f} (" in row
 
 
