@@ -7,8 +7,8 @@
 
 Deterministic, whatever the number of processes. The answers go to OUTPUT/answers as they come, and a run that was
 broken off goes on where it stopped. At the end OUTPUT has `results.json` with all settings, `table.md` and
-`accuracy.png`. The `difference` of a run is that from the study's first line at the same ratio, of that line itself that
-from no compression. Intervals hold 95 % by a bootstrap over videos, paired for differences.
+`accuracy.png`. The `difference` of a run is that from the study's first line at the same ratio, for that line itself
+that from no compression. Intervals hold 95 % by a bootstrap over videos, paired for differences.
 """
 
 import argparse
