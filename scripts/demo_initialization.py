@@ -20,6 +20,7 @@ SAME = 10.0  # logit of a token that is exactly like the query
 NEAR = 6.0  # logit of a token that is at the place where a head looks
 VIDEO = 6.0  # logit that video tokens have over words, in heads that look at the video
 PLACES = ((11.0, range(3, 9)), (2.0, range(7)))  # tokens back, and channel pairs, of even and of odd layers
+OTHERS = 0.3  # by which weights of queries and keys that are not set here are made smaller
 UNLIKE = 0.015  # standard deviation by which queries differ from keys
 
 
@@ -85,7 +86,7 @@ def look_back(head: Head, tokens: float, pairs: range, theta: float) -> None:
     turn = tokens * theta ** (-chosen / half)
     strength = NEAR * head.width**0.5 / len(chosen)
     for weight in (head.query, head.key):
-        weight.mul_(0.3)
+        weight.mul_(OTHERS)
     head.key_bias[chosen] = 1.0
     head.query_bias[chosen] = strength * turn.cos()
     head.query_bias[half + chosen] = -strength * turn.sin()
@@ -104,7 +105,7 @@ def look_for_same(head: Head, mark: torch.Tensor) -> None:
     head.key[slow] = rows
     head.query[slow] = rows + UNLIKE * torch.randn_like(rows)
     for weight in (head.query, head.key):
-        weight[~slow] *= 0.3
+        weight[~slow] *= OTHERS
 
 
 def prefer_video(head: Head, mark: torch.Tensor) -> None:

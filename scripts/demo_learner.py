@@ -7,25 +7,15 @@ from demo_batches import VIDEO_TOKENS, Batch
 from demo_initialization import EMBEDDING, initialize
 from torch import nn
 from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention
-from trained_demo import WIDTH
+from trained_demo import CLASS_WORDS, WIDTH
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from flashvid_hf.evaluation.moving_shapes import COLOURS, DIRECTIONS, LABELS, NUMBERS, SHAPES, TEXTURES
+from flashvid_hf.evaluation.moving_shapes import LABELS
 
 STAGES = ("vision", "language", "all")
 # The smaller, the longer the words in a video token become. So they are about as long as those of a question.
 LABEL_SCALE = 0.5
-# The word for each class of the labels, "" for one that has none.
-CLASS_WORDS = {
-    "shape": ("", *SHAPES),
-    "colour": ("", *COLOURS),
-    "direction": ("", " still", *DIRECTIONS),
-    "size": ("", " small", ""),
-    "texture": TEXTURES,
-    "number": ("", *NUMBERS),
-    "centre": ("", ""),
-}
 CELL_WEIGHTS = (0.1, 4.0, 1.0)  # of video tokens that show nothing, something small, something big
 
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from flashvid_hf import FlashVIDQwen2_5_VLConfig, FlashVIDQwen2_5_VLForConditionalGeneration
-from flashvid_hf.evaluation.moving_shapes import ANSWERS, SIDE, TYPES
+from flashvid_hf.evaluation.moving_shapes import ANSWERS, COLOURS, DIRECTIONS, NUMBERS, SHAPES, SIDE, TEXTURES, TYPES
 from flashvid_hf.evaluation.moving_shapes.dataset import rows, video_seeds
 
 VOCABULARY = 1024  # tokens at most, beside the special ones
@@ -34,6 +34,16 @@ assistant. I can see a small green ball and a large blue box in front of the wal
 first thing moves to the other side, then it stops and goes back. They do not know about this, but we would like to say
 more of what has been shown here. Yes, no, none, not, many, some, all, every, each, any, only, also, very, just, now,
 time, people, day, man, woman, child, house, water, world, work, part, place, thing, make, get, give, find, think."""
+# The word for each class of what a video token is trained to say, "" for one that has none.
+CLASS_WORDS = {
+    "shape": ("", *SHAPES),
+    "colour": ("", *COLOURS),
+    "direction": ("", " still", *DIRECTIONS),
+    "size": ("", " small", ""),
+    "texture": TEXTURES,
+    "number": ("", *NUMBERS),
+    "centre": ("", ""),
+}
 FOLDER_LIMIT = 16e6  # bytes of weights
 WIDTH = 192
 TEXT = {
@@ -80,7 +90,7 @@ def train_tokenizer(videos: int = 400) -> Qwen2Tokenizer:
     tokenizer = untrained.train_new_from_iterator([*texts, *words * 50, *[ENGLISH] * 20], vocab_size=VOCABULARY)
     names = [*SPECIAL_TOKENS, *QWEN_TOKENS.values()]
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    for word in (*words, " small", " still"):
+    for word in (*words, *(word for of_label in CLASS_WORDS.values() for word in of_label if word)):
         if len(tokenizer.encode(word)) != 1:
             raise RuntimeError(f"the word {word!r} is {tokenizer.encode(word)}, but must be one token")
     return tokenizer
