@@ -8,6 +8,7 @@ import pytest
 import torch
 from checkpoints import run_program
 from huggingface_hub import ModelCard
+from trained_demo import train_tokenizer
 from transformers import AutoTokenizer, pipeline
 
 from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration, load_processor, read_video
@@ -110,7 +111,8 @@ for settings in ({}, {"retention_ratio": 1.0}):
     run_program(program, FOLDER, CLIP, question, expected, home=tmp_path / "home")
 
 
-def test_the_tokenizer_loads_by_itself():
+def test_the_tokenizer_loads_by_itself_and_is_the_scripts():
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    assert tokenizer.get_vocab() == train_tokenizer().get_vocab()
     for text in ("What colour is it?", "Ünïcode ☃ 视频"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
