@@ -31,8 +31,9 @@ def plot_accuracy(
 
     groups = [group for group in next(iter(results.values()))["accuracy"] if group not in FORMS]
     groups.sort(key=lambda group: (group != ALL, group))
-    rows = -(-(len(groups) + 1) // _COLUMNS)
-    colours = ["#c0392b", *(plt.get_cmap("tab20")(i) for i in range(20))]
+    rows = -(-len(groups) // _COLUMNS)
+    others = [colour for i, colour in enumerate(plt.get_cmap("tab10").colors) if i != 3]  # its red is too near
+    colours = ["#c0392b", *others, "#222222"]
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(
             rows, _COLUMNS, figsize=(4.4 * _COLUMNS, 3.3 * rows), layout="constrained", sharex=True, sharey=True
@@ -60,8 +61,10 @@ def plot_accuracy(
             panel.minorticks_off()
         for panel in panels[len(groups) :]:
             panel.axis("off")
+        for panel in panels[max(len(groups) - _COLUMNS, 0) : len(groups)]:
+            panel.tick_params(labelbottom=True)
         handles, labels = panels[0].get_legend_handles_labels()
-        panels[len(groups)].legend(handles[::-1], labels[::-1], loc="center", frameon=False, ncols=2)
+        figure.legend(handles[::-1], labels[::-1], loc="outside right center", frameon=False)
         figure.supxlabel("video tokens that a layer of the language model sees on average")
         figure.supylabel("right answers, %")
         figure.savefig(path, dpi=130, metadata={"Software": None} if Path(path).suffix == ".png" else {"Date": None})
