@@ -149,8 +149,8 @@ both learned together. No compression took part. In the second stage the languag
 tokens at their own places, mostly those that show something, which makes it more tolerant of missing tokens than a
 model that always saw all.
 
-What FlashVID and the methods that it is compared with leave of its answers, at 2 to 50 % of the video tokens, is measured
-by `scripts/evaluate.py`, with results in the project's `benchmarks/`.
+What FlashVID and the methods that it is compared with leave of its answers, at 2 to 50 % of the video tokens, is
+measured by `scripts/evaluate.py`, with results in the project's `benchmarks/`.
 
 Right answers on {videos} videos of the test split without compression (`retention_ratio=1.0`):
 
