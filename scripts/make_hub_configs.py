@@ -117,14 +117,13 @@ when a repository is built, and the number of layers below is compared with the 
 flashvid-hf export hub_configs/{example} build/{example}
 ```
 
-[`{demo}`]({demo}) is a complete repository, with code and weights: a small model of this project's own, trained on
-synthetic videos by [`scripts/train_demo_model.py`](../scripts/train_demo_model.py). `make demo` asks it.
+[`{demo}`]({demo}) is a complete repository, with code and weights: a small model of this project's own, trained
+on synthetic videos by [`scripts/train_demo_model.py`](../scripts/train_demo_model.py). `make demo` asks it.
 
-The recipes, and the demo's copy of the code, are written by
-[`scripts/make_hub_configs.py`](../scripts/make_hub_configs.py) (`make hub-configs`) from one table and from the
-package, and a test compares them with what it writes. `retention_ratio` is {ratio} in all of them; `pruning_layer` and
-`llm_retention_ratio` follow from the number of layers, so that {ratio} is the average over the
-layers.
+[`scripts/make_hub_configs.py`](../scripts/make_hub_configs.py) (`make hub-configs`) writes the recipes from one table and
+the demo's code from the package, and a test compares the folders with what it writes. `retention_ratio` is {ratio} in all
+recipes; `pruning_layer` and `llm_retention_ratio` follow from the number of layers, so that {ratio} is the average over
+them.
 
 {table}
 
