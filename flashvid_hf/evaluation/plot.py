@@ -32,7 +32,7 @@ def plot_accuracy(
     groups = [group for group in next(iter(results.values()))["accuracy"] if group not in FORMS]
     groups.sort(key=lambda group: (group != ALL, group))
     rows = -(-len(groups) // _COLUMNS)
-    others = [colour for i, colour in enumerate(plt.get_cmap("tab10").colors) if i != 3]  # its red is too near
+    others = [plt.get_cmap("tab10")(i) for i in range(10) if i != 3]  # its red is too near
     colours = ["#c0392b", *others, "#222222"]
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(
