@@ -89,14 +89,18 @@ def make_qwen_processor(processor: type, video_processor: type, config: Any, tok
     patches = {"patch_size": patch_size, "temporal_patch_size": 2, "merge_size": 2}
     token = (2 * patch_size) ** 2  # pixels
     size = {"shortest_edge": 4 * token, "longest_edge": 256 * token}
+    videos = video_processor(
+        size={**size, "longest_edge": 16 * size["longest_edge"]},
+        do_sample_frames=False,
+        cap_pixels_per_frame=False,  # said explicitly, as upstream's default is going to change
+        **patches,
+    )
     return processor(
-        image_processor=Qwen2VLImageProcessor(size=size, **patches),
-        video_processor=video_processor(
-            size={**size, "longest_edge": 16 * size["longest_edge"]},
-            do_sample_frames=False,
-            cap_pixels_per_frame=False,  # said explicitly, as upstream's default is going to change
-            **patches,
+        # vLLM normalises videos like images.
+        image_processor=Qwen2VLImageProcessor(
+            size=size, image_mean=videos.image_mean, image_std=videos.image_std, **patches
         ),
+        video_processor=videos,
         tokenizer=tokenizer,
         chat_template=QWEN_CHAT_TEMPLATE,
     )

@@ -1,0 +1,1 @@
+"""FlashVID inside vLLM: the same compression core, between vLLM's vision tower and its language model."""

@@ -1,0 +1,172 @@
+"""vLLM's engine with FlashVID against the transformers classes: `make test-vllm`."""
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed: `make test-vllm`")
+
+import numpy as np
+import torch
+from build_demo_model import SHAPES, build_demo_model
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.video_utils import VideoMetadata
+from vllm_engine import Answer, run_engine
+
+# The engine's CPU attention wants heads of 32.
+ROPE = {"qwen2_5_vl": {"mrope_section": [4, 6, 6]}, "qwen3_vl": {"mrope_section": [6, 5, 5]}, "llava_onevision": {}}
+FAMILIES = tuple(ROPE)
+SIZES = {"qwen2_5_vl": 28, "qwen3_vl": 32, "llava_onevision": 26}  # pixels: a side of a token, or a fifth of a frame
+FPS = 2.0
+MAX_TOKENS = 8
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Makes the folder of a family's small model, once."""
+    made = {}
+
+    def make(family: str):
+        if family not in made:
+            shape, patch = SHAPES[family], pytest.MonkeyPatch()
+            text = {**shape.text, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
+            text["rope_parameters"] = {**text["rope_parameters"], **ROPE[family]}
+            with patch.context() as context:
+                context.setitem(SHAPES, family, shape._replace(text=text))
+                made[family] = build_demo_model(tmp_path_factory.mktemp(family) / "model", family)
+        return made[family]
+
+    return make
+
+
+def make_video(num_frames: int, height: int, width: int, seed: int) -> np.ndarray:
+    """A random picture that moves, with a block that changes at once: (frames, height, width, 3), uint8."""
+    generator = np.random.default_rng(seed)
+    picture = generator.integers(0, 255, (height, width, 3), dtype=np.uint8)
+    frames = np.stack([np.roll(picture, 3 * t, axis=1) for t in range(num_frames)])
+    frames[num_frames // 2 :, : height // 3, : width // 2] = generator.integers(0, 255, 3, dtype=np.uint8)
+    return frames
+
+
+def make_request(family: str, *media: tuple, text: str = "What happens?") -> dict:
+    """A request for the engine; media are ("video", frames, rows, columns, seed) and ("image", rows, columns, seed)."""
+    side, videos, images, marks = SIZES[family], [], [], []
+    for kind, *numbers, seed in media:
+        if kind == "video":
+            num_frames, rows, columns = numbers
+            frames = make_video(num_frames, rows * side, columns * side, seed)
+            metadata = {
+                "fps": FPS,
+                "duration": num_frames / FPS,
+                "total_num_frames": num_frames,
+                "frames_indices": list(range(num_frames)),
+                "video_backend": "opencv",
+                "do_sample_frames": False,
+            }
+            videos.append((frames, metadata) if "qwen" in family else frames)
+        else:
+            rows, columns = numbers
+            images.append(make_video(1, rows * side, columns * side, seed)[0])
+        mark = {"video": "<|video_pad|>", "image": "<|image_pad|>"}[kind]
+        marks.append(f"<|vision_start|>{mark}<|vision_end|>" if "qwen" in family else f"<{kind}>")
+    prompt = f"<|im_start|>user\n{''.join(marks)}{text}<|im_end|>\n<|im_start|>assistant\n"
+    data = {kind: items for kind, items in (("video", videos), ("image", images)) if items}
+    return {"prompt": prompt, "multi_modal_data": data} if data else {"prompt": prompt}
+
+
+def engine_positions(inputs: dict, config) -> torch.Tensor:
+    """Qwen2.5-VL's positions as the original model has them: text follows the largest position before it."""
+    ids = inputs["input_ids"][0].tolist()
+    image_grids, video_grids = (iter(inputs.get(f"{kind}_grid_thw", ())) for kind in ("image", "video"))
+    seconds = iter(inputs.get("second_per_grid_ts", ()))
+    positions, position, column = [], 0, 0
+    while column < len(ids):
+        if ids[column] not in (config.image_token_id, config.video_token_id):
+            positions.append([position] * 3)
+            position, column = position + 1, column + 1
+            continue
+        is_video = ids[column] == config.video_token_id
+        frames, height, width = next(video_grids if is_video else image_grids).tolist()
+        interval = config.vision_config.tokens_per_second * float(next(seconds)) if is_video else 1
+        height, width = height // 2, width // 2
+        grid = [
+            [int(t * interval) + position, h + position, w + position]
+            for t in range(frames)
+            for h in range(height)
+            for w in range(width)
+        ]
+        positions += grid
+        position, column = max(map(max, grid)) + 1, column + len(grid)
+    return torch.tensor(positions).T[:, None]
+
+
+@torch.no_grad()
+def answer_with_transformers(folder, family: str, request: dict, **settings) -> Answer:
+    """What the transformers class answers, with the positions of the engine."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, **settings).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    data, kwargs = request.get("multi_modal_data", {}), {}
+    if "image" in data:
+        kwargs["images"] = data["image"]
+    if "video" in data:
+        kwargs["videos"] = [video[0] if "qwen" in family else video for video in data["video"]]
+        kwargs["do_sample_frames"] = False
+        if "qwen" in family:
+            known = [{k: v for k, v in video[1].items() if k != "do_sample_frames"} for video in data["video"]]
+            kwargs["video_metadata"] = [VideoMetadata(**metadata) for metadata in known]
+    inputs = processor(text=[request["prompt"]], return_tensors="pt", **kwargs)
+    num_tokens, position = inputs["input_ids"].shape[1], None
+    if family == "qwen2_5_vl":
+        inputs["position_ids"] = engine_positions(inputs, model.config)
+    elif family == "qwen3_vl":
+        known = {name: inputs.get(name) for name in ("mm_token_type_ids", "image_grid_thw", "video_grid_thw")}
+        inputs["position_ids"] = model.model.get_rope_index(inputs["input_ids"], **known)[0]
+    if "qwen" in family:
+        position = int(inputs["position_ids"].max()) + 1
+    outputs, tokens, logprobs = model(**inputs, use_cache=True), [], []
+    if getattr(outputs, "report", None) is not None and outputs.token_index is not None:
+        num_tokens = outputs.token_index.shape[1]
+    while True:
+        of_all = outputs.logits[0, -1].float().log_softmax(-1)
+        token = int(of_all.argmax())
+        tokens.append(token)
+        logprobs.append(float(of_all[token]))
+        if len(tokens) == MAX_TOKENS:
+            return Answer([0] * num_tokens, tokens, logprobs)
+        step = {"input_ids": torch.tensor([[token]]), "past_key_values": outputs.past_key_values, "use_cache": True}
+        if position is not None:
+            step["position_ids"] = torch.full((3, 1, 1), position)
+            position += 1
+        outputs = model(**step)
+
+
+def assert_same(answer: Answer, expected: Answer, tolerance: float = 1e-3) -> None:
+    assert len(answer.prompt) == len(expected.prompt)
+    assert answer.tokens == expected.tokens
+    np.testing.assert_allclose(answer.logprobs, expected.logprobs, atol=tolerance)
+
+
+def entering(ratio: float) -> dict:
+    """The fields with which the transformers class lets the same tokens in, and keeps them in all layers."""
+    return {"retention_ratio": ratio, "expansion": 1.0, "pruning_layer": 14, "llm_retention_ratio": 1.0}
+
+
+def requests_of(family: str) -> list[dict]:
+    video, other, image = ("video", 16, 5, 5, 0), ("video", 8, 5, 5, 1), ("image", 5, 5, 2)
+    if "qwen" in family:
+        other = ("video", 8, 4, 7, 1)
+    return [
+        make_request(family, video),
+        make_request(family, other, text="And here, in a few words?"),
+        make_request(family, image, video, other),
+        make_request(family, video, image, other),
+        make_request(family, image),
+        make_request(family),
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("ratio", [0.1, 0.35])
+def test_the_engine_answers_like_the_transformers_class(folder, family, ratio):
+    requests = requests_of(family)
+    (answers,) = run_engine(requests, model=str(folder(family)), hf_overrides={"retention_ratio": ratio})
+    for request, answer in zip(requests, answers, strict=True):
+        assert_same(answer, answer_with_transformers(folder(family), family, request, **entering(ratio)))
