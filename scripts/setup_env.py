@@ -135,6 +135,15 @@ def mend_torchvision(python: Path) -> None:
         raise SystemExit(f"{outcome.stderr}\nsetup_env: torchvision does not import; do torch and torchvision match?")
 
 
+def remove_broken(python: Path) -> None:
+    """Take out what is there and cannot be imported beside this build of torch."""
+    for name in ("torchaudio", "torchcodec"):
+        found = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
+        if ask(python, found).returncode == 0 and ask(python, f"import {name}").returncode != 0:
+            say(f"{name} does not import beside this build of torch: taking it out")
+            subprocess.run([python, "-m", "pip", "uninstall", "--yes", name], check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="the environment's folder (default: .venv)")
@@ -166,6 +175,7 @@ def main() -> None:
     say("step 4 of 4: the project and everything else")
     pip_install(python, constraints, "--editable", f".[{options.extras}]" if options.extras else ".")
     mend_torchvision(python)
+    remove_broken(python)
     stamp.write_text(key, encoding="utf-8")
     say(f"{name} is ready after {time.monotonic() - started:.0f} s")
 

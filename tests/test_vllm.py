@@ -4,12 +4,20 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed: `make test-vllm`")
 
+import dataclasses
+import json
+import shutil
+
 import numpy as np
 import torch
 from build_demo_model import SHAPES, build_demo_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import VideoMetadata
 from vllm_engine import Answer, run_engine
+
+from flashvid_hf import available_methods, make_method
+from flashvid_hf.configuration_flashvid import FlashVIDConfigMixin
+from flashvid_hf.ragged import convert_to_tensors
 
 # The engine's CPU attention wants heads of 32.
 ROPE = {"qwen2_5_vl": {"mrope_section": [4, 6, 6]}, "qwen3_vl": {"mrope_section": [6, 5, 5]}, "llava_onevision": {}}
@@ -112,7 +120,7 @@ def answer_with_transformers(folder, family: str, request: dict, **settings) -> 
         if "qwen" in family:
             known = [{k: v for k, v in video[1].items() if k != "do_sample_frames"} for video in data["video"]]
             kwargs["video_metadata"] = [VideoMetadata(**metadata) for metadata in known]
-    inputs = processor(text=[request["prompt"]], return_tensors="pt", **kwargs)
+    inputs = convert_to_tensors(processor(text=[request["prompt"]], **kwargs), "pt")
     num_tokens, position = inputs["input_ids"].shape[1], None
     if family == "qwen2_5_vl":
         inputs["position_ids"] = engine_positions(inputs, model.config)
@@ -170,3 +178,141 @@ def test_the_engine_answers_like_the_transformers_class(folder, family, ratio):
     (answers,) = run_engine(requests, model=str(folder(family)), hf_overrides={"retention_ratio": ratio})
     for request, answer in zip(requests, answers, strict=True):
         assert_same(answer, answer_with_transformers(folder(family), family, request, **entering(ratio)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_how_the_prompt_is_cut_does_not_change_the_answers(folder, family):
+    """Chunks that end inside a video, and hits in the prefix cache inside and past it."""
+    requests = requests_of(family)
+    longer = [{**request, "prompt": request["prompt"] + "Well, let me see. " * 4} for request in requests]
+    options = {"model": str(folder(family)), "hf_overrides": {"retention_ratio": 0.35}}
+    plain = run_engine(requests, longer, enable_prefix_caching=False, **options)
+    cut = run_engine(
+        requests, longer, requests, enable_prefix_caching=True, block_size=32, max_num_batched_tokens=48, **options
+    )
+    for answers, expected in zip(cut, (*plain, plain[0]), strict=True):
+        for answer, other in zip(answers, expected, strict=True):
+            assert answer.prompt == other.prompt
+            assert_same(answer, other)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_ranks_answer_like_one(folder, family):
+    requests = requests_of(family)
+    (answers,) = run_engine(
+        requests, model=str(folder(family)), hf_overrides={"retention_ratio": 0.2}, tensor_parallel_size=2
+    )
+    for request, answer in zip(requests, answers, strict=True):
+        assert_same(answer, answer_with_transformers(folder(family), family, request, **entering(0.2)))
+
+
+METHODS = sorted(set(available_methods()) - {"flashvid", "fastv", "none"})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_other_methods_answer_like_the_transformers_class(folder, method):
+    requests = requests_of("qwen2_5_vl")[:3]
+    fields = {"retention_ratio": 0.2, "compression_method": method}
+    (answers,) = run_engine(requests, model=str(folder("qwen2_5_vl")), hf_overrides=fields)
+    if "pruning_layer" in make_method(method).settings():
+        fields["method_settings"] = {"pruning_layer": 14}
+    for request, answer in zip(requests, answers, strict=True):
+        assert_same(answer, answer_with_transformers(folder("qwen2_5_vl"), "qwen2_5_vl", request, **fields))
+
+
+def test_the_layer_average_is_available_by_name(folder):
+    requests = requests_of("qwen2_5_vl")[:2]
+    overrides = {"retention_ratio": 0.2, "vllm_ratio": "layer_average"}
+    (answers,) = run_engine(requests, model=str(folder("qwen2_5_vl")), hf_overrides=overrides)
+    for request, answer in zip(requests, answers, strict=True):
+        expected = {"retention_ratio": 0.2, "pruning_layer": 14, "llm_retention_ratio": 1.0}  # expansion 1.25
+        assert_same(answer, answer_with_transformers(folder("qwen2_5_vl"), "qwen2_5_vl", request, **expected))
+
+
+def test_without_compression_the_engine_is_upstreams(folder, tmp_path):
+    requests = requests_of("qwen2_5_vl")
+    upstream = upstream_copy(folder("qwen2_5_vl"), tmp_path)
+    (expected,) = run_engine(requests, model=str(upstream))
+    (answers,) = run_engine(requests, model=str(folder("qwen2_5_vl")), hf_overrides={"retention_ratio": 1.0})
+    assert answers == expected
+
+
+def test_upstream_checkpoints_are_compressed_by_overrides(folder, tmp_path):
+    requests = requests_of("qwen2_5_vl")
+    upstream = upstream_copy(folder("qwen2_5_vl"), tmp_path)
+    architecture = "FlashVIDQwen2_5_VLForConditionalGeneration"
+    (answers,) = run_engine(
+        requests, model=str(upstream), hf_overrides={"architectures": [architecture], "retention_ratio": 0.1}
+    )
+    (expected,) = run_engine(requests, model=str(folder("qwen2_5_vl")), hf_overrides={"retention_ratio": 0.1})
+    assert answers == expected
+
+
+def upstream_copy(folder, tmp_path):
+    """The same model as upstream would have saved it."""
+    config = json.loads((folder / "config.json").read_text())
+    copy = shutil.copytree(folder, tmp_path / "upstream", ignore=shutil.ignore_patterns("*.py"))
+    ours = {field.name for field in dataclasses.fields(FlashVIDConfigMixin)} | {"auto_map", "custom_pipelines"}
+    upstreams = {name: value for name, value in config.items() if name not in ours}
+    upstreams |= {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"}
+    (copy / "config.json").write_text(json.dumps(upstreams))
+    return copy
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_keeps_every_position(folder, family):
+    """Past position 256, where bfloat16 has no odd numbers any more."""
+    requests = [make_request(family, ("video", 24, 6, 6, 3)), make_request(family, text="word " * 70)]
+    requests.append(make_request(family, ("video", 16, 5, 5, 3), text="Once more. " * 40))
+    (answers,) = run_engine(
+        requests, model=str(folder(family)), hf_overrides={"retention_ratio": 0.4}, dtype="bfloat16", max_tokens=1
+    )
+    for request, answer in zip(requests, answers, strict=True):
+        expected = answer_with_transformers(folder(family), family, request, **entering(0.4))
+        assert len(answer.prompt) == len(expected.prompt)
+        assert answer.logprobs[0] == pytest.approx(expected.logprobs[0], abs=0.15)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_count_is_always_what_was_promised(folder, family):
+    """Videos of any size, several at once: a wrong count stops the engine."""
+    generator = np.random.default_rng(0)
+    sizes = [
+        [("video", int(2 * generator.integers(2, 13)), *generator.integers(2, 9, 2).tolist(), seed + 10 * number)
+         for number in range(generator.integers(1, 4))]
+        for seed in range(16)
+    ]  # fmt: skip
+    requests = [make_request(family, *videos) for videos in sizes]
+    for ratio in (0.02, 0.37):
+        (answers,) = run_engine(
+            requests, model=str(folder(family)), hf_overrides={"retention_ratio": ratio}, max_tokens=2
+        )
+        assert [len(answer.tokens) for answer in answers] == [2] * len(requests)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"video_pruning_rate": 0.5}, "video_pruning_rate"),
+        ({"mm_encoder_tp_mode": "data"}, "mm_encoder_tp_mode"),
+        ({"enable_mm_embeds": True}, "enable_mm_embeds"),
+        ({"compilation_config": {"compile_mm_encoder": True}}, "compile_mm_encoder"),
+        ({"compilation_config": {"cudagraph_mm_encoder": True}}, "cudagraph_mm_encoder"),
+        ({"hf_overrides": {"vllm_ratio": "tokens"}}, "vllm_ratio"),
+        ({"hf_overrides": {"retention_ratio": 1.5}}, "retention_ratio"),
+        ({"hf_overrides": {"behavior": "released"}}, "behavior"),
+        ({"hf_overrides": {"compression_method": "fastv", "retention_ratio": 0.5}}, "compression_method"),
+    ],
+)
+def test_options_that_cannot_be_honoured_are_refused(folder, options, named):
+    from vllm.engine.arg_utils import EngineArgs
+
+    with pytest.raises(ValueError, match=f"`{named}`"):
+        EngineArgs(model=str(folder("qwen2_5_vl")), max_model_len=2048, **options).create_engine_config()
+
+
+def test_a_rate_that_says_the_same_is_accepted(folder):
+    from vllm.engine.arg_utils import EngineArgs
+
+    arguments = EngineArgs(model=str(folder("qwen2_5_vl")), max_model_len=2048, video_pruning_rate=0.9)
+    assert arguments.create_engine_config().model_config.multimodal_config.video_pruning_rate == pytest.approx(0.9)

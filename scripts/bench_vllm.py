@@ -1,0 +1,169 @@
+#!/usr/bin/env python3
+"""Measure vLLM without pruning, with its own EVS, and with FlashVID, on the same videos.
+
+    python scripts/bench_vllm.py
+    python scripts/bench_vllm.py --model Qwen/Qwen2.5-VL-7B-Instruct --frames 64 --size 448 --options '{}'
+
+Every engine runs in a process of its own, one after the other, `--rounds` times in turn. A round measures, after a
+warm-up, the time to the first token of single requests, and tokens per second of all requests at once; every request
+has a video of its own, and nothing is taken from a cache. EVS keeps as many tokens as FlashVID does, and never fewer
+than one frame has. Writes JSON to `--output`.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarking import REPOSITORY, command, default_device, environment, write_json
+
+FPS = 2.0
+PROMPT = "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
+QUESTION = "What happens in this video? Describe every step."
+UPSTREAM = {
+    "FlashVIDQwen2_5_VLForConditionalGeneration": "Qwen2_5_VLForConditionalGeneration",
+    "FlashVIDQwen3VLForConditionalGeneration": "Qwen3VLForConditionalGeneration",
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(REPOSITORY / "hub_configs" / "flashvid-demo"))
+    parser.add_argument("--architecture", choices=UPSTREAM, default=next(iter(UPSTREAM)))
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.25, 0.1], help="of the tokens enter")
+    parser.add_argument("--frames", type=int, default=32)
+    parser.add_argument("--size", type=int, default=128, help="pixels a side")
+    parser.add_argument("--requests", type=int, default=8)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument(
+        "--options", type=json.loads, default={"dtype": "float32"}, help="more arguments of LLM, as JSON"
+    )
+    parser.add_argument("--output", default=str(REPOSITORY / "benchmarks" / "vllm" / "results.json"))
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # a job of this script: measure one engine
+    return parser.parse_args()
+
+
+def engine_names(ratios: list[float]) -> list[str]:
+    return ["off", *(f"{method} {ratio:g}" for ratio in ratios for method in ("flashvid", "evs"))]
+
+
+def engine_options(name: str, architecture: str, rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The arguments of `LLM` for one engine, given what the engines before it measured."""
+    method, _, ratio = name.partition(" ")
+    if method != "evs":
+        return {"hf_overrides": {"architectures": [architecture], "retention_ratio": float(ratio or 1)}}
+    off, ours = rounds["off"][0], rounds[f"flashvid {ratio}"][0]
+    num_dropped = off["prompt_tokens"] - ours["prompt_tokens"]
+    rate = (num_dropped - 0.5) / off["video_tokens"]  # vLLM rounds what is kept down
+    return {"hf_overrides": {"architectures": [UPSTREAM[architecture]]}, "video_pruning_rate": rate}
+
+
+def make_requests(arguments: argparse.Namespace, first_seed: int, count: int) -> list[dict[str, Any]]:
+    import numpy as np
+
+    requests = []
+    for seed in range(first_seed, first_seed + count):
+        generator = np.random.default_rng(seed)
+        picture = generator.integers(0, 255, (arguments.size, arguments.size, 3), dtype=np.uint8)
+        frames = np.stack([np.roll(picture, 2 * t, axis=1) for t in range(arguments.frames)])
+        metadata = {
+            "fps": FPS,
+            "duration": arguments.frames / FPS,
+            "total_num_frames": arguments.frames,
+            "frames_indices": list(range(arguments.frames)),
+            "video_backend": "opencv",
+            "do_sample_frames": False,
+        }
+        requests.append(
+            {"prompt": PROMPT.format(question=QUESTION), "multi_modal_data": {"video": [(frames, metadata)]}}
+        )
+    return requests
+
+
+def measure(job: Path, arguments: argparse.Namespace) -> None:
+    """Measure one engine, and write what it took beside the job."""
+    from vllm import LLM, SamplingParams
+
+    engine = LLM(
+        model=arguments.model,
+        max_num_seqs=arguments.requests,
+        enable_prefix_caching=False,
+        mm_processor_cache_gb=0,
+        limit_mm_per_prompt={"video": 1, "image": 0},
+        **{"max_model_len": 8192, "seed": 0, **arguments.options, **pickle.loads(job.read_bytes())},
+    )
+    count = arguments.requests
+
+    def run(requests: list, new_tokens: int) -> tuple[float, list]:
+        sampling = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
+        start = time.perf_counter()
+        outputs = engine.generate(requests, sampling, use_tqdm=False)
+        return time.perf_counter() - start, outputs
+
+    run(make_requests(arguments, 0, 2), 2)
+    first = [run([request], 1)[0] for request in make_requests(arguments, 100, count)]
+    taken, outputs = run(make_requests(arguments, 200, count), arguments.new_tokens)
+    prompt = list(outputs[0].prompt_token_ids)
+    result = {
+        "prompt_tokens": len(prompt),
+        "video_tokens": prompt.count(engine.model_config.hf_config.video_token_id),
+        "time_to_first_token_s": first,
+        "generated_tokens_per_s": count * arguments.new_tokens / taken,
+        "requests_per_s": count / taken,
+    }
+    job.write_bytes(pickle.dumps(result))
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.measure:
+        return measure(Path(arguments.measure), arguments)
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in engine_names(arguments.ratios)}
+    defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "2"}
+    for number in range(arguments.rounds):
+        for name in rounds:
+            print(f"round {number + 1} of {arguments.rounds}: {name}", flush=True)
+            with tempfile.TemporaryDirectory() as folder:
+                job = Path(folder, "job.pickle")
+                job.write_bytes(pickle.dumps(engine_options(name, arguments.architecture, rounds)))
+                subprocess.run(
+                    [sys.executable, __file__, *sys.argv[1:], "--measure", job],
+                    env={**defaults, **os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+                    check=True,
+                )
+                rounds[name].append(pickle.loads(job.read_bytes()))
+    results = {}
+    for name, measured in rounds.items():
+        first = [value for of_round in measured for value in of_round["time_to_first_token_s"]]
+        results[name] = {
+            "prompt_tokens": measured[0]["prompt_tokens"],
+            "time_to_first_token_s": {"median": statistics.median(first), "least": min(first), "most": max(first)},
+            "generated_tokens_per_s": [of_round["generated_tokens_per_s"] for of_round in measured],
+            "requests_per_s": [of_round["requests_per_s"] for of_round in measured],
+        }
+    base = results["off"]
+    print(f"{'engine':16} {'prompt':>7} {'first token':>12} {'ratio':>6} {'tokens/s':>9} {'ratio':>6}")
+    for name, result in results.items():
+        first, speed = result["time_to_first_token_s"]["median"], statistics.median(result["generated_tokens_per_s"])
+        sooner = base["time_to_first_token_s"]["median"] / first
+        faster = speed / statistics.median(base["generated_tokens_per_s"])
+        print(f"{name:16} {result['prompt_tokens']:7} {first:10.3f} s {sooner:6.2f} {speed:9.1f} {faster:6.2f}")
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("measure", "output")}
+    settings["model"] = Path(arguments.model).name if Path(arguments.model).exists() else arguments.model
+    facts = environment(default_device())
+    write_json(
+        arguments.output,
+        {"command": command("bench_vllm.py", sys.argv[1:]), **facts, "settings": settings, "results": results},
+    )
+
+
+if __name__ == "__main__":
+    main()
