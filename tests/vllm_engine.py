@@ -19,19 +19,30 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share the cores
 }
+TWO_RANKS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}  # one core each
 
 
 class Answer(NamedTuple):
-    """Of one request: ids of the prompt as the engine saw it, and the generated tokens with their log-probabilities."""
+    """Of one request.
+
+    Args:
+        prompt: its ids as the engine saw them.
+        tokens, logprobs: what was generated.
+        positions: (3, prompt), as the model placed them last; `None` where it has no such axes, or no video.
+    """
 
     prompt: list[int]
     tokens: list[int]
     logprobs: list[float]
+    positions: list[list[int]] | None = None
 
 
 def run_engine(*rounds: list[dict[str, Any]], max_tokens: int = 8, **options: Any) -> list[list[Answer]]:
     """Answers to rounds of requests, as `LLM.generate` takes them, by an engine with these options."""
+    # What the prefix cache has, a model does not place again: `Answer.positions` would be those of the rest alone.
+    options = {"enable_prefix_caching": False, **options}
     options = {
         "dtype": "float32",
         "max_model_len": 2048,
@@ -40,12 +51,13 @@ def run_engine(*rounds: list[dict[str, Any]], max_tokens: int = 8, **options: An
         "seed": 0,
         **options,
     }
+    ranks = TWO_RANKS if options.get("tensor_parallel_size") == 2 else {}
     with tempfile.TemporaryDirectory() as folder:
         job, answers = Path(folder, "job.pickle"), Path(folder, "answers.pickle")
         job.write_bytes(pickle.dumps({"options": options, "rounds": rounds, "max_tokens": max_tokens}))
         finished = subprocess.run(
             [sys.executable, __file__, job, answers],
-            env={**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": folder},
+            env={**os.environ, **ENVIRONMENT, **ranks, "VLLM_CACHE_ROOT": folder},
             capture_output=True,
             text=True,
             timeout=600,
@@ -54,11 +66,30 @@ def run_engine(*rounds: list[dict[str, Any]], max_tokens: int = 8, **options: An
         return [[Answer(*answer) for answer in of_round] for of_round in pickle.loads(answers.read_bytes())]
 
 
+PLACED: dict[tuple[int, ...], list[list[int]]] = {}
+
+
+def record_positions(model: Any) -> None:
+    """Note in `PLACED` where a model places the rows of a prompt, by its ids."""
+    place = getattr(model, "recompute_mrope_positions", None)
+    if place is None:
+        return
+
+    def place_and_note(input_ids: Any, **kwargs: Any) -> Any:
+        outputs = place(input_ids=input_ids, **kwargs)
+        PLACED[tuple(input_ids)] = outputs[1].tolist()
+        return outputs
+
+    model.recompute_mrope_positions = place_and_note
+
+
 def main() -> None:
     from vllm import LLM, SamplingParams
 
     job = pickle.loads(Path(sys.argv[1]).read_bytes())
     engine = LLM(limit_mm_per_prompt={"image": 2, "video": 3}, **job["options"])
+    if job["options"].get("tensor_parallel_size", 1) == 1:  # the model is in this process
+        engine.apply_model(record_positions)
     sampling = SamplingParams(temperature=0, max_tokens=job["max_tokens"], ignore_eos=True, logprobs=0)
     rounds = []
     for requests in job["rounds"]:
@@ -67,7 +98,8 @@ def main() -> None:
             (completion,) = output.outputs
             chosen = zip(completion.token_ids, completion.logprobs, strict=True)
             logprobs = [of_token[token].logprob for token, of_token in chosen]
-            answers.append((list(output.prompt_token_ids), list(completion.token_ids), logprobs))
+            prompt = list(output.prompt_token_ids)
+            answers.append((prompt, list(completion.token_ids), logprobs, PLACED.get(tuple(prompt))))
         rounds.append(answers)
     Path(sys.argv[2]).write_bytes(pickle.dumps(rounds))
 

@@ -37,7 +37,6 @@ class FlashVIDLlavaOnevision(LlavaOnevisionForConditionalGeneration):
     hf_to_vllm_mapper = LlavaOnevisionForConditionalGeneration.hf_to_vllm_mapper | WeightsMapper(
         orig_to_new_regex={re.compile(r"^(model\.)?vision_tower\.(?!vision_model\.)"): "vision_tower.vision_model."}
     )
-    supports_encoder_tp_data = False
     supports_multimodal_pruning = True  # vLLM then encodes one video at a time
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):

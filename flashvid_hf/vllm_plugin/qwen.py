@@ -8,6 +8,7 @@ import torch
 
 from ..compressed_video import CompressedVideo
 from .positions import append_positions, place_positions, text_positions
+from .qwen_positions import grid_positions
 from .received_attention import recorded
 from .settings import engine_method
 
@@ -20,9 +21,6 @@ class FlashVIDQwenMixin:
 
     config: Any
     visual: Any
-
-    # Rows of the vision tower that come from other ranks have no attention here.
-    supports_encoder_tp_data = False
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
@@ -103,10 +101,3 @@ class FlashVIDQwenMixin:
     ) -> tuple[list[torch.Tensor], torch.Tensor, int]:
         media = (self.config.image_token_id, self.config.video_token_id)
         return place_positions(input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens, media)
-
-
-def grid_positions(grid: tuple[int, int, int], interval: float = 1.0) -> torch.Tensor:
-    """Positions (3, T * H * W) of the tokens of a grid, relative to its first; `interval` lies between two in time."""
-    frames, height, width = (torch.arange(size) for size in grid)
-    frames = (frames.double() * interval).long()
-    return torch.stack(torch.meshgrid(frames, height, width, indexing="ij")).flatten(1)

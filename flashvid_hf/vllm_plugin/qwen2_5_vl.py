@@ -15,7 +15,8 @@ from ..compressed_video import CompressedVideo
 from ..method import CompressionMethod
 from .positions import append_positions
 from .processing import CompressedVideoProcessorMixin
-from .qwen import FlashVIDQwenMixin, grid_positions
+from .qwen import FlashVIDQwenMixin
+from .qwen_positions import grid_positions
 
 
 class FlashVIDQwen2_5_VLProcessor(CompressedVideoProcessorMixin, Qwen2_5_VLMultiModalProcessor):

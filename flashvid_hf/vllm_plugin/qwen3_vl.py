@@ -21,6 +21,7 @@ from ..method import CompressionMethod
 from .positions import append_positions
 from .processing import CompressedVideoProcessorMixin
 from .qwen import FlashVIDQwenMixin
+from .qwen_positions import uncompressed_positions
 
 
 def uncompressed_ids(timestamps: Any, tokens_per_frame: int, tokenizer: Any, config: Any) -> torch.Tensor:
@@ -34,19 +35,6 @@ def uncompressed_ids(timestamps: Any, tokens_per_frame: int, tokenizer: Any, con
         video_token_id=config.video_token_id,
     )
     return torch.tensor(replacement.full)
-
-
-def uncompressed_positions(is_video: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Positions (3, R) of a whole video and the text between its frames, relative to the first.
-
-    Args:
-        is_video: which are tokens of frames, `height` by `width` each, with shape (R,).
-    """
-    text_before = (~is_video).cumsum(0) - (~is_video).long()
-    video_before = is_video.cumsum(0) - is_video.long()
-    begin = text_before + video_before // (height * width) * max(height, width)
-    place = video_before % (height * width) * is_video
-    return begin + torch.stack([torch.zeros_like(place), place // width, place % width])
 
 
 class FlashVIDQwen3VLProcessor(CompressedVideoProcessorMixin, Qwen3VLMultiModalProcessor):

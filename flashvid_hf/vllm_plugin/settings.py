@@ -28,7 +28,9 @@ def flashvid_config(hf_config: Any, architecture: str) -> Any:
         return hf_config
     for family in flashvid_hf.FAMILIES:
         if family.generative_model.__name__ == architecture:
-            return family.config.from_dict(family.config.adopt(hf_config.to_dict()))
+            config = family.config.from_dict(family.config.adopt(hf_config.to_dict()))
+            config.architectures = [architecture]
+            return config
     raise ValueError(f"`architectures` has {architecture!r}, which is no architecture of flashvid_hf.")
 
 
@@ -44,13 +46,9 @@ def engine_method(config: Any) -> CompressionMethod | None:
     """
     ratio = getattr(config, "vllm_ratio", RATIOS[0])
     check_choice("vllm_ratio", ratio, RATIOS)
-    method = config.method
+    entering = config.method.without_pruning()
+    method = config.method if ratio == "layer_average" else entering
     if not method.compresses:
-        return None
-    method, entering = (
-        (method, method.without_pruning()) if ratio == "layer_average" else (method.without_pruning(),) * 2
-    )
-    if not entering.compresses or method.entering_ratio >= 1:
         return None
     method.exact_num_tokens(1, 1)  # raises where the count depends on the video
     return method
