@@ -19,7 +19,7 @@ Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a 
 of the language model. A flat index is t * N + n.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -132,6 +132,19 @@ class CompressionMethod:
         average = (layer + pruning.ratio * (self.num_layers - layer)) / self.num_layers
         return min(1.0, self.retention_ratio / average)
 
+    def without_pruning(self) -> "CompressionMethod":
+        """This method where nothing can be dropped inside the language model: `retention_ratio` is what enters.
+
+        Raises:
+            ValueError: the method acts inside the language model alone.
+        """
+        if self.pruning is not None:
+            raise ValueError(
+                f"`compression_method` is {self.name!r}: it drops tokens inside the language model alone, and here all "
+                "layers have to see the same tokens. Choose a method that compresses before the language model."
+            )
+        return self
+
     def exact_num_tokens(self, num_frames: int, tokens_per_frame: int) -> int:
         """How many tokens `compress` keeps, from the sizes alone.
 
@@ -235,3 +248,6 @@ class LatePruning(CompressionMethod):
         least = (self.retention_ratio * depth - layer) / (depth - layer)
         ratio = max(self.llm_retention_ratio, least)
         return LayerPruning(layer, ratio, **self.pruning_rule) if ratio < 1 else None
+
+    def without_pruning(self) -> CompressionMethod:
+        return replace(self, pruning_layer=self.num_layers)

@@ -1,7 +1,7 @@
 """FlashVID as a compression method: DySeg, ADTS and TSTM before the language model, pruning inside it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -54,6 +54,9 @@ class FlashVID(CompressionConfig, CompressionMethod):
         if ratio is None:
             ratio = default_llm_retention_ratio(self.num_layers, layer, self.expansion)
         return LayerPruning(layer, ratio) if layer < self.num_layers and ratio < 1 else None
+
+    def without_pruning(self) -> CompressionMethod:
+        return replace(self, expansion=1.0, pruning_layer=self.num_layers, llm_retention_ratio=1.0)
 
     def exact_num_tokens(self, num_frames: int, tokens_per_frame: int) -> int:
         return exact_num_tokens(num_frames, tokens_per_frame, self)
