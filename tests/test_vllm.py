@@ -199,7 +199,7 @@ def test_how_the_prompt_is_cut_does_not_change_the_answers(folder, family):
     for answers, expected in zip(cut, (*plain, plain[0]), strict=True):
         for answer, other in zip(answers, expected, strict=True):
             assert answer.prompt == other.prompt
-            assert_same(answer, other)
+            assert_same(answer._replace(positions=None), other)  # those of cached columns are not placed again
 
 
 @pytest.mark.parametrize("family", FAMILIES)
