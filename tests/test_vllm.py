@@ -28,6 +28,14 @@ FPS = 2.0
 MAX_TOKENS = 8
 
 
+@pytest.fixture(scope="session", autouse=True)
+def vllm_cache(tmp_path_factory):
+    """What vLLM learnt about our classes in another run would be read again: it looks at the file of a class alone."""
+    with pytest.MonkeyPatch().context() as patch:
+        patch.setenv("VLLM_CACHE_ROOT", str(tmp_path_factory.mktemp("vllm")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """Makes the folder of a family's small model, once."""

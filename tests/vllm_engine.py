@@ -57,7 +57,7 @@ def run_engine(*rounds: list[dict[str, Any]], max_tokens: int = 8, **options: An
         job.write_bytes(pickle.dumps({"options": options, "rounds": rounds, "max_tokens": max_tokens}))
         finished = subprocess.run(
             [sys.executable, __file__, job, answers],
-            env={**os.environ, **ENVIRONMENT, **ranks, "VLLM_CACHE_ROOT": folder},
+            env={**os.environ, **ENVIRONMENT, **ranks},
             capture_output=True,
             text=True,
             timeout=600,
