@@ -11,6 +11,8 @@ import shutil
 import numpy as np
 import torch
 from build_demo_model import SHAPES, build_demo_model
+from checkpoints import run_program
+from hub_cache import add_repository
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import VideoMetadata
 from vllm_engine import Answer, run_engine
@@ -245,7 +247,7 @@ def test_the_layer_average_is_available_by_name(folder):
 
 def test_without_compression_the_engine_is_upstreams(folder, tmp_path):
     requests = requests_of("qwen2_5_vl")
-    upstream = upstream_copy(folder("qwen2_5_vl"), tmp_path)
+    upstream = upstream_copy(folder("qwen2_5_vl"), tmp_path / "upstream")
     (expected,) = run_engine(requests, model=str(upstream))
     (answers,) = run_engine(requests, model=str(folder("qwen2_5_vl")), hf_overrides={"retention_ratio": 1.0})
     assert answers == expected
@@ -253,7 +255,7 @@ def test_without_compression_the_engine_is_upstreams(folder, tmp_path):
 
 def test_upstream_checkpoints_are_compressed_by_overrides(folder, tmp_path):
     requests = requests_of("qwen2_5_vl")
-    upstream = upstream_copy(folder("qwen2_5_vl"), tmp_path)
+    upstream = upstream_copy(folder("qwen2_5_vl"), tmp_path / "upstream")
     architecture = "FlashVIDQwen2_5_VLForConditionalGeneration"
     (answers,) = run_engine(
         requests, model=str(upstream), hf_overrides={"architectures": [architecture], "retention_ratio": 0.1}
@@ -262,15 +264,38 @@ def test_upstream_checkpoints_are_compressed_by_overrides(folder, tmp_path):
     assert answers == expected
 
 
-def upstream_copy(folder, tmp_path):
+def upstream_copy(folder, copy):
     """The same model as upstream would have saved it."""
     config = json.loads((folder / "config.json").read_text())
-    copy = shutil.copytree(folder, tmp_path / "upstream", ignore=shutil.ignore_patterns("*.py"))
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.py"))
     ours = {field.name for field in dataclasses.fields(FlashVIDConfigMixin)} | {"auto_map", "custom_pipelines"}
     upstreams = {name: value for name, value in config.items() if name not in ours}
-    upstreams |= {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"}
+    upstreams["architectures"] = [name.removeprefix("FlashVID") for name in config["architectures"]]
+    upstreams["model_type"] = config["model_type"].removeprefix("flashvid_")
     (copy / "config.json").write_text(json.dumps(upstreams))
     return copy
+
+
+# Runs with the package. A folder without weights, whose base is in the cache.
+EXPORT = """
+from flashvid_hf.tools.export import export_model
+
+export_model("acme/base", arguments[0], retention_ratio=0.25)
+"""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weightless_folders_read_from_their_base(folder, family, tmp_path, monkeypatch):
+    """Without a flag, by Hub ids, offline."""
+    home, commit, pinned = tmp_path / "home", "a" * 40, "b" * 40
+    add_repository(home, "acme/base", main=(commit, lambda copy: upstream_copy(folder(family), copy)))
+    run_program(EXPORT, tmp_path / "export", home=home, with_package=True)
+    add_repository(home, "acme/weightless", main=(pinned, lambda copy: shutil.copytree(tmp_path / "export", copy)))
+    assert not [*(tmp_path / "export").glob("*.safetensors")]
+    monkeypatch.setenv("HF_HOME", str(home))
+    request = requests_of(family)[0]
+    ((answer,),) = run_engine([request], model="acme/weightless")
+    assert_same(answer, answer_with_transformers(folder(family), family, request, **entering(0.25)))
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])

@@ -6,6 +6,7 @@ The entry point `vllm.general_plugins` names `register`.
 from typing import Any
 
 from .settings import engine_method, flashvid_config
+from .weightless import lead_to_base
 
 # One line for each family: the class that vLLM imports when a checkpoint's `architectures` name it.
 ARCHITECTURES = {
@@ -36,7 +37,7 @@ class EngineOptions:
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
-        """Derive the pruning rate from the model's configuration.
+        """Derive the pruning rate from the model's configuration, and find the files of a weightless folder.
 
         Raises:
             ValueError: a field of the configuration is outside of its range, or an option contradicts it.
@@ -53,6 +54,7 @@ class EngineOptions:
                 f'`hf_overrides={{"retention_ratio": {1 - given:g}}}`.'
             )
         options.video_pruning_rate = rate if rate > 0 else None
+        lead_to_base(model_config)
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
