@@ -3,18 +3,20 @@
 
     python scripts/bench_vllm.py
     python scripts/bench_vllm.py --model Qwen/Qwen2.5-VL-7B-Instruct --frames 64 --size 448 --options '{}'
+    python scripts/bench_vllm.py --plot benchmarks/vllm-cpu.json    draw again, measure nothing
 
 Every engine runs in a process of its own, one after the other, `--rounds` times in turn. A round measures, after a
 warm-up, the time to the first token of single requests, and tokens per second of all requests at once; every request
 has a video of its own, and nothing is taken from a cache. EVS keeps as many tokens as FlashVID does, and never fewer
-than one frame has. Writes JSON to `--output`.
+than one frame has. Memory is the most that the process held, and what the engine's cache has room for. Writes JSON to
+`--output`, and a picture beside it.
 """
 
 import argparse
 import json
 import os
 import pickle
-import statistics
+import resource
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarking import REPOSITORY, command, default_device, environment, write_json
+import torch
+from benchmarking import REPOSITORY, command, default_device, environment, pyplot, summarize, write_json
 
 FPS = 2.0
 PROMPT = "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
@@ -37,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(REPOSITORY / "hub_configs" / "flashvid-demo"))
     parser.add_argument("--architecture", choices=UPSTREAM, default=next(iter(UPSTREAM)))
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.25, 0.1], help="of the tokens enter")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.25, 0.1], help="of the tokens enter")
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--size", type=int, default=128, help="pixels a side")
     parser.add_argument("--requests", type=int, default=8)
@@ -46,7 +49,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--options", type=json.loads, default={"dtype": "float32"}, help="more arguments of LLM, as JSON"
     )
-    parser.add_argument("--output", default=str(REPOSITORY / "benchmarks" / "vllm" / "results.json"))
+    parser.add_argument("--output", default=str(REPOSITORY / "benchmarks" / f"vllm-{default_device()}.json"))
+    parser.add_argument("--plot", metavar="RESULTS.json", help="only draw these")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # a job of this script: measure one engine
     return parser.parse_args()
 
@@ -111,13 +115,18 @@ def measure(job: Path, arguments: argparse.Namespace) -> None:
     run(make_requests(arguments, 0, 2), 2)
     first = [run([request], 1)[0] for request in make_requests(arguments, 100, count)]
     taken, outputs = run(make_requests(arguments, 200, count), arguments.new_tokens)
-    prompt = list(outputs[0].prompt_token_ids)
+    prompt, cache = list(outputs[0].prompt_token_ids), engine.llm_engine.vllm_config.cache_config
+    on_gpu = torch.cuda.is_available()
     result = {
         "prompt_tokens": len(prompt),
         "video_tokens": prompt.count(engine.model_config.hf_config.video_token_id),
         "time_to_first_token_s": first,
         "generated_tokens_per_s": count * arguments.new_tokens / taken,
-        "requests_per_s": count / taken,
+        # An engine in this process; Linux counts in KiB.
+        "peak_memory_bytes": torch.cuda.max_memory_allocated()
+        if on_gpu
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "requests_in_cache": cache.num_gpu_blocks * cache.block_size / (len(prompt) + arguments.new_tokens),
     }
     job.write_bytes(pickle.dumps(result))
 
@@ -126,6 +135,8 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.measure:
         return measure(Path(arguments.measure), arguments)
+    if arguments.plot:
+        return draw(Path(arguments.plot))
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in engine_names(arguments.ratios)}
     defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "2"}
     for number in range(arguments.rounds):
@@ -140,29 +151,78 @@ def main() -> None:
                     check=True,
                 )
                 rounds[name].append(pickle.loads(job.read_bytes()))
-    results = {}
-    for name, measured in rounds.items():
-        first = [value for of_round in measured for value in of_round["time_to_first_token_s"]]
-        results[name] = {
+    results = {
+        name: {
             "prompt_tokens": measured[0]["prompt_tokens"],
-            "time_to_first_token_s": {"median": statistics.median(first), "least": min(first), "most": max(first)},
-            "generated_tokens_per_s": [of_round["generated_tokens_per_s"] for of_round in measured],
-            "requests_per_s": [of_round["requests_per_s"] for of_round in measured],
+            "video_tokens": measured[0]["video_tokens"],
+            "time_to_first_token_s": summarize(t for of_round in measured for t in of_round["time_to_first_token_s"]),
+            **{
+                figure: summarize(of_round[figure] for of_round in measured)
+                for figure in ("generated_tokens_per_s", "peak_memory_bytes", "requests_in_cache")
+            },
         }
-    base = results["off"]
-    print(f"{'engine':16} {'prompt':>7} {'first token':>12} {'ratio':>6} {'tokens/s':>9} {'ratio':>6}")
+        for name, measured in rounds.items()
+    }
+    print(
+        f"{'engine':14} {'prompt':>6} {'first token':>11} {'sooner':>6} {'tokens/s':>8} {'faster':>6} "
+        f"{'peak':>9} {'fit':>7}"
+    )
     for name, result in results.items():
-        first, speed = result["time_to_first_token_s"]["median"], statistics.median(result["generated_tokens_per_s"])
-        sooner = base["time_to_first_token_s"]["median"] / first
-        faster = speed / statistics.median(base["generated_tokens_per_s"])
-        print(f"{name:16} {result['prompt_tokens']:7} {first:10.3f} s {sooner:6.2f} {speed:9.1f} {faster:6.2f}")
-    settings = {name: value for name, value in vars(arguments).items() if name not in ("measure", "output")}
+        (first, sooner), (speed, faster) = (
+            (result[figure]["median"], result[figure]["median"] / results["off"][figure]["median"])
+            for figure in ("time_to_first_token_s", "generated_tokens_per_s")
+        )
+        print(
+            f"{name:14} {result['prompt_tokens']:6} {1e3 * first:8.0f} ms {1 / sooner:5.2f}x {speed:8.1f} {faster:5.2f}x "
+            f"{result['peak_memory_bytes']['median'] / 2**20:5.0f} MiB {result['requests_in_cache']['median']:7.1f}"
+        )
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("measure", "output", "plot")}
     settings["model"] = Path(arguments.model).name if Path(arguments.model).exists() else arguments.model
     facts = environment(default_device())
     write_json(
         arguments.output,
         {"command": command("bench_vllm.py", sys.argv[1:]), **facts, "settings": settings, "results": results},
     )
+    draw(Path(arguments.output))
+
+
+def draw(path: Path) -> None:
+    """The picture next to a results file: time to the first token and tokens per second by what enters."""
+    plots = pyplot()
+    if plots is None:
+        return
+    report = json.loads(path.read_text())
+    off, others = report["results"]["off"], {**report["results"]}
+    del others["off"]
+    figure, axes = plots.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
+    figures = {
+        "time_to_first_token_s": (1e3, "time to the first token [ms]"),
+        "generated_tokens_per_s": (1, f"tokens per second, {report['settings']['requests']} requests at once"),
+    }
+    for axis, (of_engine, (factor, label)) in zip(axes, figures.items(), strict=True):
+        axis.axhline(factor * off[of_engine]["median"], color="tab:gray", linestyle="--", label="off")
+        for method, color in (("flashvid", "tab:blue"), ("evs", "tab:orange")):
+            results = [result for name, result in others.items() if name.startswith(method)]
+            entered = [100 * result["video_tokens"] / off["video_tokens"] for result in results]
+            median, low, high = (
+                [factor * result[of_engine][key] for result in results] for key in ("median", "min", "max")
+            )
+            axis.plot(entered, median, marker="o", color=color, label=method)
+            axis.vlines(entered, low, high, color=color, alpha=0.4, linewidth=4)
+        axis.set(xlabel="video tokens that enter [%]", ylabel=f"{label} (bars: all runs)")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False)
+    settings = report["settings"]
+    figure.suptitle(
+        f"vLLM, {settings['model']}, {settings['frames']} frames of {settings['size']} x {settings['size']}, "
+        f"{off['prompt_tokens']} tokens without pruning\n{report['hardware']}",
+        fontsize=10,
+    )
+    picture = path.with_suffix(".png")
+    figure.savefig(picture, dpi=150)
+    plots.close(figure)
+    print(f"wrote {picture}")
 
 
 if __name__ == "__main__":
