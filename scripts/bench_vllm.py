@@ -172,9 +172,10 @@ def main() -> None:
             (result[figure]["median"], result[figure]["median"] / results["off"][figure]["median"])
             for figure in ("time_to_first_token_s", "generated_tokens_per_s")
         )
+        peak, fit = result["peak_memory_bytes"]["median"] / 2**20, result["requests_in_cache"]["median"]
         print(
-            f"{name:14} {result['prompt_tokens']:6} {1e3 * first:8.0f} ms {1 / sooner:5.2f}x {speed:8.1f} {faster:5.2f}x "
-            f"{result['peak_memory_bytes']['median'] / 2**20:5.0f} MiB {result['requests_in_cache']['median']:7.1f}"
+            f"{name:14} {result['prompt_tokens']:6} {1e3 * first:8.0f} ms {1 / sooner:5.2f}x {speed:8.1f} "
+            f"{faster:5.2f}x {peak:5.0f} MiB {fit:7.1f}"
         )
     settings = {name: value for name, value in vars(arguments).items() if name not in ("measure", "output", "plot")}
     settings["model"] = Path(arguments.model).name if Path(arguments.model).exists() else arguments.model
@@ -197,7 +198,7 @@ def draw(path: Path) -> None:
     figure, axes = plots.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
     figures = {
         "time_to_first_token_s": (1e3, "time to the first token [ms]"),
-        "generated_tokens_per_s": (1, f"tokens per second, {report['settings']['requests']} requests at once"),
+        "generated_tokens_per_s": (1, "generated tokens per second"),
     }
     for axis, (of_engine, (factor, label)) in zip(axes, figures.items(), strict=True):
         axis.axhline(factor * off[of_engine]["median"], color="tab:gray", linestyle="--", label="off")
@@ -216,7 +217,8 @@ def draw(path: Path) -> None:
     settings = report["settings"]
     figure.suptitle(
         f"vLLM, {settings['model']}, {settings['frames']} frames of {settings['size']} x {settings['size']}, "
-        f"{off['prompt_tokens']} tokens without pruning\n{report['hardware']}",
+        f"{off['prompt_tokens']} tokens without pruning, "
+        f"{settings['requests']} requests at once\n{report['hardware']}",
         fontsize=10,
     )
     picture = path.with_suffix(".png")

@@ -213,6 +213,20 @@ def test_how_the_prompt_is_cut_does_not_change_the_answers(folder, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_requests_that_start_again_answer_the_same(folder, family):
+    """The cache is too small for all at once: some lose their place, and are computed again with what they said."""
+    requests = 2 * requests_of(family)
+    options = {"model": str(folder(family)), "hf_overrides": {"retention_ratio": 0.35}, "max_tokens": 96}
+    options |= {"block_size": 32, "max_model_len": 512}
+    (alone,) = run_engine(requests, **options)
+    (crowded,) = run_engine(requests, num_gpu_blocks_override=18, **options)
+    assert not any(answer.interrupted for answer in alone)
+    assert any(answer.interrupted for answer in crowded)
+    for answer, expected in zip(crowded, alone, strict=True):
+        assert_same(answer._replace(positions=None), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_two_ranks_answer_like_one(folder, family):
     requests = requests_of(family)
     (answers,) = run_engine(

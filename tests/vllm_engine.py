@@ -31,12 +31,14 @@ class Answer(NamedTuple):
         prompt: its ids as the engine saw them.
         tokens, logprobs: what was generated.
         positions: (3, prompt), as the model placed them last; `None` where it has no such axes, or no video.
+        interrupted: whether the request lost its place in the cache, and was computed once more.
     """
 
     prompt: list[int]
     tokens: list[int]
     logprobs: list[float]
     positions: list[list[int]] | None = None
+    interrupted: bool = False
 
 
 def run_engine(*rounds: list[dict[str, Any]], max_tokens: int = 8, **options: Any) -> list[list[Answer]]:
@@ -83,10 +85,24 @@ def record_positions(model: Any) -> None:
     model.recompute_mrope_positions = place_and_note
 
 
+def record_interruptions() -> set[str]:
+    """Ids of the requests that the engine in this process puts back to wait, noted as it does."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    interrupt, interrupted = Scheduler._preempt_request, set()
+
+    def note_and_interrupt(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        interrupted.add(request.request_id.split("-")[0])  # the engine adds a suffix to the id of the output
+        interrupt(self, request, *args, **kwargs)
+
+    Scheduler._preempt_request = note_and_interrupt
+    return interrupted
+
+
 def main() -> None:
     from vllm import LLM, SamplingParams
 
-    job = pickle.loads(Path(sys.argv[1]).read_bytes())
+    job, interrupted = pickle.loads(Path(sys.argv[1]).read_bytes()), record_interruptions()
     engine = LLM(limit_mm_per_prompt={"image": 2, "video": 3}, **job["options"])
     if job["options"].get("tensor_parallel_size", 1) == 1:  # the model is in this process
         engine.apply_model(record_positions)
@@ -99,7 +115,8 @@ def main() -> None:
             chosen = zip(completion.token_ids, completion.logprobs, strict=True)
             logprobs = [of_token[token].logprob for token, of_token in chosen]
             prompt = list(output.prompt_token_ids)
-            answers.append((prompt, list(completion.token_ids), logprobs, PLACED.get(tuple(prompt))))
+            placed = PLACED.get(tuple(prompt))
+            answers.append((prompt, list(completion.token_ids), logprobs, placed, output.request_id in interrupted))
         rounds.append(answers)
     Path(sys.argv[2]).write_bytes(pickle.dumps(rounds))
 
