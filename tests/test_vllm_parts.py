@@ -1,5 +1,6 @@
 """The parts of the vLLM plugin that need no vLLM."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from flashvid_hf.vllm_plugin.plugin import ARCHITECTURES
 from flashvid_hf.vllm_plugin.positions import append_positions, place_positions, split_positions, text_positions
 from flashvid_hf.vllm_plugin.qwen_positions import grid_positions, uncompressed_positions
 from flashvid_hf.vllm_plugin.settings import engine_method, flashvid_config
+from flashvid_hf.vllm_plugin.weightless import lead_to_base
 
 IMAGE, VIDEO = 1, 2
 
@@ -129,3 +131,12 @@ def test_the_architectures_are_those_that_our_folders_name():
     for name, target in ARCHITECTURES.items():
         assert hasattr(flashvid_hf, name)
         assert target.startswith("flashvid_hf.vllm_plugin.")
+
+
+def test_a_weightless_folder_that_changes_more_than_videos_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"base_model_name_or_path": "acme/base"}))
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {"do_resize": False}}))
+    config = SimpleNamespace(base_model_name_or_path=None)
+    options = SimpleNamespace(model=tmp_path, revision=None, hf_token=None, multimodal_config=None, hf_config=config)
+    with pytest.raises(ValueError, match="`processor_config.json`.*'image_processor'.*--weights included"):
+        lead_to_base(options)
