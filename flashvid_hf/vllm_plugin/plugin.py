@@ -12,6 +12,7 @@ from .weightless import lead_to_base
 ARCHITECTURES = {
     "FlashVIDQwen2_5_VLForConditionalGeneration": "flashvid_hf.vllm_plugin.qwen2_5_vl:FlashVIDQwen2_5_VL",
     "FlashVIDQwen3VLForConditionalGeneration": "flashvid_hf.vllm_plugin.qwen3_vl:FlashVIDQwen3VL",
+    "FlashVIDQwen3VLMoeForConditionalGeneration": "flashvid_hf.vllm_plugin.qwen3_vl_moe:FlashVIDQwen3VLMoe",
     "FlashVIDLlavaOnevisionForConditionalGeneration": "flashvid_hf.vllm_plugin.llava_onevision:FlashVIDLlavaOnevision",
 }
 # Rates that come from a ratio differ in the last digits.
