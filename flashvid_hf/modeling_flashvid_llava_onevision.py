@@ -1,6 +1,7 @@
 """LLaVA-OneVision with FlashVID: attention from the SigLIP layer whose output is used, a newline after the video."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from .outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput, FlashVIDVideoO
 from .prompt import Prompt, VideoLayout, count
 from .pruning import join_masks
 from .stopwatch import Stopwatch
+from .upstream import accepts_both_cache_names, add_tower_outputs, output_class
 from .vision_attention import RECORD, VisionRecord, install_layer_recording
 from .vision_chunks import join_rows, tower_device
 
@@ -37,6 +39,18 @@ CHECKPOINT_KEY_MAPPING = {
 }
 
 
+@dataclass
+class FlashVIDLlavaOnevisionModelOutput(FlashVIDModelOutput, output_class(LlavaOnevisionModel)):
+    """Upstream's fields and those of `FlashVIDModelOutput`."""
+
+
+@dataclass
+class FlashVIDLlavaOnevisionCausalLMOutput(
+    FlashVIDCausalLMOutput, output_class(LlavaOnevisionForConditionalGeneration)
+):
+    """Upstream's fields and those of `FlashVIDCausalLMOutput`."""
+
+
 class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, LlavaOnevisionModel):
     """LLaVA-OneVision's base model, compressing its videos. Other inputs run as upstream runs them.
 
@@ -46,6 +60,7 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
     config: FlashVIDLlavaOnevisionConfig
     config_class = FlashVIDLlavaOnevisionConfig
     checkpoint_key_mapping = CHECKPOINT_KEY_MAPPING
+    output_class = FlashVIDLlavaOnevisionModelOutput
     encoder_inputs = {
         "image": (
             "pixel_values",
@@ -166,7 +181,7 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
 
         Where nothing is compressed the caller's, as upstream.
         """
-        cache, mask = inputs["past_key_values"], inputs["attention_mask"]
+        cache, mask = inputs["cache"], inputs["attention_mask"]
         if not prompt.videos and not is_compressed(cache):
             return inputs["position_ids"]
         like = inputs["input_ids"] if inputs["inputs_embeds"] is None else inputs["inputs_embeds"][..., 0]
@@ -216,9 +231,10 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         self.encode({name: inputs.pop(name, None) for name in names}, encoded, self.config, *masks)
         prompt = Prompt(masks[0].shape[1])
         embeddings = self.embed_prompt(prompt, input_ids, inputs_embeds, *masks, encoded)
-        return super().forward(inputs_embeds=embeddings, **inputs)
+        return add_tower_outputs(super().forward(inputs_embeds=embeddings, **inputs), encoded)
 
     @can_return_tuple
+    @accepts_both_cache_names
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -228,7 +244,7 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         image_sizes_videos: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
@@ -252,7 +268,7 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
             "image_sizes_videos": image_sizes_videos,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
+            "cache": cache,
             "inputs_embeds": inputs_embeds,
             "vision_feature_layer": vision_feature_layer,
             "vision_feature_select_strategy": vision_feature_select_strategy,
@@ -284,6 +300,7 @@ class FlashVIDLlavaOnevisionForConditionalGeneration(
     config: FlashVIDLlavaOnevisionConfig
     config_class = FlashVIDLlavaOnevisionConfig
     checkpoint_key_mapping = CHECKPOINT_KEY_MAPPING
+    output_class = FlashVIDLlavaOnevisionCausalLMOutput
     base_model_class = FlashVIDLlavaOnevisionModel
 
     def __init__(self, config: FlashVIDLlavaOnevisionConfig):
@@ -303,8 +320,8 @@ class FlashVIDLlavaOnevisionForConditionalGeneration(
         input_ids: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        # From transformers 5.18 on the videos are encoded by now. Before, upstream would repeat each video by itself
-        # and no list, where the videos of a prompt belong together.
+        # Where the videos are not encoded by now, upstream would repeat every video by itself, and it takes no lists.
+        # The videos of a prompt have to stay together.
         videos = model_kwargs.pop("pixel_values_videos", None)
         if videos is not None and expand_size > 1:
             embeds = model_kwargs.get("inputs_embeds")  # beside them `input_ids` may be empty
@@ -320,6 +337,7 @@ class FlashVIDLlavaOnevisionForConditionalGeneration(
         return input_ids, {**model_kwargs, **({} if videos is None else {"pixel_values_videos": videos})}
 
     @can_return_tuple
+    @accepts_both_cache_names
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -329,7 +347,7 @@ class FlashVIDLlavaOnevisionForConditionalGeneration(
         image_sizes_videos: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
@@ -351,7 +369,7 @@ class FlashVIDLlavaOnevisionForConditionalGeneration(
             image_sizes_videos=image_sizes_videos,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             vision_feature_layer=vision_feature_layer,
             vision_feature_select_strategy=vision_feature_select_strategy,

@@ -1,5 +1,6 @@
 """Qwen3-VL with FlashVID: deepstack features follow the kept tokens."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,17 @@ from .modeling_flashvid import FlashVIDLanguageModelingMixin
 from .modeling_flashvid_qwen import FlashVIDQwenGenerationMixin, FlashVIDQwenModelMixin
 from .outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput
 from .prompt import Prompt
+from .upstream import accepts_both_cache_names, join_level, output_class
+
+
+@dataclass
+class FlashVIDQwen3VLModelOutput(FlashVIDModelOutput, output_class(Qwen3VLModel)):
+    """Upstream's fields and those of `FlashVIDModelOutput`."""
+
+
+@dataclass
+class FlashVIDQwen3VLCausalLMOutput(FlashVIDCausalLMOutput, output_class(Qwen3VLForConditionalGeneration)):
+    """Upstream's fields and those of `FlashVIDCausalLMOutput`."""
 
 
 class FlashVIDQwen3VLModelMixin(FlashVIDQwenModelMixin):
@@ -25,9 +37,7 @@ class FlashVIDQwen3VLModelMixin(FlashVIDQwenModelMixin):
     """
 
     def deepstack_levels(self, outputs: Any) -> list[torch.Tensor]:
-        # Before transformers 5.18 a level is one tensor for all videos.
-        levels = outputs.deepstack_features
-        return [level if isinstance(level, torch.Tensor) else torch.cat(tuple(level)) for level in levels]
+        return [join_level(level) for level in outputs.deepstack_features]
 
     def dropped_columns(self, input_ids: torch.Tensor | None, settings: Any) -> torch.Tensor | None:
         # The released code drops every vision_start and vision_end token. Those around images stay here, and those that
@@ -51,7 +61,7 @@ class FlashVIDQwen3VLModelMixin(FlashVIDQwenModelMixin):
         visual = torch.stack([masks[kind] for kind in outputs]).any(0)  # (B, M)
         deepstack = []
         for level in zip(*(output.deepstack_features for output in outputs.values()), strict=True):
-            rows = [part if isinstance(part, torch.Tensor) else torch.cat(tuple(part)) for part in level]
+            rows = [join_level(part) for part in level]
             joint = rows[0].new_zeros(int(visual.sum()), rows[0].shape[-1])
             for kind, of_kind in zip(outputs, rows, strict=True):
                 joint[masks[kind][visual].to(joint.device)] = of_kind
@@ -59,12 +69,13 @@ class FlashVIDQwen3VLModelMixin(FlashVIDQwenModelMixin):
         return {"visual_pos_masks": visual, "deepstack_visual_embeds": deepstack}
 
     @can_return_tuple
+    @accepts_both_cache_names
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         pixel_values_videos: torch.Tensor | None = None,
@@ -81,7 +92,7 @@ class FlashVIDQwen3VLModelMixin(FlashVIDQwenModelMixin):
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
+            "cache": cache,
             "inputs_embeds": inputs_embeds,
             "pixel_values": pixel_values,
             "pixel_values_videos": pixel_values_videos,
@@ -99,6 +110,7 @@ class FlashVIDQwen3VLModel(FlashVIDPreTrainedMixin, FlashVIDQwen3VLModelMixin, Q
 
     config: FlashVIDQwen3VLConfig
     config_class = FlashVIDQwen3VLConfig
+    output_class = FlashVIDQwen3VLModelOutput
 
 
 class FlashVIDQwen3VLForConditionalGeneration(
@@ -111,6 +123,7 @@ class FlashVIDQwen3VLForConditionalGeneration(
 
     config: FlashVIDQwen3VLConfig
     config_class = FlashVIDQwen3VLConfig
+    output_class = FlashVIDQwen3VLCausalLMOutput
 
     def __init__(self, config: FlashVIDQwen3VLConfig):
         super(Qwen3VLForConditionalGeneration, self).__init__(config)  # not upstream's, which builds its own model
@@ -119,12 +132,13 @@ class FlashVIDQwen3VLForConditionalGeneration(
         self.post_init()
 
     @can_return_tuple
+    @accepts_both_cache_names
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -143,7 +157,7 @@ class FlashVIDQwen3VLForConditionalGeneration(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             pixel_values_videos=pixel_values_videos,

@@ -22,6 +22,7 @@ from .modeling_flashvid_qwen import FlashVIDQwenGenerationMixin
 from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLModelMixin
 from .outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput
 from .prompt import Prompt
+from .upstream import accepts_both_cache_names, default_router_logits, output_class
 
 # Published checkpoints hold the weights of the experts transposed. Upstream mends that for its own classes, and for
 # others under a model type that is registered.
@@ -33,8 +34,8 @@ register_checkpoint_conversion_mapping(
 
 
 @dataclass
-class FlashVIDMoeModelOutput(FlashVIDModelOutput):
-    """Output of a base model with experts.
+class FlashVIDQwen3VLMoeModelOutput(FlashVIDModelOutput, output_class(Qwen3VLMoeModel)):
+    """Upstream's fields, those of `FlashVIDModelOutput`, and `router_masks`.
 
     Args:
         router_logits: of every layer with experts, with shape (B * M, experts) below the pruning layer and
@@ -42,22 +43,19 @@ class FlashVIDMoeModelOutput(FlashVIDModelOutput):
         router_masks: which rows of each are tokens rather than padding, with shape (B * M,) or (B * L,).
     """
 
-    router_logits: tuple[torch.Tensor, ...] | None = None
+    router_logits: tuple[torch.Tensor, ...] | None = None  # upstream's annotation of `forward` leaves it out
     router_masks: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
-class FlashVIDMoeCausalLMOutput(FlashVIDCausalLMOutput):
-    """Output of a generative model with experts.
+class FlashVIDQwen3VLMoeCausalLMOutput(FlashVIDCausalLMOutput, output_class(Qwen3VLMoeForConditionalGeneration)):
+    """Upstream's fields and those of `FlashVIDCausalLMOutput`.
 
     Args:
         loss: over the labels of the columns that are left, with the weighted `aux_loss` if there is one.
         aux_loss: load balancing loss of the router, over the tokens that each layer saw.
-        router_logits: see `FlashVIDMoeModelOutput`.
+        router_logits: see `FlashVIDQwen3VLMoeModelOutput`.
     """
-
-    aux_loss: torch.Tensor | None = None
-    router_logits: tuple[torch.Tensor, ...] | None = None
 
 
 class FlashVIDExpertsMixin:
@@ -75,7 +73,7 @@ class FlashVIDQwen3VLMoeModel(
 
     config: FlashVIDQwen3VLMoeConfig
     config_class = FlashVIDQwen3VLMoeConfig
-    output_class = FlashVIDMoeModelOutput
+    output_class = FlashVIDQwen3VLMoeModelOutput
 
     def run_language_model(
         self, inputs_embeds: torch.Tensor, prompt: Prompt, settings: Any, **kwargs: Any
@@ -94,7 +92,7 @@ class FlashVIDQwen3VLMoeModel(
             for layer in self.language_model.layers
             if isinstance(layer.mlp, Qwen3VLMoeTextSparseMoeBlock)
         )
-        return FlashVIDMoeModelOutput(**outputs, router_masks=masks)
+        return self.output_class(**outputs, router_masks=masks)
 
 
 class FlashVIDQwen3VLMoeForConditionalGeneration(
@@ -108,6 +106,7 @@ class FlashVIDQwen3VLMoeForConditionalGeneration(
 
     config: FlashVIDQwen3VLMoeConfig
     config_class = FlashVIDQwen3VLMoeConfig
+    output_class = FlashVIDQwen3VLMoeCausalLMOutput
 
     def __init__(self, config: FlashVIDQwen3VLMoeConfig):
         super(Qwen3VLMoeForConditionalGeneration, self).__init__(config)  # not upstream's, which builds its own model
@@ -116,12 +115,13 @@ class FlashVIDQwen3VLMoeForConditionalGeneration(
         self.post_init()
 
     @can_return_tuple
+    @accepts_both_cache_names
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -135,15 +135,15 @@ class FlashVIDQwen3VLMoeForConditionalGeneration(
         use_cache: bool | None = None,
         query_index: int | torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple | FlashVIDMoeCausalLMOutput:
+    ) -> tuple | FlashVIDQwen3VLMoeCausalLMOutput:
         """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
-        if output_router_logits is None:  # transformers 5.17 has no such field of the configuration
-            output_router_logits = getattr(self.config.text_config, "output_router_logits", False)
+        if output_router_logits is None:
+            output_router_logits = default_router_logits(self.config.text_config)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             pixel_values_videos=pixel_values_videos,
@@ -157,14 +157,12 @@ class FlashVIDQwen3VLMoeForConditionalGeneration(
             **kwargs,
         )
         output = self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
-        loss, aux_loss = output.loss, None
         if output_router_logits:
-            aux_loss = self.load_balancing_loss(outputs, attention_mask)
-            if loss is not None:
-                loss = loss + self.config.text_config.router_aux_loss_coef * aux_loss.to(loss.device)
-        return FlashVIDMoeCausalLMOutput(
-            **{**output, "loss": loss}, aux_loss=aux_loss, router_logits=outputs.router_logits
-        )
+            output.aux_loss = self.load_balancing_loss(outputs, attention_mask)
+            if output.loss is not None:
+                weight = self.config.text_config.router_aux_loss_coef
+                output.loss = output.loss + weight * output.aux_loss.to(output.loss.device)
+        return output
 
     def load_balancing_loss(
         self, outputs: BaseModelOutputWithPast, attention_mask: torch.Tensor | None

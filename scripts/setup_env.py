@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
 """Make the virtual environment in which the tests, the linters and the demo run.
 
-    python3 scripts/setup_env.py [--venv .venv] [--constraints constraints.txt] [--extras test,dev,bench]
+    python3 scripts/setup_env.py [--venv .venv] [--constraints constraints.txt | --latest] [--extras test,dev,bench]
 
 Installs the project in editable mode with the tested versions of everything. A second run returns at once as long as
-`pyproject.toml`, the constraints, this script and the interpreter are the same. Needs Python's standard library only.
+`pyproject.toml`, the constraints, this script and the interpreter are the same. With `--latest` there are no
+constraints: every run upgrades every package to the newest release that the project's own ranges allow. Needs Python's
+standard library only.
 
-Two things need care, and are why this is more than one `pip install`:
+Three things need care, and are why this is more than one `pip install`:
+
+* The constraints of this project replace those of the machine (pip's settings can name a file of their own). Two
+  exact pins of one package would only conflict.
 
 * torch goes in first and torchvision second, without its dependencies. Whichever build of torch pip finds, CPU or
   CUDA, stays: nothing that follows has a reason to look for another.
@@ -109,8 +114,11 @@ def is_usable(environment: Path) -> bool:
     return ask(python, "import sys; print(sys.version)").stdout.strip() == sys.version.strip()
 
 
-def pip_install(python: Path, constraints: Path, *arguments: str) -> None:
-    subprocess.run([python, "-m", "pip", "install", "--constraint", constraints, *arguments], cwd=ROOT, check=True)
+def pip_install(python: Path, constraints: Path | None, *arguments: str) -> None:
+    """`pip install` under the constraints; without any, of the newest releases that fit."""
+    newest = () if constraints else ("--upgrade", "--upgrade-strategy", "eager")
+    environment = {**os.environ, "PIP_CONSTRAINT": str(constraints or os.devnull)}
+    subprocess.run([python, "-m", "pip", "install", *newest, *arguments], cwd=ROOT, check=True, env=environment)
 
 
 def mend_torchvision(python: Path) -> None:
@@ -147,7 +155,9 @@ def remove_broken(python: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="the environment's folder (default: .venv)")
-    parser.add_argument("--constraints", type=Path, default=ROOT / "constraints.txt", help="default: constraints.txt")
+    versions = parser.add_mutually_exclusive_group()
+    versions.add_argument("--constraints", type=Path, default=ROOT / "constraints.txt", help="default: constraints.txt")
+    versions.add_argument("--latest", action="store_true", help="no constraints: the newest release of every package")
     parser.add_argument("--extras", default="test,dev,bench", help="the project's extras (default: %(default)s)")
     options = parser.parse_args()
     if sys.version_info < (3, 11):
@@ -155,16 +165,17 @@ def main() -> None:
             f"the tested versions need Python 3.11 or later; this is {sys.version.split()[0]} (make PYTHON=...)"
         )
 
-    environment, constraints = options.venv.absolute(), options.constraints.resolve()
+    environment, constraints = options.venv.absolute(), None if options.latest else options.constraints.resolve()
     python, stamp = interpreter(environment), environment / STAMP
-    key = environment_key(constraints, options.extras)
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == key and is_usable(environment):
+    key = environment_key(constraints, options.extras) if constraints else None
+    if key and stamp.exists() and stamp.read_text(encoding="utf-8") == key and is_usable(environment):
         return
 
     started = time.monotonic()
     stamp.unlink(missing_ok=True)  # until the end, so that a run that was cut short is taken up again
     name = os.path.relpath(environment)
-    say(f"preparing {name} with {constraints.name}; the first time takes some minutes")
+    versions_of = constraints.name if constraints else "the newest release of every package"
+    say(f"preparing {name} with {versions_of}; the first time takes some minutes")
     if not is_usable(environment):
         say(f"step 1 of 4: a new environment with Python {sys.version.split()[0]}")
         subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
@@ -176,7 +187,8 @@ def main() -> None:
     pip_install(python, constraints, "--editable", f".[{options.extras}]" if options.extras else ".")
     mend_torchvision(python)
     remove_broken(python)
-    stamp.write_text(key, encoding="utf-8")
+    if key:
+        stamp.write_text(key, encoding="utf-8")
     say(f"{name} is ready after {time.monotonic() - started:.0f} s")
 
 

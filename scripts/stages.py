@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from benchmarking import alternate, seconds
 
+from flashvid_hf.upstream import CACHE
+
 
 def attempt(run: Callable[[], Any]) -> Any:
     """The result of a run, or `None` where the GPU has too little memory for it."""
@@ -44,7 +46,7 @@ def time_answer(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int, de
 
     def write() -> None:
         for _ in range(new_tokens - 1):
-            model(input_ids=token, past_key_values=outputs.past_key_values, use_cache=True).logits.argmax(-1)
+            model(input_ids=token, **{CACHE: outputs[CACHE]}, use_cache=True).logits.argmax(-1)
 
     first = seconds(read, device)
     return {"time_to_first_token": first, "per_token": seconds(write, device) / (new_tokens - 1)}

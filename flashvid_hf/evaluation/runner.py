@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..outputs import FlashVIDVideoOutput
 from ..pipeline_flashvid import media_arguments
+from ..upstream import join_level
 from ..video_io import VideoClip
 from .items import Question, VideoItem
 
@@ -156,8 +157,8 @@ def _answer(
 def _repeat(encoded: FlashVIDVideoOutput, times: int) -> FlashVIDVideoOutput:
     """The outputs of the vision tower for the same video in every sample of a batch."""
     levels = encoded.deepstack_features
-    if levels is not None:  # before transformers 5.18 upstream has one tensor for all videos
-        levels = [torch.cat([lv] * times) if isinstance(lv, torch.Tensor) else tuple(lv) * times for lv in levels]
+    if levels is not None:
+        levels = [(join_level(level),) * times for level in levels]
     return FlashVIDVideoOutput(
         pooler_output=tuple(encoded.pooler_output) * times,
         videos=None if encoded.videos is None else encoded.videos * times,

@@ -60,10 +60,11 @@ def observe(model: Any, inputs: dict[str, torch.Tensor], **settings: Any) -> dic
     )
     num_new = outputs.sequences.shape[1] - inputs["input_ids"].shape[1]
     report = getattr(outputs, "report", None)
+    cache = outputs["cache" if "cache" in outputs else "past_key_values"]  # before transformers 5.24
     return {
         "new_ids": outputs.sequences[0, -num_new:].tolist(),
         "logits": outputs.logits[0][0].float(),
-        "prompt_columns": [layer.keys.shape[-2] - (num_new - 1) for layer in outputs.past_key_values.layers],
+        "prompt_columns": [layer.keys.shape[-2] - (num_new - 1) for layer in cache.layers],
         "counts": None if report is None else [list(x) for x in (report.tokens, report.entered, report.remained)],
     }
 
