@@ -16,6 +16,8 @@ import torch
 from filelock import FileLock
 from transformers import PreTrainedModel, pipeline, set_seed
 
+from flashvid_hf.upstream import CACHE
+
 TESTS = Path(__file__).resolve().parent
 
 # A short film of six scenes.
@@ -99,7 +101,7 @@ def video_inputs(processor: Any) -> dict[str, torch.Tensor]:
 def observe(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     """What a generative model makes of `video_inputs`: logits, greedy ids, and the counts of its reports."""
     outputs = model.generate(**inputs, max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
-    reports = getattr(outputs.past_key_values, "reports", ())
+    reports = getattr(outputs.get(CACHE), "reports", ())
     return {
         "logits": model(**inputs).logits,
         "ids": outputs.sequences,

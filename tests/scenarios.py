@@ -18,6 +18,8 @@ from packaging.version import Version
 from transformers import DynamicCache, LogitsProcessorList, StaticCache, StoppingCriteriaList, set_seed
 from transformers.generation.streamers import BaseStreamer
 
+from flashvid_hf.upstream import CACHE
+
 # Grids in patches; 4 patches make a token.
 SMALL, LARGE, WIDE, PICTURE = (2, 8, 4), (4, 8, 8), (3, 4, 8), (1, 8, 8)
 STEPS = 6
@@ -266,7 +268,7 @@ def conversation(model, family, inputs, turn: Sequence[Any], **kwargs):
         is_grid = name.endswith("_thw") or name == "second_per_grid_ts"
         if name in more or is_grid:
             following[name] = whole[name] if is_grid else more[name]
-    answer = plain(model, family, following, past_key_values=first.past_key_values, **kwargs)
+    answer = plain(model, family, following, **{CACHE: first[CACHE]}, **kwargs)
     # The tokens of a video are ranked at the end of the turn that brings it.
     has_video = "pixel_values_videos" in more
     query = ids.shape[1] if has_video else inputs["input_ids"].shape[1]
@@ -475,8 +477,8 @@ def forward_in_two_calls(model, family, inputs):
     total = inputs["input_ids"].shape[1]
     per_column = ("input_ids", "attention_mask", "mm_token_type_ids")
     first = {name: value[:, : total - 3] if name in per_column else value for name, value in inputs.items()}
-    cache = model(**first, use_cache=True).past_key_values
-    return [model(inputs["input_ids"][:, -3:], past_key_values=cache).logits[0]]
+    cache = model(**first, use_cache=True)[CACHE]
+    return [model(inputs["input_ids"][:, -3:], **{CACHE: cache}).logits[0]]
 
 
 def last_rows_of_one_call(model, family, singles):
@@ -500,8 +502,8 @@ def forward_two_videos_in_two_calls(model, family, inputs):
         if "mm_token_type_ids" in inputs:
             part["mm_token_type_ids"] = inputs["mm_token_type_ids"][:, columns]
         parts.append(part)
-    cache = model(**parts[0], use_cache=True).past_key_values
-    return [model(**parts[1], past_key_values=cache).logits[0]]
+    cache = model(**parts[0], use_cache=True)[CACHE]
+    return [model(**parts[1], **{CACHE: cache}).logits[0]]
 
 
 def rows_of_the_second_video(model, family, singles):
@@ -575,7 +577,7 @@ def refused(**settings: Any) -> Callable[..., Any]:
 
 
 def foreign_cache(make: Callable[[Any], Any], call: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda model, family, inputs: call(model, inputs, past_key_values=make(model))
+    return lambda model, family, inputs: call(model, inputs, **{CACHE: make(model)})
 
 
 def upstream_assistant(model, family, inputs):
@@ -605,10 +607,10 @@ REFUSALS = {
     "static cache by name": (refused(cache_implementation="static"), "`cache_implementation` is 'static'", True),
     "quantized cache": (refused(cache_implementation="quantized"), "`cache_implementation` is 'quantized'", True),
     "chunked prefill": (refused(prefill_chunk_size=8), "`prefill_chunk_size` is 8", True),
-    "static cache": (foreign_cache(static, generate), "`past_key_values` is a `StaticCache`", True),
-    "foreign cache": (foreign_cache(dynamic, generate), "`past_key_values` is a `DynamicCache`", True),
-    "static cache, forward": (foreign_cache(static, call), "`past_key_values` is a `StaticCache`", True),
-    "foreign cache, forward": (foreign_cache(dynamic, call), "`past_key_values` is a `DynamicCache`", True),
+    "static cache": (foreign_cache(static, generate), f"`{CACHE}` is a `StaticCache`", True),
+    "foreign cache": (foreign_cache(dynamic, generate), f"`{CACHE}` is a `DynamicCache`", True),
+    "static cache, forward": (foreign_cache(static, call), f"`{CACHE}` is a `StaticCache`", True),
+    "foreign cache, forward": (foreign_cache(dynamic, call), f"`{CACHE}` is a `DynamicCache`", True),
     "upstream's model as the assistant": (upstream_assistant, "`assistant_model` is a `", True),
     "pruning before the first layer": (refused(pruning_layer=0), "`pruning_layer` is 0", True),
     "sliding-window layers": (sliding_window, "`layer_types`.*sliding", False),

@@ -8,6 +8,8 @@ import torch
 from families import FAMILIES
 from test_model import BATCHES, LARGE, SMALL, assert_same, generate, logits
 
+from flashvid_hf.upstream import CACHE
+
 pytestmark = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 
 SETTINGS = [
@@ -48,12 +50,12 @@ def test_the_next_turn_follows_the_cache(family):
     if "mm_token_type_ids" in inputs:
         types = inputs["mm_token_type_ids"]
         following["mm_token_type_ids"] = torch.nn.functional.pad(types, (0, ids.shape[1] - types.shape[1]))
-    second = generate(model, following, past_key_values=first.past_key_values)
+    second = generate(model, following, cache=first[CACHE])
     with torch.no_grad():
         whole = model(**{**inputs, **following}, query_index=inputs["input_ids"].shape[1] - 1, **settings)
     torch.testing.assert_close(logits(second)[:, 0], whole.logits[:, -1], atol=2e-5, rtol=1e-5)
     assert second.report.tokens == () and not second.report.compressed
-    assert [report.compressed for report in second.past_key_values.reports] == [True]
+    assert [report.compressed for report in second[CACHE].reports] == [True]
 
 
 def continued(inputs, *more):
@@ -71,16 +73,16 @@ def test_one_prefill_and_many_questions(family):
     model = family.model()
     shared, other = family.inputs(["text", LARGE]), family.inputs([SMALL, "text", "text"], seed=5)
     with torch.no_grad():
-        cache = model(**shared, logits_to_keep=1).past_key_values
+        cache = model(**shared, logits_to_keep=1)[CACHE]
     held = [layer.keys.clone() for layer in cache.layers]
     for question in ([20, 21], [30, 31, 32, 33], [40]):
         generate(model, other)  # another conversation in between
         prompt = continued(shared, torch.tensor([question]))
-        answer = generate(model, prompt, past_key_values=copy.deepcopy(cache))
+        answer = generate(model, prompt, cache=copy.deepcopy(cache))
         scratch = generate(model, {**shared, **prompt}, query_index=shared["input_ids"].shape[1] - 1)
         assert_same(answer, scratch)
         with torch.no_grad():
-            forward = model(**{**prompt, "input_ids": torch.tensor([question])}, past_key_values=copy.deepcopy(cache))
+            forward = model(**{**prompt, "input_ids": torch.tensor([question])}, cache=copy.deepcopy(cache))
         torch.testing.assert_close(forward.logits[:, -1], logits(scratch)[:, 0], atol=2e-5, rtol=1e-5)
     assert all(torch.equal(layer.keys, keys) for layer, keys in zip(cache.layers, held, strict=True))
 
@@ -92,7 +94,7 @@ def test_conversations_take_turns(family):
     for inputs, answer in ((first, answers[0]), (second, answers[1])):
         more = [answer.sequences[:, inputs["input_ids"].shape[1] :], torch.tensor([[20, 21, 22]])]
         prompt = continued(inputs, *more)
-        following = generate(model, prompt, past_key_values=answer.past_key_values)
+        following = generate(model, prompt, cache=answer[CACHE])
         scratch = generate(model, {**inputs, **prompt}, query_index=inputs["input_ids"].shape[1] - 1)
         assert_same(following, scratch)
 
@@ -101,13 +103,13 @@ def test_a_cache_has_one_pruning_layer(family):
     model = family.model()
     inputs = family.inputs(*BATCHES["one video"])
     with torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = model(**inputs, use_cache=True)[CACHE]
         if "mm_token_type_ids" in inputs:  # positions of a second video are upstream's business
             grown = [inputs["input_ids"]] * 2
             inputs["position_ids"] = torch.arange(len(torch.cat(grown, 1)[0]))[None, None].expand(4, 1, -1)
         inputs["attention_mask"] = torch.ones(1, 2 * inputs["input_ids"].shape[1], dtype=torch.long)
         with pytest.raises(ValueError, match="`pruning_layer` is 4, and the cache was pruned from layer 3 on"):
-            model(**inputs, past_key_values=cache, pruning_layer=4)
+            model(**inputs, cache=cache, pruning_layer=4)
 
 
 def test_threads_with_different_settings_do_not_meet(family):

@@ -7,6 +7,8 @@ from families import FAMILIES, IMAGE, VIDEO
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from flashvid_hf.upstream import CACHE
+
 PROMPT = ["text", (4, 8, 8), "text"]
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -37,7 +39,7 @@ def test_a_decoding_step_costs_what_upstreams_does(family):
     Ours looks for placeholders and counts positions, with up to three operators more; nothing waits for the device.
     """
     model, inputs = family.model(), family.inputs(PROMPT)
-    kept = model(**inputs, use_cache=True).past_key_values.num_cached()
+    kept = model(**inputs, use_cache=True)[CACHE].num_cached()
     text = {"input_ids": torch.full((1, kept), 5), "attention_mask": torch.ones(1, kept, dtype=torch.long)}
     if "mm_token_type_ids" in inputs:  # `generate` makes them longer in every step
         text["mm_token_type_ids"] = torch.zeros(1, kept, dtype=torch.long)

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForImageTextToText
 
 from flashvid_hf import CompressionConfig, flashvid
+from flashvid_hf.upstream import CACHE
 
 # Videos of one length, as upstream wants them in some families.
 PROMPTS = (["text", (4, 8, 8), "text"], ["text", (4, 8, 8), "text", "text"])
@@ -44,9 +45,7 @@ def answer(model, inputs) -> tuple:
         output_logits=True,
         return_dict_in_generate=True,
     )
-    reports = [
-        (r.tokens, r.entered, r.remained, r.segment_lengths) for r in getattr(found.past_key_values, "reports", ())
-    ]
+    reports = [(r.tokens, r.entered, r.remained, r.segment_lengths) for r in getattr(found.get(CACHE), "reports", ())]
     return model(**inputs).logits, found.sequences, torch.stack(found.logits), reports
 
 

@@ -24,6 +24,7 @@ from flashvid_hf import read_video
 from flashvid_hf.compression import BEHAVIORS
 from flashvid_hf.configuration_flashvid import default_llm_retention_ratio, default_pruning_layer
 from flashvid_hf.token_selection import TOKEN_SELECTION_METHODS
+from flashvid_hf.upstream import CACHE
 from flashvid_hf.video_io import _choose_frames, available_backends
 
 DEPTH = 6  # layers of the language models
@@ -192,7 +193,7 @@ def test_any_call(family, batch, padding_side, chosen, attention, dtype, use_cac
             run(model, inputs, **chosen)
         return
     outputs = run(model, inputs, **chosen, use_cache=use_cache)
-    assert (outputs.past_key_values is not None) == use_cache
+    assert (outputs.get(CACHE) is not None) == use_cache
     check_counts(family, batch, outputs, config)
     columns = inputs["input_ids"].shape[1]
     for row in range(len(batch)):
@@ -202,7 +203,7 @@ def test_any_call(family, batch, padding_side, chosen, attention, dtype, use_cac
         assert int((ids[left] == VIDEO).sum()) == outputs.report.of_sample(row)[-1]
         assert of_row.isfinite().all() and of_row.dtype == dtype
     if use_cache:
-        assert outputs.past_key_values.get_seq_length() == columns
+        assert outputs[CACHE].get_seq_length() == columns
     for name, value in inputs.items():
         pairs = zip(value, before[name], strict=True)
         assert all(torch.equal(ours, theirs) for ours, theirs in pairs), f"`{name}` has changed"

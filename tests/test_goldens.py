@@ -40,6 +40,7 @@ from flashvid_hf.token_merging import (
     weighted_sums,
 )
 from flashvid_hf.token_selection import select_tokens
+from flashvid_hf.upstream import CACHE
 
 SETTINGS = [field.name for field in fields(CompressionConfig)]
 
@@ -633,15 +634,15 @@ def test_generate(case, behavior, reason):
     run.check_logits(logits)
     if is_certain:
         assert logits.argmax(-1).tolist() == expected
-    lengths = [layer.keys.shape[-2] for layer in output.past_key_values.layers]
+    lengths = [layer.keys.shape[-2] for layer in output[CACHE].layers]
     if case["kind"] == "vanilla":
         assert lengths == [run.prompt_length + len(expected) - 1] * len(lengths)
     else:
         assert lengths == run.result["cache_lengths"]
-        run.check_decoding(recording.calls[1]["position_ids"], output.past_key_values)
+        run.check_decoding(recording.calls[1]["position_ids"], output[CACHE])
     if run.compresses:
-        assert len(output.past_key_values.reports) == 1
-        run.check_kept_indices(output.past_key_values.reports[0])
+        assert len(output[CACHE].reports) == 1
+        run.check_kept_indices(output[CACHE].reports[0])
 
 
 # Nothing disappears

@@ -8,6 +8,7 @@ from families import FAMILIES
 from test_compression import make_video
 
 from flashvid_hf import CompressionConfig, compress_video
+from flashvid_hf.upstream import CACHE
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -62,11 +63,11 @@ def test_pixels_may_stay_on_the_cpu(family):
 @torch.no_grad()
 def test_a_decoding_step_does_not_wait(family):
     model, inputs = family.model().cuda(), move(family.inputs(["text", (4, 8, 8), "text"]), "cuda")
-    cache = model(**inputs, use_cache=True).past_key_values
+    cache = model(**inputs, use_cache=True)[CACHE]
     token = torch.full((1, 1), 5, device="cuda")
-    model(input_ids=token, past_key_values=cache)
+    model(input_ids=token, cache=cache)
     with waiting_is_an_error():
-        model(input_ids=token, past_key_values=cache)
+        model(input_ids=token, cache=cache)
 
 
 def move(inputs: dict, device: str) -> dict:

@@ -23,6 +23,7 @@ from flashvid_hf import (
 )
 from flashvid_hf.newlines import count_rows, lay_out_rows, pooled_side
 from flashvid_hf.processing_flashvid_llava_video import upstream_arguments
+from flashvid_hf.upstream import CACHE
 
 POOL_MODES, POSITIONS = ("average", "bilinear", "max"), ("frame", "grid", "one_token", "no_token")
 LAYOUTS = list(itertools.product(POOL_MODES, POSITIONS))
@@ -375,7 +376,7 @@ def test_what_enters_and_what_remains(layout, merges_frames):
     (rows,) = model.get_video_features(inputs["pixel_values_videos"]).pooler_output
     assert torch.equal(rows, torch.cat([video.tokens, model.model.image_newline[None]])[order])
     # The cache holds as many, and the tokens that were fed back.
-    cache = generate(model, inputs).past_key_values
+    cache = generate(model, inputs)[CACHE]
     text = inputs["input_ids"].shape[1] - len(slots)
     lengths = [layer.get_seq_length() for layer in cache.layers]
     assert lengths == [text + len(places) + 5] * 3 + [text + len(left) + 5] * 3

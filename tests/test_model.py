@@ -9,6 +9,7 @@ import torch
 from families import FAMILIES, IMAGE, VIDEO, VISION_END, VISION_START
 
 from flashvid_hf import FlashVIDCache
+from flashvid_hf.upstream import CACHE
 
 # Grids in patches; 4 patches make a token.
 SMALL, LARGE, WIDE = (2, 8, 4), (4, 8, 8), (3, 4, 8)
@@ -54,7 +55,7 @@ def test_without_videos_is_upstream_bit_for_bit(family, batch):
     ours, theirs = generate(model, inputs), generate(upstream, inputs)
     assert torch.equal(ours.sequences, theirs.sequences)
     assert torch.equal(logits(ours), logits(theirs))
-    (report,) = ours.past_key_values.reports
+    (report,) = ours[CACHE].reports
     assert report is ours.report and report.tokens == () and not report.compressed
     assert str(report) == "no video tokens, nothing was compressed"
 
@@ -93,7 +94,7 @@ def test_counts_and_cache_lengths(family):
     model = family.model()
     inputs = family.inputs(*BATCHES["several videos in a prompt"])
     outputs = generate(model, inputs)
-    (report,) = outputs.past_key_values.reports
+    (report,) = outputs[CACHE].reports
     parts = (SMALL, WIDE, LARGE)
     entered = [family.entered(part, model.config) for part in parts]
     newlines = [family.newlines(part) for part in parts]
@@ -109,8 +110,8 @@ def test_counts_and_cache_lengths(family):
     text = inputs["input_ids"].shape[1] - dropped
     lower = max(int(text[0]) + entered[0] + entered[1], int(text[1]) + entered[2]) + 5
     upper = max(int(text[0]) + of_sample[0], int(text[1]) + of_sample[1]) + 5
-    assert [layer.get_seq_length() for layer in outputs.past_key_values.layers] == [lower] * 3 + [upper] * 3
-    assert outputs.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + 5
+    assert [layer.get_seq_length() for layer in outputs[CACHE].layers] == [lower] * 3 + [upper] * 3
+    assert outputs[CACHE].get_seq_length() == inputs["input_ids"].shape[1] + 5
 
 
 def test_positions_and_columns_of_what_is_kept(family):
@@ -217,7 +218,7 @@ def test_low_precision(family):
         outputs = generate(family.model().to(dtype), inputs)
         assert outputs.logits[0].isfinite().all()
         entered = tuple(family.entered(part, family.model().config) for part in (LARGE, SMALL))
-        assert outputs.past_key_values.reports[0].entered == entered
+        assert outputs[CACHE].reports[0].entered == entered
 
 
 def test_copies_and_other_models_of_the_class(family):
@@ -239,7 +240,7 @@ def test_a_video_that_its_budget_leaves_whole(family):
     model = family.model(retention_ratio=0.79)
     inputs = family.inputs(["text", (2, 4, 6), "text"])
     outputs = generate(model, inputs)
-    (report,) = outputs.past_key_values.reports
+    (report,) = outputs[CACHE].reports
     whole = (family.placeholders((2, 4, 6)),)
     assert (report.tokens, report.entered, report.remained) == (whole, whole, whole)
     torch.testing.assert_close(logits(outputs), logits(generate(family.upstream(model), inputs)), atol=2e-5, rtol=1e-5)
@@ -263,7 +264,7 @@ def test_the_cache_can_be_cropped_reordered_and_reset(family):
     model = family.model()
     inputs = family.inputs(*BATCHES["text beside videos"])
     with torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = model(**inputs, use_cache=True)[CACHE]
     assert isinstance(cache, FlashVIDCache) and cache.compressed
     length = cache.get_seq_length()
     masks = cache.lower_mask.clone(), cache.upper_mask.clone()

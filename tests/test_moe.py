@@ -15,6 +15,7 @@ from transformers import (
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import load_balancing_loss_func
 
 from flashvid_hf import FlashVIDQwen3VLMoeForConditionalGeneration, FlashVIDQwen3VLMoeModel
+from flashvid_hf.upstream import CACHE
 
 FAMILY = next(family for family in FAMILIES if family.name == "qwen3_vl_moe")
 LONG, SHORT, TEXT = ["text", (4, 8, 8), "text"], ["text", (2, 8, 4), "text"], ["text", "text"]
@@ -130,11 +131,11 @@ def test_generate_with_router_outputs():
     expected = model.generate(**inputs, **settings)
     found = model.generate(**inputs, **settings, output_router_logits=True)
     assert torch.equal(found.sequences, expected.sequences)
-    cache, new = found.past_key_values, torch.ones(3, 5, dtype=torch.long)
+    cache, new = found[CACHE], torch.ones(3, 5, dtype=torch.long)
     mask = torch.cat([inputs["attention_mask"], torch.ones(3, 3, dtype=torch.long), new], 1)
     assert mask.shape[1] == cache.get_seq_length() + 5
     with torch.no_grad():
-        outputs = model(new, attention_mask=mask, past_key_values=cache, output_router_logits=True)
+        outputs = model(new, attention_mask=mask, cache=cache, output_router_logits=True)
     assert [r.shape for r in outputs.router_logits] == [(15, 8)] * 6
     assert outputs.aux_loss.isfinite()
 

@@ -30,6 +30,7 @@ from flashvid_hf import (
     VideoTextToTextPipeline,
     read_video,
 )
+from flashvid_hf.upstream import CACHE
 
 TASK = "video-text-to-text"
 QUESTION = "What moves?"
@@ -374,7 +375,7 @@ def test_beams(pipe, files, calls):
     beams = {**GREEDY, "num_beams": 3, "num_return_sequences": 2}
     texts = generate(pipe, [chat(QUESTION, "video")], beams, **media)
     answer = pipe(files.clip, text=QUESTION, **beams)
-    assert calls[-1].outputs.past_key_values.reports[0].num_samples == 3
+    assert calls[-1].outputs[CACHE].reports[0].num_samples == 3
     assert answer == [{"generated_text": text, "video_tokens": count(pipe, (4, 6))} for text in texts]
     assert len(set(texts)) == 2
     assert pipe(files.clip, text=QUESTION, **{**beams, "num_return_sequences": 1}) == answer[:1]

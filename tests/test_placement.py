@@ -18,6 +18,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.integrations.tensor_parallel import ALL_PARALLEL_STYLES
 
 from flashvid_hf.ranks import mean_over_heads
+from flashvid_hf.upstream import CACHE
 
 # Videos of one length; the shorter prompt is padded.
 PROMPTS = (["text", (4, 8, 8), "text"], ["text", (4, 8, 8), "text", "text"])
@@ -32,7 +33,7 @@ def answer(model, inputs, max_new_tokens: int = 4) -> dict:
     forward = model(**inputs)
     settings = {"do_sample": False, "suppress_tokens": [IMAGE, VIDEO], "return_dict_in_generate": True}
     generated = model.generate(**inputs, **settings, max_new_tokens=max_new_tokens)
-    reports = (forward.report, *generated.past_key_values.reports)
+    reports = (forward.report, *generated[CACHE].reports)
     return {
         "logits": forward.logits,
         "columns": forward.token_index,

@@ -17,6 +17,8 @@ from scenarios import (
     uncached,
 )
 
+from flashvid_hf.upstream import CACHE
+
 pytestmark = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 by_name = {"ids": lambda scenario: scenario.name}
 ROUNDING = {"atol": 2e-5, "rtol": 1e-5}
@@ -118,7 +120,7 @@ def test_a_second_video_on_the_cache(family):
     model = family.model(retention_ratio=0.25, llm_retention_ratio=1.0)
     inputs = family.inputs(["text", LARGE, "text"])
     if family.name.startswith("qwen"):
-        with pytest.raises(ValueError, match="`past_key_values` holds a video and the call brings another"):
+        with pytest.raises(ValueError, match=f"`{CACHE}` holds a video and the call brings another"):
             conversation(model, family, inputs, turn=("text", LARGE, "text"))
         return
     answer = conversation(model, family, inputs, turn=("text", LARGE, "text"))
@@ -137,9 +139,9 @@ def test_media_of_an_earlier_turn_are_refused(family, prompt, turn):
     model = family.model(retention_ratio=0.25)
     inputs = family.inputs(prompt)
     whole = conversation(model, family, inputs, turn).prompt
-    cache = generate(model, inputs).past_key_values
-    with pytest.raises(ValueError, match="placeholders|do not match|`past_key_values` holds a video"):
-        generate(model, whole, past_key_values=cache)
+    cache = generate(model, inputs)[CACHE]
+    with pytest.raises(ValueError, match=f"placeholders|do not match|`{CACHE}` holds a video"):
+        generate(model, whole, cache=cache)
 
 
 @pytest.mark.parametrize("prompt", [["text", "text"], ["text", "image", PICTURE, "text"]], ids=["text", "image"])

@@ -2,6 +2,8 @@
 
 import pytest
 
+from flashvid_hf.upstream import CACHE
+
 pytest.importorskip("vllm", reason="vLLM is not installed: `make test-vllm`")
 
 import dataclasses
@@ -172,7 +174,7 @@ def answer_with_transformers(folder, family: str, request: dict, **settings) -> 
         logprobs.append(float(of_all[token]))
         if len(tokens) == MAX_TOKENS:
             return Answer([0] * num_tokens, tokens, logprobs, None if positions is None else positions.tolist())
-        step = {"input_ids": torch.tensor([[token]]), "past_key_values": outputs.past_key_values, "use_cache": True}
+        step = {"input_ids": torch.tensor([[token]]), CACHE: outputs[CACHE], "use_cache": True}
         if position is not None:
             step["position_ids"] = torch.full((3, 1, 1), position)
             position += 1
