@@ -23,7 +23,7 @@ from .outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput, FlashVIDVideoO
 from .prompt import Prompt, VideoLayout, count
 from .pruning import join_masks
 from .stopwatch import Stopwatch
-from .upstream import accepts_both_cache_names, add_tower_outputs, output_class
+from .upstream import FEATURES_END_WITH_NEWLINE, accepts_both_cache_names, complete_outputs, output_class
 from .vision_attention import RECORD, VisionRecord, install_layer_recording
 from .vision_chunks import join_rows, tower_device
 
@@ -113,6 +113,16 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         settings = self.take_settings(settings, kwargs)
         return_dict = kwargs.pop("return_dict", None)
         _check_videos(pixel_values_videos)
+        if not settings.compresses and self._is_as_upstreams(pixel_values_videos):
+            outputs = super().get_video_features(
+                pixel_values_videos,
+                vision_feature_layer=vision_feature_layer,
+                vision_feature_select_strategy=vision_feature_select_strategy,
+                return_dict=True,
+                **kwargs,
+            )
+            outputs = FlashVIDVideoOutput.uncompressed(outputs, settings)
+            return outputs if return_dict is not False else outputs.to_tuple()
         num_frames = [len(video) for video in pixel_values_videos]
         if isinstance(pixel_values_videos, torch.Tensor):
             frames = pixel_values_videos.flatten(0, 1)
@@ -199,6 +209,11 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         _check_videos(videos)
         return tuple(count_rows(position, len(video), side) for video in videos)
 
+    def _is_as_upstreams(self, videos: torch.Tensor | Sequence[torch.Tensor]) -> bool:
+        """Whether upstream encodes these videos alike: all of one length, and one newline at the end of each."""
+        ends_with_newline = FEATURES_END_WITH_NEWLINE and self.config.mm_newline_position == "one_token"
+        return ends_with_newline and isinstance(videos, torch.Tensor)
+
     def _rows(self, indices: torch.Tensor, num_frames: int) -> Rows:
         return lay_out_rows(indices, self.config.mm_newline_position, num_frames, self._side())
 
@@ -231,7 +246,7 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         self.encode({name: inputs.pop(name, None) for name in names}, encoded, self.config, *masks)
         prompt = Prompt(masks[0].shape[1])
         embeddings = self.embed_prompt(prompt, input_ids, inputs_embeds, *masks, encoded)
-        return add_tower_outputs(super().forward(inputs_embeds=embeddings, **inputs), encoded)
+        return complete_outputs(self, super().forward(inputs_embeds=embeddings, **inputs), encoded)
 
     @can_return_tuple
     @accepts_both_cache_names

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, set_seed
+from transformers.cache_utils import Cache
 
 NUM_FRAMES, HEIGHT, WIDTH, NUM_SCENES = 16, 168, 224, 3
 NUM_NEW_TOKENS = 4
@@ -60,7 +61,7 @@ def observe(model: Any, inputs: dict[str, torch.Tensor], **settings: Any) -> dic
     )
     num_new = outputs.sequences.shape[1] - inputs["input_ids"].shape[1]
     report = getattr(outputs, "report", None)
-    cache = outputs["cache" if "cache" in outputs else "past_key_values"]  # before transformers 5.24
+    (cache,) = (value for value in outputs.values() if isinstance(value, Cache))  # its name depends on the version
     return {
         "new_ids": outputs.sequences[0, -num_new:].tolist(),
         "logits": outputs.logits[0][0].float(),

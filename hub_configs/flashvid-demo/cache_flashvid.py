@@ -7,6 +7,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from .report import CompressionReport
+from .upstream import CACHE
 
 
 class FlashVIDCache(DynamicCache):
@@ -105,6 +106,6 @@ def check_cache(cache: Cache | None) -> None:
     """Raise a `ValueError` if a compressed prompt cannot be put into the cache."""
     if cache is not None and not isinstance(cache, FlashVIDCache):
         raise ValueError(
-            f"`past_key_values` is a `{type(cache).__name__}`: a compressed prompt needs a `FlashVIDCache`. Pass none, "
+            f"`{CACHE}` is a `{type(cache).__name__}`: a compressed prompt needs a `FlashVIDCache`. Pass none, "
             "or the cache that an earlier call of this model returned."
         )

@@ -9,6 +9,7 @@ from transformers.utils import ModelOutput
 
 from .cache_flashvid import FlashVIDCache, check_cache
 from .report import CompressionReport
+from .upstream import CACHE, rename_cache
 
 # Values of `cache_implementation` that a compressed prompt can do with.
 _CACHE_IMPLEMENTATIONS = (None, "dynamic", "offloaded")
@@ -36,8 +37,9 @@ class FlashVIDGenerationMixin:
         earlier turn drops the same tokens as plain decoding.
 
         Args:
-            kwargs: as upstream, and FlashVID's fields that are to differ from the configuration's in this call
-                (`retention_ratio=0.2`; 1.0 is off). An assistant model has settings of its own.
+            kwargs: as upstream, with the cache under either of its names, and FlashVID's fields that are to differ from
+                the configuration's in this call (`retention_ratio=0.2`; 1.0 is off). An assistant model has settings of
+                its own.
 
         Returns:
             As upstream; with `return_dict_in_generate=True` the output has a `report` of what was compressed.
@@ -48,6 +50,7 @@ class FlashVIDGenerationMixin:
                 cache, a prefill in chunks, an assistant without FlashVID, in the Qwen families a second video on the
                 cache of a first.
         """
+        kwargs = rename_cache(kwargs)
         settings = self.model.find_settings(kwargs.get("mm_encoder_outputs") or {}, kwargs)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
         if settings.compresses:
@@ -80,11 +83,11 @@ class FlashVIDGenerationMixin:
                 f"`cache_implementation` is {setting('cache_implementation')!r}: a compressed prompt can be cached by "
                 f"{', '.join(map(repr, _CACHE_IMPLEMENTATIONS))}. Choose one of them."
             )
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(CACHE)
         check_cache(cache)
         if cache is not None and self.model.positions_need_grids and any(report.tokens for report in cache.reports):
             raise ValueError(
-                "`past_key_values` holds a video and the call brings another: `generate` of transformers cannot place "
+                f"`{CACHE}` holds a video and the call brings another: `generate` of transformers cannot place "
                 "it. Pass the whole conversation without a cache, or call the model itself with `position_ids`."
             )
         assistant = kwargs.get("assistant_model")
@@ -102,7 +105,7 @@ class FlashVIDGenerationMixin:
         return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)
 
     def _check_placeholders(self, input_ids: torch.Tensor | None, model_kwargs: dict[str, Any]) -> None:
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         if input_ids is None or (cache is not None and cache.get_seq_length()):  # of later turns, `forward` sees more
             return
         for kind, mask in zip(("image", "video"), self.model.placeholder_masks(input_ids, None), strict=True):
@@ -111,10 +114,10 @@ class FlashVIDGenerationMixin:
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         if type(cache) is DynamicCache and not getattr(cache, "_is_user_defined", False):
             config = self.config.get_text_config(decoder=True)
-            model_kwargs["past_key_values"] = FlashVIDCache(config=config, offloading=cache.offloading)
+            model_kwargs[CACHE] = FlashVIDCache(config=config, offloading=cache.offloading)
 
     def prepare_inputs_for_generation(
         self,
@@ -123,7 +126,7 @@ class FlashVIDGenerationMixin:
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ):
-        # Encoded videos are in the cache after the first step; transformers 5.17 would hand them on in every step.
+        # Encoded videos are in the cache after the first step; some versions hand them on in every step.
         if not is_first_iteration and kwargs.get("use_cache", True):
             kwargs.pop("mm_encoder_outputs", None)
         return super().prepare_inputs_for_generation(

@@ -6,6 +6,7 @@ pruning layer on.
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +23,7 @@ from .pruning import PRUNING, TokenPruning, UpperLayers, install_pruning, join_m
 from .released import released_repeats
 from .report import CompressionReport
 from .stopwatch import Stopwatch
+from .upstream import CACHE, add_tower_outputs, rename_cache
 
 
 class FlashVIDModelMixin:
@@ -46,8 +48,8 @@ class FlashVIDModelMixin:
     upstream_takes_encoded = True
     # Whether positions depend on the grids of all images and videos of a conversation.
     positions_need_grids = False
-    # What `run_language_model` returns: a class that has a field for everything that the language model returns.
-    output_class: type[FlashVIDModelOutput] = FlashVIDModelOutput
+    # The class of the outputs: upstream's fields and those of `FlashVIDModelOutput`.
+    output_class: type[FlashVIDModelOutput]
 
     def install_hooks(self) -> None:
         """Install what this model needs on its submodules; once is enough, also for models that share them."""
@@ -78,20 +80,20 @@ class FlashVIDModelMixin:
         encoded = dict(inputs["mm_encoder_outputs"] or {})
         settings, reports = self.find_settings(encoded, kwargs), kwargs.pop("reports", None)
         has_videos = inputs["pixel_values_videos"] is not None or encoded.get("video") is not None
-        cache, use_cache = self.prepare_cache(inputs["past_key_values"], inputs["use_cache"])
-        inputs = {**inputs, "past_key_values": cache, "use_cache": use_cache}
+        cache, use_cache = self.prepare_cache(inputs["cache"], inputs["use_cache"])
+        inputs = {**inputs, "cache": cache, "use_cache": use_cache}
         is_new = cache is None or not cache.get_seq_length()
         if has_videos and settings.compresses:
             check_cache(cache)
-        # Upstream encodes videos by the configuration, whatever the settings of the call; before transformers 5.18 the
-        # Qwen families do not look at what has been encoded.
+        # Upstream encodes videos by the configuration, whatever the settings of the call. Not every version of it looks
+        # at what has been encoded.
         is_own = has_videos and (settings.compresses or self.config.compresses)
         is_own |= any(value is not None for value in encoded.values()) and not self.upstream_takes_encoded
         if is_compressed(cache) or is_own:
             outputs = self._forward(inputs, encoded, settings, query_index, **kwargs)
         else:
             given = {name: value for name, value in inputs.items() if value is not None}
-            outputs = upstream_forward(**given, return_dict=True, **kwargs)
+            outputs = upstream_forward(**rename_cache(given), return_dict=True, **kwargs)
         report = getattr(outputs, "report", None)
         if report is None and (has_videos or is_new):
             report = outputs.report = self._report_uncompressed(inputs, encoded)
@@ -148,19 +150,20 @@ class FlashVIDModelMixin:
             prompt = Prompt.compressed(video_mask, videos, layouts, attention_mask, dropped)
         else:
             prompt = Prompt.uncompressed(image_mask.shape[1], attention_mask)
-        return self.run_language_model(
+        outputs = self.run_language_model(
             self.embed_prompt(prompt, input_ids, inputs_embeds, image_mask, video_mask, encoded),
             prompt,
             settings,
             attention_mask=attention_mask,
             position_ids=self.find_positions(prompt, inputs),
-            cache=inputs["past_key_values"],
+            cache=inputs["cache"],
             use_cache=inputs["use_cache"],
             query_index=query_index,
             stopwatch=Stopwatch(getattr(encoded.get("video"), "stopwatch", None)),
             **self.language_model_inputs(prompt, image_mask, video_mask, encoded),
             **kwargs,
         )
+        return add_tower_outputs(outputs, encoded)
 
     def _report_uncompressed(self, inputs: dict[str, Any], encoded: dict[str, Any]) -> CompressionReport:
         """The report of a call that brought no video, or compressed none."""
@@ -280,15 +283,15 @@ class FlashVIDModelMixin:
             embeddings = prompt.scatter(embeddings, prompt.take_videos(video_mask), tokens)
         return embeddings
 
-    def prepare_cache(self, past_key_values: Cache | None, use_cache: bool | None) -> tuple[Cache | None, bool]:
+    def prepare_cache(self, cache: Cache | None, use_cache: bool | None) -> tuple[Cache | None, bool]:
         """The cache of a call, made where the caller wants one and passed none, and whether to use it."""
         config = self.config.get_text_config()
         use_cache = config.use_cache if use_cache is None else use_cache
         if self.training and self.language_model.gradient_checkpointing:
             use_cache = False
-        if past_key_values is None and use_cache:
-            past_key_values = FlashVIDCache(config=config)
-        return past_key_values, use_cache
+        if cache is None and use_cache:
+            cache = FlashVIDCache(config=config)
+        return cache, use_cache
 
     def run_language_model(
         self,
@@ -317,8 +320,8 @@ class FlashVIDModelMixin:
                 inputs_embeds=inputs_embeds,
                 position_ids=position_ids,
                 attention_mask=attention_mask,
-                past_key_values=cache,
                 use_cache=use_cache,
+                **{CACHE: cache},
                 **kwargs,
             )
             return self.output_class(**outputs)
@@ -363,8 +366,8 @@ class FlashVIDModelMixin:
                 inputs_embeds=inputs_embeds,
                 position_ids=position_ids,
                 attention_mask=lower_mask,
-                past_key_values=cache,
                 use_cache=use_cache,
+                **{CACHE: cache},
                 **kwargs,
             )
 
@@ -397,6 +400,9 @@ class FlashVIDLanguageModelingMixin:
     lm_head: Any
     loss_function: Any
 
+    # The class of the outputs: upstream's fields and those of `FlashVIDCausalLMOutput`.
+    output_class: type[FlashVIDCausalLMOutput]
+
     def language_modeling_output(
         self,
         outputs: BaseModelOutputWithPast,
@@ -428,15 +434,10 @@ class FlashVIDLanguageModelingMixin:
                 labels = labels.gather(1, kept.clamp(min=0)).masked_fill(kept < 0, -100)
             vocab_size = self.config.get_text_config().vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
-        return FlashVIDCausalLMOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            token_index=token_index,
-            report=getattr(outputs, "report", None),
-        )
+        own = {field.name for field in fields(self.output_class)}
+        passed_on = {name: value for name, value in outputs.items() if name in own}
+        report = getattr(outputs, "report", None)  # no field of upstream's outputs
+        return self.output_class(**{**passed_on, "loss": loss, "logits": logits, "report": report})
 
 
 def check_placeholders(kind: str, mask: torch.Tensor, expected: int) -> None:

@@ -6,13 +6,13 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from transformers import GenerationMixin
 
 from .generation_flashvid import FlashVIDGenerationMixin
 from .modeling_flashvid import FlashVIDModelMixin
 from .outputs import FlashVIDVideoOutput
 from .prompt import Prompt
 from .stopwatch import Stopwatch
+from .upstream import CACHE, TAKES_ENCODED_VIDEOS
 from .vision_attention import RECORD, VisionRecord, install_packed_recording
 from .vision_chunks import join_rows, split_frames, tower_device
 
@@ -21,7 +21,7 @@ class FlashVIDQwenGenerationMixin(FlashVIDGenerationMixin):
     """`generate` of a Qwen family."""
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]):
-        rope_deltas = getattr(model_kwargs.get("past_key_values"), "rope_deltas", None)
+        rope_deltas = getattr(model_kwargs.get(CACHE), "rope_deltas", None)
         if rope_deltas is not None:
             self.model.rope_deltas = rope_deltas  # upstream's may be of another prompt by now
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
@@ -39,7 +39,7 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
     }
     released_code_overwrites_repeats = True
     positions_need_grids = True
-    upstream_takes_encoded = hasattr(GenerationMixin, "_expand_multimodal_outputs")  # both since transformers 5.18
+    upstream_takes_encoded = TAKES_ENCODED_VIDEOS
     # Inputs of `forward` that upstream's `compute_3d_position_ids` takes.
     position_inputs: tuple[str, ...] = ("image_grid_thw", "video_grid_thw", "mm_token_type_ids")
 
@@ -145,7 +145,7 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
     def find_positions(self, prompt: Prompt, inputs: dict[str, Any]) -> torch.Tensor:
         """Upstream's three-axis positions of the whole prompt; a kept token keeps its own."""
         position_ids, inputs_embeds, cache, attention_mask = (
-            inputs[name] for name in ("position_ids", "inputs_embeds", "past_key_values", "attention_mask")
+            inputs[name] for name in ("position_ids", "inputs_embeds", "cache", "attention_mask")
         )
         like = inputs["input_ids"] if inputs_embeds is None else inputs_embeds[..., 0]
         seen = 0 if cache is None else cache.get_seq_length()
@@ -156,7 +156,7 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
                 input_ids=inputs["input_ids"],
                 inputs_embeds=like[..., None] if inputs_embeds is None else inputs_embeds,  # only its shape counts
                 attention_mask=attention_mask,
-                past_key_values=cache,
+                **{CACHE: cache},
                 **{name: inputs[name] for name in self.position_inputs},
             )
         if position_ids is None:  # upstream's fallback, before columns are dropped

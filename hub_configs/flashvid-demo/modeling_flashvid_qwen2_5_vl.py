@@ -1,5 +1,6 @@
 """Qwen2.5-VL with FlashVID."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .hub import FlashVIDPreTrainedMixin
 from .modeling_flashvid import FlashVIDLanguageModelingMixin
 from .modeling_flashvid_qwen import FlashVIDQwenGenerationMixin, FlashVIDQwenModelMixin
 from .outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput
+from .upstream import accepts_both_cache_names, output_class
 
 # Names in the published Qwen2.5-VL checkpoints and what they are called in the model since transformers 4.52.
 CHECKPOINT_KEY_MAPPING = {
@@ -23,12 +25,23 @@ CHECKPOINT_KEY_MAPPING = {
 }
 
 
+@dataclass
+class FlashVIDQwen2_5_VLModelOutput(FlashVIDModelOutput, output_class(Qwen2_5_VLModel)):
+    """Upstream's fields and those of `FlashVIDModelOutput`."""
+
+
+@dataclass
+class FlashVIDQwen2_5_VLCausalLMOutput(FlashVIDCausalLMOutput, output_class(Qwen2_5_VLForConditionalGeneration)):
+    """Upstream's fields and those of `FlashVIDCausalLMOutput`."""
+
+
 class FlashVIDQwen2_5_VLModel(FlashVIDPreTrainedMixin, FlashVIDQwenModelMixin, Qwen2_5_VLModel):
     """Qwen2.5-VL's base model, compressing its videos. Other inputs run as upstream runs them."""
 
     config: FlashVIDQwen2_5_VLConfig
     config_class = FlashVIDQwen2_5_VLConfig
     checkpoint_key_mapping = CHECKPOINT_KEY_MAPPING
+    output_class = FlashVIDQwen2_5_VLModelOutput
     position_inputs = (*FlashVIDQwenModelMixin.position_inputs, "second_per_grid_ts")
 
     def restore_order(self, attention: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
@@ -42,12 +55,13 @@ class FlashVIDQwen2_5_VLModel(FlashVIDPreTrainedMixin, FlashVIDQwenModelMixin, Q
         return attention[window_index.to(attention.device).argsort()]
 
     @can_return_tuple
+    @accepts_both_cache_names
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -65,7 +79,7 @@ class FlashVIDQwen2_5_VLModel(FlashVIDPreTrainedMixin, FlashVIDQwenModelMixin, Q
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
+            "cache": cache,
             "inputs_embeds": inputs_embeds,
             "use_cache": use_cache,
             "pixel_values": pixel_values,
@@ -90,6 +104,7 @@ class FlashVIDQwen2_5_VLForConditionalGeneration(
     config: FlashVIDQwen2_5_VLConfig
     config_class = FlashVIDQwen2_5_VLConfig
     checkpoint_key_mapping = CHECKPOINT_KEY_MAPPING
+    output_class = FlashVIDQwen2_5_VLCausalLMOutput
 
     def __init__(self, config: FlashVIDQwen2_5_VLConfig):
         super(Qwen2_5_VLForConditionalGeneration, self).__init__(config)  # not upstream's, which builds its own model
@@ -98,12 +113,13 @@ class FlashVIDQwen2_5_VLForConditionalGeneration(
         self.post_init()
 
     @can_return_tuple
+    @accepts_both_cache_names
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -123,7 +139,7 @@ class FlashVIDQwen2_5_VLForConditionalGeneration(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             pixel_values=pixel_values,

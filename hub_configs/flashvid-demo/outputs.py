@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
 
 from .compressed_video import CompressedVideo
 from .report import CompressionReport
 from .stopwatch import Stopwatch
+from .upstream import CacheAlias
 
 
 @dataclass
@@ -35,8 +37,8 @@ class FlashVIDVideoOutput(BaseModelOutputWithPooling):
 
 
 @dataclass
-class FlashVIDModelOutput(BaseModelOutputWithPast):
-    """Output of a base model.
+class FlashVIDModelOutput(CacheAlias, ModelOutput):
+    """What the output of a base model has beside the fields of upstream's output, which each family adds.
 
     Args:
         last_hidden_state: with shape (B, L, D). `hidden_states` and `attentions` have M columns below the pruning
@@ -51,8 +53,8 @@ class FlashVIDModelOutput(BaseModelOutputWithPast):
 
 
 @dataclass
-class FlashVIDCausalLMOutput(CausalLMOutputWithPast):
-    """Output of a generative model.
+class FlashVIDCausalLMOutput(CacheAlias, ModelOutput):
+    """What the output of a generative model has beside the fields of upstream's output, which each family adds.
 
     Args:
         loss: over the labels of the columns that are left.

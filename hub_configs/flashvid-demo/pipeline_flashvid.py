@@ -12,6 +12,7 @@ from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
 
 from .ragged import convert_to_tensors
+from .upstream import pipeline_generate_kwargs
 from .video_io import VideoClip, read_video
 
 logger = logging.get_logger(__name__)
@@ -170,11 +171,7 @@ class VideoTextToTextPipeline(Pipeline):
         start = time.perf_counter()
         inputs = self._process(requests).to(self.device)
         processed = time.perf_counter()
-        if hasattr(self, "_prepare_generate_kwargs"):  # transformers 5.20
-            generate_kwargs = self._prepare_generate_kwargs(generate_kwargs, return_dict_in_generate=True)
-        else:
-            generate_kwargs = {"generation_config": self.generation_config, **generate_kwargs}
-            generate_kwargs["return_dict_in_generate"] = True
+        generate_kwargs = pipeline_generate_kwargs(self, generate_kwargs, return_dict_in_generate=True)
         outputs = self.model.generate(**inputs, **generate_kwargs)
         new = outputs.sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(new, skip_special_tokens=True)

@@ -19,6 +19,7 @@ from .method import LayerPruning
 from .packing import pack, take
 from .ranks import mean_over_heads
 from .token_merging import weighted_sums
+from .upstream import CACHE
 from .vision_attention import rotate
 
 # Name of the keyword argument that carries the decision through the language model.
@@ -62,8 +63,8 @@ class UpperLayers:
                 config=self.config,
                 inputs_embeds=hidden_states,
                 attention_mask=self.mask,
-                past_key_values=self.cache,
                 layer_idx=self.layer,
+                **{CACHE: self.cache},
             )
         mask = self.attention_mask
         kwargs["attention_mask"] = mask.to(hidden_states.device) if isinstance(mask, torch.Tensor) else mask
