@@ -12,7 +12,8 @@ MINUTES ?= 10
 demo_options = $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(FAMILY),--family "$(FAMILY)")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-lmms-eval test-vllm fuzz bench hub-configs check lint format clean env env-oldest env-lmms-eval env-vllm
+.PHONY: help demo test test-oldest test-latest test-lmms-eval test-vllm fuzz bench hub-configs check lint format clean
+.PHONY: env env-oldest env-latest env-lmms-eval env-vllm
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,13 +22,19 @@ demo: env  ## Run scripts/demo.py (MODEL=, VIDEO=, FAMILY=, ARGS=)
 	.venv/bin/python scripts/demo.py $(strip $(demo_options) $(ARGS))
 
 # Two test processes, with one thread each: torch's threads would otherwise fight for the same cores.
-test test-oldest test-lmms-eval test-vllm fuzz: export OMP_NUM_THREADS ?= 1
+test test-oldest test-latest test-lmms-eval test-vllm fuzz: export OMP_NUM_THREADS ?= 1
 
 test: env  ## Run the tests with the newest supported versions (PYTEST_ARGS=)
 	.venv/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 
 test-oldest: env-oldest  ## Run the tests with the oldest supported transformers (PYTEST_ARGS=)
 	.venv-oldest/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# What a new release of a dependency is most likely to break: the contract with transformers comes first.
+latest_tests = $(addprefix tests/test_,$(addsuffix .py,upstream outputs compression model calls families trained_demo readme))
+
+test-latest: env-latest  ## Run the quick tests with the newest release of every package, whatever it is (PYTEST_ARGS=)
+	.venv-latest/bin/python -m pytest -n 2 $(latest_tests) $(PYTEST_ARGS)
 
 test-lmms-eval: env-lmms-eval  ## Run lmms-eval with the model `flashvid`, in an environment of its own (PYTEST_ARGS=)
 	.venv-lmms/bin/python -m pytest -n 2 tests/test_lmms_eval.py tests/test_lmms_eval_prompts.py $(PYTEST_ARGS)
@@ -58,7 +65,7 @@ format: env  ## Format the code and mend what ruff can
 	.venv/bin/ruff check --fix .
 
 clean:  ## Remove the environments, caches and build output
-	rm -rf .venv .venv-oldest .venv-lmms .venv-vllm build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-latest .venv-lmms .venv-vllm build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 env:
@@ -66,6 +73,9 @@ env:
 
 env-oldest:
 	@$(PYTHON) scripts/setup_env.py --venv .venv-oldest --constraints constraints-oldest.txt --extras test,bench
+
+env-latest:
+	@$(PYTHON) scripts/setup_env.py --venv .venv-latest --latest --extras test,bench
 
 env-lmms-eval:
 	@$(PYTHON) scripts/setup_env.py --venv .venv-lmms --constraints constraints-lmms-eval.txt --extras test,lmms-eval

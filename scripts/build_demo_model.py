@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from flashvid_hf import FAMILIES, FlashVIDLlavaVideoProcessor
+from flashvid_hf.tools.versions import INSTALLATION
 
 QWEN_CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -75,6 +76,7 @@ tags: [video, token-compression, flashvid]
 A small {family}-shaped model with **random weights**, compressed by FlashVID (arXiv 2602.08024). It exists to try the
 mechanics without a download; its answers mean nothing.
 
+{installation}
 ```python
 from transformers import pipeline
 
@@ -244,7 +246,9 @@ def build_demo_model(folder: str | Path, family: str = "qwen2_5_vl", seed: int =
     model.generation_config.suppress_tokens = sorted(set(range(len(processor.tokenizer))) - printable)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    (folder / "README.md").write_text(CARD.replace("{name}", folder.name).replace("{family}", family))
+    (folder / "README.md").write_text(
+        CARD.replace("{name}", folder.name).replace("{family}", family).replace("{installation}", INSTALLATION)
+    )
     return folder
 
 

@@ -23,6 +23,7 @@ from transformers import (
 from flashvid_hf import FlashVIDQwen2_5_VLConfig, FlashVIDQwen2_5_VLForConditionalGeneration
 from flashvid_hf.evaluation.moving_shapes import ANSWERS, COLOURS, DIRECTIONS, NUMBERS, SHAPES, SIDE, TEXTURES, TYPES
 from flashvid_hf.evaluation.moving_shapes.dataset import rows, video_seeds
+from flashvid_hf.tools.versions import INSTALLATION
 
 VOCABULARY = 1024  # tokens at most, beside the special ones
 # Common words, so that ordinary prompts are not spelled out letter by letter.
@@ -158,6 +159,7 @@ Right answers on {videos} videos of the test split without compression (`retenti
 |---|---|---|
 {table}
 
+{installation}
 ```python
 from transformers import pipeline
 
@@ -203,6 +205,7 @@ def save_folder(
         "{parameters}": f"{model.num_parameters() / 1e6:.1f}",
         "{name}": folder.name,
         "{table}": table,
+        "{installation}": INSTALLATION,
         "{videos}": str(accuracy["videos"]),
     }
     card = CARD

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import transformers
 from checkpoints import assert_same, build_flashvid_folder, build_upstream_folder, once, state, upstream_class
 from safetensors.torch import load_file, save_file
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -27,7 +28,12 @@ from flashvid_hf.tools.checking import CHECKS, CheckResult, check_folder, run_ch
 from flashvid_hf.tools.clean_probe import load_reference
 from flashvid_hf.tools.hub_folder import FULL, RECIPE, WEIGHTLESS, HubFolder
 from flashvid_hf.tools.published_code import EXECUTION, IMPORTS, NETWORK, RELATIVE, WRITING, find_faults
+from flashvid_hf.tools.versions import INSTALLATION, TESTED_SENTENCE, TESTED_TRANSFORMERS, check_versions
 
+VERSIONS, EVALUATION = (
+    next(check.title for check in CHECKS if check.find_faults is find)
+    for find in (check_versions, check_card.check_eval_results)
+)
 RECIPES = sorted(path.parent for path in Path(__file__).parents[1].glob("hub_configs/*/config.json"))
 
 
@@ -82,6 +88,8 @@ def test_right_folder_passes(tmp_path_factory, family):
     results = check_folder(folder)
     assert [result.title for result in results] == [check.title for check in CHECKS if FULL in check.kinds]
     skipped = {result.title: result.message for result in results if result.status == "skipped"}
+    if transformers.__version__ != TESTED_TRANSFORMERS[-1]:
+        assert f"install {TESTED_TRANSFORMERS[-1]}" in skipped.pop(VERSIONS)
     assert skipped == {"the evaluation results can be read": "the folder has no `.eval_results`"}
     assert [result for result in results if result.status == "failed"] == []
 
@@ -498,7 +506,7 @@ def recipe(tmp_path) -> Path:
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "README.md").write_text(
         "---\nlibrary_name: transformers\npipeline_tag: video-text-to-text\nbase_model: acme/base\ntags: [flashvid]\n"
-        "---\n# A model\n\n```python\nimport transformers\n```\n"
+        f"---\n# A model\n\n{INSTALLATION}\n```python\nimport transformers\n```\n"
     )
     return tmp_path
 
@@ -506,7 +514,31 @@ def recipe(tmp_path) -> Path:
 def test_right_recipe_passes(recipe):
     results = check_folder(recipe)
     assert [result.title for result in results] == [check.title for check in CHECKS if RECIPE in check.kinds]
-    assert {result.status for result in results if "evaluation" not in result.title} == {"passed"}
+    assert {result.status for result in results if result.title not in (VERSIONS, EVALUATION)} == {"passed"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "status", "message"),
+    [
+        (TESTED_SENTENCE, f"Tested with transformers {transformers.__version__}.", "passed", "^$"),
+        (TESTED_SENTENCE, "Tested with transformers 4.0.0 and 5.1.0.", "passed", "^$"),
+        (
+            TESTED_SENTENCE,
+            "Tested with transformers 4.0.0, 5.17.0 and 5.999.1.",
+            "skipped",
+            "install 5.999.1 and check",
+        ),
+        (TESTED_SENTENCE, "Tested.", "skipped", "does not say which versions were tested"),
+        ("transformers>=5.17,<6", "transformers>=5.999", "skipped", r"states transformers>=5.999 and .* is installed"),
+        ("transformers>=5.17,<6", "transformers", "skipped", "states no range"),
+        ("transformers>=5.17,<6", "transformers>=5.17<6", "failed", "is no range of versions, correct it"),
+    ],
+)
+def test_the_versions_that_a_card_states(recipe, old, new, status, message):
+    """Which the range allows, which were tested, and whether the newest of these is what the checks run with."""
+    edit(recipe / "README.md", old, new)
+    result = run(check_versions, recipe)
+    assert result.status == status and re.search(message, result.message), result
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from architectures import qwen2_5_pixels, qwen3_pixels
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from make_hub_configs import NAMESPACE, RECIPES, main, make_settings
 
-from flashvid_hf.tools.model_card import KNOBS, REQUIREMENTS, CardFacts, count_tokens, render_card
+from flashvid_hf.tools.model_card import KNOBS, CardFacts, count_tokens, render_card
 from flashvid_hf.tools.published_accuracy import PUBLISHED, render_eval_results
+from flashvid_hf.tools.versions import REQUIREMENTS, TESTED_TRANSFORMERS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "hub_configs"
@@ -238,4 +239,6 @@ def test_cards_name_the_requirements_of_the_package():
     project = (ROOT / "pyproject.toml").read_text()
     for requirement in REQUIREMENTS:
         assert f'"{requirement}"' in project
+    for tested, name in zip(TESTED_TRANSFORMERS, ("constraints-oldest.txt", "constraints.txt"), strict=True):
+        assert f"\ntransformers=={tested}\n" in (ROOT / name).read_text()
     assert make_hub_configs.RETENTION_RATIO == 0.1 and len(KNOBS) == 17

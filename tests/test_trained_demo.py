@@ -15,6 +15,7 @@ from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration, load_process
 from flashvid_hf.evaluation import moving_shapes as ms
 from flashvid_hf.evaluation.benchmarks import load_benchmark
 from flashvid_hf.evaluation.runner import Run, answer_items
+from flashvid_hf.tools.versions import INSTALLATION
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "hub_configs" / "flashvid-demo"
@@ -57,6 +58,10 @@ def test_parameters_are_those_that_card_and_readme_name(pipe):
     number = f"{pipe.model.num_parameters() / 1e6:.1f} million parameters"
     assert number in (FOLDER / "README.md").read_text()
     assert number in (ROOT / "README.md").read_text()
+
+
+def test_the_card_says_which_versions_it_needs_and_which_were_tested():
+    assert INSTALLATION in (FOLDER / "README.md").read_text()
 
 
 def test_answers_without_compression_are_right_as_often_as_measured(pipe):

@@ -25,6 +25,7 @@ from .check_model import (
 )
 from .hub_folder import FULL, RECIPE, WEIGHTLESS, CheckFailure, CheckSkipped, HubFolder
 from .published_code import EXECUTION, IMPORTS, NETWORK, RELATIVE, WRITING
+from .versions import check_versions
 
 ALL_KINDS = (RECIPE, WEIGHTLESS, FULL)
 WITH_CODE = (WEIGHTLESS, FULL)
@@ -72,6 +73,7 @@ CHECKS = (
     Check("every class that the configuration names exists", check_classes, ALL_KINDS),
     Check("the base model is named", check_base_model, (RECIPE, WEIGHTLESS)),
     Check("the card's metadata is valid", check_card_metadata, ALL_KINDS),
+    Check("the installed transformers is the newest that the card was tested with", check_versions, ALL_KINDS),
     Check("the card's python blocks compile", check_snippets_compile, ALL_KINDS),
     Check("the evaluation results can be read", check_eval_results, ALL_KINDS),
     Check(

@@ -276,7 +276,9 @@ def check(
     Recipes have no code: only what needs no base is checked. `flashvid-hf check hub_configs/flashvid-demo`
     """
     from .checking import run_checks
+    from .versions import installed_versions
 
+    say(f"with {installed_versions()}")
     marks = {"passed": "[green]✓[/]", "failed": "[red]✗[/]", "skipped": "[yellow]-[/]"}
     num_failed = 0
     for folder in folders:

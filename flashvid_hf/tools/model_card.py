@@ -13,10 +13,9 @@ from ..configuration_flashvid import CALL_FIELDS
 from ..newlines import count_rows, pooled_side
 from ..validation import check_choice, check_number
 from .published_accuracy import PAPER_URL, PUBLISHED, Published
+from .versions import INSTALLATION
 
 TAGS = ["video", "video-token-compression", "token-pruning", "flashvid"]
-# What the code of a repository needs, with the bounds of pyproject.toml.
-REQUIREMENTS = ("transformers>=5.17,<6", "torch>=2.5", "torchvision", "accelerate", "av>=14.1")
 # Numbers of frames in the card's table of tokens.
 TABLE_FRAMES = (16, 32, 64)
 
@@ -263,10 +262,7 @@ def _speed(facts: CardFacts) -> str:
 
 def _install(facts: CardFacts) -> str:
     return f"""\
-```console
-pip install {" ".join(f'"{requirement}"' for requirement in REQUIREMENTS)}
-```
-
+{INSTALLATION}
 ```python
 from transformers import pipeline
 

@@ -23,7 +23,7 @@ from .pruning import PRUNING, TokenPruning, UpperLayers, install_pruning, join_m
 from .released import released_repeats
 from .report import CompressionReport
 from .stopwatch import Stopwatch
-from .upstream import CACHE, add_tower_outputs, rename_cache
+from .upstream import CACHE, complete_outputs, rename_cache
 
 
 class FlashVIDModelMixin:
@@ -42,6 +42,8 @@ class FlashVIDModelMixin:
 
     # Inputs of `forward` that `get_image_features` and `get_video_features` take, the pixels first.
     encoder_inputs: ClassVar[dict[str, tuple[str, ...]]]
+    # Keyword arguments of `forward` that upstream hands to the vision tower too.
+    tower_arguments: ClassVar[tuple[str, ...]] = ()
     # Of a repeated index, the released code of some families enters the last vector only (`released_repeats`).
     released_code_overwrites_repeats = False
     # Whether upstream's `forward` takes `mm_encoder_outputs`.
@@ -140,7 +142,10 @@ class FlashVIDModelMixin:
         attention_mask = inputs["attention_mask"]
         image_mask, video_mask = self.placeholder_masks(input_ids, inputs_embeds)
         comes_encoded = encoded.get("video") is not None  # pixels are checked before they are encoded
-        self.encode(inputs, encoded, settings, image_mask, video_mask)
+        # Of compressed videos the inside of the tower is not returned: it is encoded in chunks, to be forgotten.
+        recorded = () if settings.compresses else self.tower_arguments
+        asked = {name: kwargs[name] for name in recorded if name in kwargs}
+        self.encode(inputs, encoded, settings, image_mask, video_mask, **asked)
         videos = getattr(encoded.get("video"), "videos", None)
         if videos:
             layouts = tuple(self.lay_out(video, settings) for video in videos)
@@ -163,7 +168,7 @@ class FlashVIDModelMixin:
             **self.language_model_inputs(prompt, image_mask, video_mask, encoded),
             **kwargs,
         )
-        return add_tower_outputs(outputs, encoded)
+        return complete_outputs(self, outputs, encoded)
 
     def _report_uncompressed(self, inputs: dict[str, Any], encoded: dict[str, Any]) -> CompressionReport:
         """The report of a call that brought no video, or compressed none."""
@@ -215,6 +220,7 @@ class FlashVIDModelMixin:
         settings: Any,
         image_mask: torch.Tensor,
         video_mask: torch.Tensor,
+        **kwargs: Any,
     ) -> None:
         """Fill `encoded` with the outputs of the vision tower that the caller has not computed already.
 
@@ -230,9 +236,9 @@ class FlashVIDModelMixin:
             checked = self.check_placeholders(kind, mask, inputs)
             given = {name: inputs[name] for name in self.encoder_inputs[kind] if inputs[name] is not None}
             if kind == "image":
-                encoded[kind] = self.get_image_features(**given, return_dict=True)
+                encoded[kind] = self.get_image_features(**given, return_dict=True, **kwargs)
             else:
-                encoded[kind] = self.get_video_features(**given, settings=settings, return_dict=True)
+                encoded[kind] = self.get_video_features(**given, settings=settings, return_dict=True, **kwargs)
             if not checked:
                 check_placeholders(kind, mask, sum(map(len, encoded[kind].pooler_output)))
 

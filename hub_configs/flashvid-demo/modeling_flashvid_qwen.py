@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -37,6 +36,7 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         "image": ("pixel_values", "image_grid_thw"),
         "video": ("pixel_values_videos", "video_grid_thw"),
     }
+    tower_arguments = ("output_hidden_states", "output_attentions")
     released_code_overwrites_repeats = True
     positions_need_grids = True
     upstream_takes_encoded = TAKES_ENCODED_VIDEOS
@@ -74,8 +74,7 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         return_dict = kwargs.pop("return_dict", None)
         if not settings.compresses:
             outputs = super().get_video_features(pixel_values_videos, video_grid_thw, return_dict=True, **kwargs)
-            known = {field.name for field in fields(FlashVIDVideoOutput)} & outputs.keys()
-            outputs = FlashVIDVideoOutput(**{name: outputs[name] for name in known}, settings=settings)
+            outputs = FlashVIDVideoOutput.uncompressed(outputs, settings)
             return outputs if return_dict is not False else outputs.to_tuple()
         stopwatch = Stopwatch()
         grids = video_grid_thw.tolist()

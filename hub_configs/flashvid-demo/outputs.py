@@ -3,7 +3,7 @@
 Legend: B batch, M columns that enter the language model, L columns that are left from the pruning layer on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -34,6 +34,12 @@ class FlashVIDVideoOutput(BaseModelOutputWithPooling):
     settings: Any = None
     stopwatch: Stopwatch | None = None
     deepstack_features: list[tuple[torch.Tensor, ...]] | None = None
+
+    @classmethod
+    def uncompressed(cls, outputs: ModelOutput, settings: Any) -> "FlashVIDVideoOutput":
+        """Upstream's output for videos that are not compressed, with the settings that they were encoded with."""
+        known = {field.name for field in fields(cls)} & outputs.keys()
+        return cls(**{name: outputs[name] for name in known}, settings=settings)
 
 
 @dataclass

@@ -7,13 +7,15 @@ which is no longer supported can be deleted, with the code for it.
 since    difference
 =======  ==============================================================================================================
 5.18     `generate` encodes images and videos before the first step and hands them to `forward` of the Qwen families as
-         `mm_encoder_outputs`: `TAKES_ENCODED_VIDEOS`. Before, only LLaVA-OneVision's and ours look at them.
+         `mm_encoder_outputs`: `TAKES_ENCODED_VIDEOS`.
+5.18     the features of a video in LLaVA-OneVision end with its newline, which `forward` added before:
+         `FEATURES_END_WITH_NEWLINE`.
 5.18     a deepstack level of Qwen3-VL is a tuple with the rows of every video; before, one tensor: `join_level`.
 5.18     `output_router_logits` is a field of Qwen3-VL-MoE's text configuration: `default_router_logits`.
 5.20     pipelines prepare the arguments of `generate` by `_prepare_generate_kwargs`: `pipeline_generate_kwargs`.
-5.23     the outputs of the Qwen families no longer have `rope_deltas`: `output_class`.
+5.23     the outputs of the Qwen families no longer have `rope_deltas`: `output_class`, `complete_outputs`.
 5.24     the outputs have `image_outputs` and `video_outputs`, what the vision tower returned; before, only those of
-         LLaVA-OneVision have `image_hidden_states` and `video_hidden_states`: `output_class`, `add_tower_outputs`.
+         LLaVA-OneVision have `image_hidden_states` and `video_hidden_states`: `output_class`, `complete_outputs`.
 5.24     the cache is called `cache`; before, `past_key_values`, in arguments, outputs and what `generate` passes on:
          `CACHE`, `rename_cache`, `accepts_both_cache_names`, `CacheAlias`.
 =======  ==============================================================================================================
@@ -35,8 +37,11 @@ _CACHE_NAMES = ("cache", "past_key_values")
 # What upstream calls the cache: `cache` from 5.24 on, `past_key_values` before.
 CACHE = next(name for name in _CACHE_NAMES if name in inspect.signature(create_causal_mask).parameters)
 
-# Whether upstream's Qwen families take videos that are encoded already: from 5.18 on.
-TAKES_ENCODED_VIDEOS = hasattr(GenerationMixin, "_expand_multimodal_outputs")
+_ENCODES_FIRST = hasattr(GenerationMixin, "_expand_multimodal_outputs")  # from 5.18 on
+# Whether upstream's Qwen families take videos that are encoded already.
+TAKES_ENCODED_VIDEOS = _ENCODES_FIRST
+# Whether the features of a video in upstream's LLaVA-OneVision end with its newline.
+FEATURES_END_WITH_NEWLINE = _ENCODES_FIRST
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -96,23 +101,24 @@ def output_class(model_class: type) -> Any:
     return found
 
 
-def add_tower_outputs(outputs: ModelOutput, encoded: dict[str, Any]) -> Any:
-    """The outputs of a base model with the fields of its class that hold what the vision tower returned.
+def complete_outputs(model: Any, outputs: ModelOutput, encoded: dict[str, Any]) -> Any:
+    """The outputs of a base model, with the fields of its class that its language model does not fill.
 
     Args:
+        model: the base model.
         outputs: of an upstream class, or of one with its fields.
         encoded: outputs of the vision tower, under "image" and "video".
     """
     known = {field.name for field in fields(outputs)}  # type: ignore[arg-type]  # every subclass is a dataclass
-    towers = {}
+    others = {"rope_deltas": model.rope_deltas} if "rope_deltas" in known else {}
     for kind in ("image", "video"):
         if encoded.get(kind) is None:
             continue
         if f"{kind}_outputs" in known:
-            towers[f"{kind}_outputs"] = encoded[kind]
+            others[f"{kind}_outputs"] = encoded[kind]
         elif f"{kind}_hidden_states" in known:
-            towers[f"{kind}_hidden_states"] = torch.cat(tuple(encoded[kind].pooler_output))
-    return type(outputs)(**{**outputs, **towers})
+            others[f"{kind}_hidden_states"] = torch.cat(tuple(encoded[kind].pooler_output))
+    return type(outputs)(**{**outputs, **others})
 
 
 def join_level(level: Any) -> torch.Tensor:

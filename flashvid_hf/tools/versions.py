@@ -1,0 +1,62 @@
+"""The versions that published code needs, those that it was tested with, and those that are installed."""
+
+import re
+from collections.abc import Iterator
+from importlib.metadata import version
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import Version
+
+from .hub_folder import CheckSkipped, HubFolder
+
+# What the code of a repository needs, with the bounds of pyproject.toml.
+REQUIREMENTS = ("transformers>=5.17,<6", "torch>=2.5", "torchvision", "accelerate", "av>=14.1")
+# The oldest and the newest transformers that the whole test suite runs with: the pins of the two constraints files.
+TESTED_TRANSFORMERS = ("5.17.0", "5.24.0")
+# The sentence of a card that names them.
+TESTED_SENTENCE = f"Tested with transformers {' and '.join(TESTED_TRANSFORMERS)}."
+# What a card says of both.
+INSTALLATION = f"""\
+```console
+pip install {" ".join(f'"{requirement}"' for requirement in REQUIREMENTS)}
+```
+
+{TESTED_SENTENCE}
+"""
+
+
+def installed_versions() -> str:
+    """The installed versions that decide how a folder behaves, as one line."""
+    return ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch"))
+
+
+def check_versions(folder: HubFolder) -> Iterator[str]:
+    """The card states a range of transformers, and the newest version that it names as tested is the installed one.
+
+    Raises:
+        CheckSkipped: the card does not say so, or another version is installed. The other checks then do not show how
+            the folder behaves with the newest.
+    """
+    stated = re.search(r"\btransformers\s*((?:[<>=!~]=?\s*[\w.]+\s*,?\s*)+)", folder.card)
+    if stated is None:
+        raise CheckSkipped('the card states no range such as `pip install "transformers>=5.17,<6"`')
+    try:
+        allowed = SpecifierSet(stated[1])
+    except InvalidSpecifier:
+        yield f"README.md: `transformers{stated[1].strip()}` is no range of versions, correct it"
+        return
+    installed = version("transformers")
+    if not allowed.contains(installed, prereleases=True):
+        raise CheckSkipped(
+            f"the card states transformers{allowed} and {installed} is installed: the checks that load the folder say "
+            "nothing about the stated versions. Install one of them and check again"
+        )
+    tested = re.search(r"Tested with transformers ([\d., and]*\d)", folder.card)
+    if tested is None:
+        raise CheckSkipped(f"the card does not say which versions were tested, as in `{TESTED_SENTENCE}`")
+    newest = max(re.findall(r"\d[\d.]*\d", tested[1]), key=Version)
+    if Version(installed) < Version(newest):
+        raise CheckSkipped(
+            f"the card was tested with transformers {newest} and {installed} is installed: install {newest} and check "
+            "again to see how the folder runs with it"
+        )
