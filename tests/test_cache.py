@@ -7,7 +7,9 @@ import pytest
 import torch
 import transformers
 from families import FAMILIES
+from scenarios import SCENARIOS
 from test_model import LARGE, SMALL, generate
+from test_scenarios import find_device
 
 # What a cache is called, as an argument and in outputs: transformers 5.24 has renamed it.
 NEW_NAME = "cache" in inspect.signature(transformers.masking_utils.create_causal_mask).parameters
@@ -105,6 +107,15 @@ def test_cropping_takes_columns_from_the_end(family):
     assert cache.get_seq_length() == length
     assert torch.equal(cache.lower_mask, masks[0]) and torch.equal(cache.upper_mask, masks[1])
     torch.testing.assert_close(continue_with(model, cache, ids), expected, **ROUNDING)
+
+
+def test_an_offloaded_cache_is_one(family, monkeypatch):
+    device = find_device(next(s for s in SCENARIOS if s.name == "offloaded cache"), monkeypatch)
+    model, inputs = family.model().to(device), family.inputs(["text", LARGE, "text"])
+    inputs = {name: value.to(device) for name, value in inputs.items()}
+    for name in ("offloaded", "dynamic"):
+        cache = generate(model, inputs, cache_implementation=name, max_new_tokens=2)[CACHE]
+        assert cache.compressed and cache.offloading == (name == "offloaded")
 
 
 @torch.no_grad()
