@@ -174,10 +174,12 @@ def test_every_call_reports(family, kwargs):
 
 
 @torch.no_grad()
-def test_padding_is_no_token_of_a_video_that_comes_first(family):
+@pytest.mark.parametrize("padded_by", ["the compression", "the pruning"])
+def test_padding_is_no_token_of_a_video_that_comes_first(family, padded_by):
     """Where padding stands for no column, nothing of the first column is entered, counted or reported."""
     model = family.model(llm_retention_ratio=0.1)
-    prompts = [[LARGE, "text"], ["text"] * ((family.placeholders(LARGE) + 4) // 5)]
+    most = family.placeholders(LARGE) if padded_by == "the compression" else family.entered(LARGE, model.config)
+    prompts = [[LARGE, "text"], ["text"] * ((most + 4) // 5)]
     together = model(**family.inputs(*prompts))
     alone = model(**family.inputs(prompts[0]))
     is_real = together.token_index[0] >= 0
