@@ -175,6 +175,23 @@ def test_every_call_reports(family, kwargs):
         assert report.of_sample(beams) == (0, 0, 0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("padded_by", ["the compression", "the pruning"])
+def test_padding_is_no_token_of_a_video_that_comes_first(family, padded_by):
+    """Where padding stands for no column, nothing of the first column is entered, counted or reported."""
+    model = family.model(llm_retention_ratio=0.1)
+    most = family.placeholders(LARGE) if padded_by == "the compression" else family.entered(LARGE, model.config)
+    prompts = [[LARGE, "text"], ["text"] * ((most + 4) // 5)]
+    together = model(**family.inputs(*prompts))
+    alone = model(**family.inputs(prompts[0]))
+    is_real = together.token_index[0] >= 0
+    assert not is_real.all()
+    torch.testing.assert_close(together.logits[0, is_real], alone.logits[0], atol=2e-5, rtol=1e-5)
+    assert together.report.remained == alone.report.remained
+    (ours,), (theirs,) = together.report.kept_tokens_remained, alone.report.kept_tokens_remained
+    assert torch.equal(ours, theirs) and not theirs[0]  # the token of the first column is dropped
+
+
 def test_a_call_that_compresses_nothing_says_so(family):
     model = family.model()
     inputs = family.inputs(*BATCHES["videos of different length"])

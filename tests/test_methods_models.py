@@ -241,6 +241,20 @@ def test_tokens_are_ranked_as_loops_rank_them(family, batch, scored_by, bytes_at
         assert kept[kept >= 0].tolist() == expected
 
 
+@torch.no_grad()
+@each_family
+def test_padding_among_the_readers_ranks_nothing(family, inner_step):
+    """A sample with less text behind its video, whose first column is a token of it, is ranked as if it were alone."""
+    model = family.model(compression_method=inner_step, method_settings={"scored_by": "text_tokens"})
+    prompts = [[LARGE, "text"], [SMALL, "text", "text"]]
+    together = model(**family.inputs(*prompts)).token_index
+    for row, prompt in enumerate(prompts):
+        alone = model(**family.inputs(prompt, seed=row)).token_index[0]
+        padding = together.shape[1] - int((together[row] >= 0).sum())
+        shift = family.inputs(*prompts)["input_ids"].shape[1] - family.inputs(prompt)["input_ids"].shape[1]
+        assert (together[row, padding:] - shift).tolist() == alone.tolist()
+
+
 def merge_by_loops(states: torch.Tensor, prunable: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     """One dropped token after the other, halfway into the kept one of largest cosine as they all were in the beginning.
 

@@ -12,6 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionBlock
 
 from flashvid_hf import vision_attention
+from flashvid_hf.packing import take
 from flashvid_hf.vision_attention import RECORD, VisionRecord, install_packed_recording, mean_received_attention
 from flashvid_hf.vision_chunks import join_rows, split_frames
 
@@ -47,6 +48,96 @@ def test_received_attention_equals_that_of_the_used_block(family):
     torch.testing.assert_close(torch.cat([s.flatten() for s in scores]), received, atol=1e-7, rtol=1e-5)
     for video, of_video, part in zip(features, scores, (LARGE, SMALL), strict=True):
         assert video.shape[:2] == of_video.shape == family.tokens(part)
+
+
+@torch.no_grad()
+def test_received_attention_is_in_the_order_of_the_output():
+    """Qwen2.5-VL's tower sorts its tokens by windows and its output does not, here by an order that is no swap.
+
+    The order is read off upstream's tower: which row of the merger's output, still sorted, each row of its own is.
+    """
+    family = next(family for family in FAMILIES if family.name == "qwen2_5_vl")
+    part = (2, 8, 12)
+    model, inputs = family.model(), family.inputs(["text", part, "text"])
+    upstream = family.upstream(model)
+    weights, merged = {}, []
+
+    def probe(module, query, key, value, attention_mask=None, scaling=None, **kwargs):
+        weights.setdefault(module, []).append((query @ key.mT * scaling).softmax(-1))
+        return (weights[module][-1] @ value).transpose(1, 2).contiguous(), None
+
+    ALL_ATTENTION_FUNCTIONS.register("probe", probe)
+    try:
+        upstream.model.visual.set_attn_implementation("probe")
+        upstream.model.visual.merger.register_forward_hook(lambda module, args, output: merged.append(output))
+        (features,) = family.video_features(upstream, inputs, return_dict=True).pooler_output
+    finally:
+        ALL_ATTENTION_FUNCTIONS._global_mapping.pop("probe", None)
+    is_row = (features[:, None] == merged[0][None]).all(-1)
+    assert (is_row.sum(0) == 1).all() and (is_row.sum(1) == 1).all()
+    order = is_row.long().argmax(1)
+    assert not torch.equal(order, order.argsort())
+    of_patches = torch.cat([frame.mean((1, 2)).flatten() for frame in weights[upstream.model.visual.blocks[-1].attn]])
+    expected = of_patches.view(-1, 4).mean(-1)[order]
+
+    given, original = [], model.model.compress_videos
+    model.model.compress_videos = lambda *args: given.append(args) or original(*args)
+    family.video_features(model, inputs)
+    ((_, (received,), *_),) = given
+    assert received.shape == family.tokens(part)
+    torch.testing.assert_close(received.flatten(), expected, atol=1e-7, rtol=1e-5)
+
+
+def with_deepstack() -> list:
+    return [family for family in FAMILIES if family.name.startswith("qwen3_vl")]
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+@pytest.mark.parametrize("family", with_deepstack(), ids=lambda family: family.name)
+@torch.no_grad()
+def test_deepstack_rows_of_a_kept_token_are_those_of_its_own_place(family, chunk):
+    """They are not merged: upstream's rows at the kept indices of every video."""
+    model, inputs = family.model(), family.inputs(["text", LARGE, "text", (3, 4, 8)], ["text", SMALL, "text"])
+    ours = family.video_features(model, inputs, vision_chunk_size=chunk)
+    whole = family.video_features(family.upstream(model), inputs, return_dict=True)
+    sizes = [len(video) for video in whole.pooler_output]
+    assert len(ours.deepstack_features) == len(whole.deepstack_features) == 3
+    for level, expected in zip(ours.deepstack_features, whole.deepstack_features, strict=True):
+        # Before transformers 5.18 a level is one tensor for all videos.
+        expected = expected if isinstance(expected, torch.Tensor) else torch.cat(tuple(expected))
+        for rows, video, of_video in zip(level, ours.videos, expected.split(sizes), strict=True):
+            assert 0 < len(video.indices) < len(of_video)
+            torch.testing.assert_close(rows, of_video[video.indices], atol=2e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("family", with_deepstack(), ids=lambda family: family.name)
+@torch.no_grad()
+def test_deepstack_rows_are_added_to_the_columns_of_their_tokens(family, padding_side):
+    """What the language model takes beside the embeddings: at every column that entered, upstream's rows."""
+    prompts = [
+        ["text", "image", (1, 8, 8), "text", LARGE, "text"],
+        [SMALL, "image", (1, 4, 8), "text", (3, 4, 8)],
+        ["text"],
+    ]
+    model, inputs = family.model(llm_retention_ratio=1.0), family.inputs(*prompts, padding_side=padding_side)
+    added = {}
+    for of in (model, family.upstream(model)):
+
+        def note(module, args, kwargs, of=of):
+            where, levels = kwargs["visual_pos_masks"], kwargs["deepstack_visual_embeds"]
+            nothing = levels[0].new_zeros(*where.shape, levels[0].shape[-1])
+            added[of] = torch.stack([nothing.masked_scatter(where[..., None], level) for level in levels])
+
+        of.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
+        outputs = of(**inputs)
+        if of is model:
+            columns = outputs.token_index
+    ours, whole = added.values()
+    assert len(ours) == len(whole) == 3 and ours.shape[2] < whole.shape[2]
+    expected = take(whole.flatten(0, 1), columns.clamp(min=0).repeat(3, 1)).view_as(ours)
+    expected = expected * (columns >= 0)[..., None]
+    torch.testing.assert_close(ours, expected, atol=2e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("budget", [1, 500, 3 * 4 * 16**2, 10**9])
