@@ -1,19 +1,15 @@
 """The cache of a compressed batch: its rows and columns stay together, whatever is done with them."""
 
 import copy
-import inspect
 
 import pytest
 import torch
-import transformers
 from families import FAMILIES
 from scenarios import SCENARIOS
 from test_model import LARGE, SMALL, generate
 from test_scenarios import find_device
 
-# What a cache is called, as an argument and in outputs: transformers 5.24 has renamed it.
-NEW_NAME = "cache" in inspect.signature(transformers.masking_utils.create_causal_mask).parameters
-CACHE = "cache" if NEW_NAME else "past_key_values"
+from flashvid_hf.upstream import CACHE
 
 BATCH = [["text", LARGE, "text"], ["text", "text"], ["text", SMALL, "text"]]
 ROUNDING = {"atol": 2e-5, "rtol": 1e-5}
