@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .finite import check_extremes
+
 
 @dataclass(frozen=True)
 class CompressedVideo:
@@ -31,17 +33,31 @@ class CompressedVideo:
     slots: torch.Tensor
     prunable: bool = True
     _segment_lengths: torch.Tensor | None = None
+    # Of what was compressed on a device that would have to be waited for, see `check`.
+    _extremes: torch.Tensor | None = None
+
+    def check(self) -> None:
+        """Raise a `ValueError` if what was compressed is not finite, or too large to compute with.
+
+        On the CPU the compression itself raises it. Other devices would have to be waited for: the models call this
+        where they wait anyway. Until then the indices are in order all the same, and the tokens worth nothing.
+        """
+        if self._extremes is not None:
+            check_extremes(self._extremes)
 
     @property
     def segment_lengths(self) -> torch.Tensor:
         """Frames of every segment, with shape (S,). Computed when asked for, because S depends on the video."""
+        self.check()
         if self._segment_lengths is not None:
             return self._segment_lengths
         first = self.starts.nonzero()[:, 0]
         return first.diff(append=first.new_tensor([len(self.starts)]))
 
     @classmethod
-    def whole(cls, video_features: torch.Tensor, *, prunable: bool) -> "CompressedVideo":
+    def whole(
+        cls, video_features: torch.Tensor, *, prunable: bool, extremes: torch.Tensor | None = None
+    ) -> "CompressedVideo":
         """A video of which every token is kept, given its features (T, N, D)."""
         num_frames, num_tokens, _ = video_features.shape
         indices = torch.arange(num_frames * num_tokens, device=video_features.device)
@@ -54,6 +70,7 @@ class CompressedVideo:
             trees=grid,
             slots=grid,
             prunable=prunable,
+            _extremes=extremes,
         )
 
     @classmethod
@@ -66,6 +83,7 @@ class CompressedVideo:
         selected: torch.Tensor | None = None,
         slots: torch.Tensor | None = None,
         starts: torch.Tensor | None = None,
+        extremes: torch.Tensor | None = None,
     ) -> "CompressedVideo":
         """Of tokens in any order.
 
@@ -77,6 +95,7 @@ class CompressedVideo:
             slots: the row of `tokens` that each token went into, with shape (T, N), -1 if it was dropped; by default
                 only the kept tokens are in their rows.
             starts: True at the first frame of every segment, with shape (T,); one segment by default.
+            extremes: what `check` is to look at.
         """
         flat_index = torch.arange(shape[0] * shape[1], device=indices.device)
         indices, order = indices.sort()
@@ -94,6 +113,7 @@ class CompressedVideo:
             selected=selected.view(shape),
             trees=flat_index.view(shape),
             slots=slots.view(shape),
+            _extremes=extremes,
         )
 
 

@@ -25,6 +25,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from .compressed_video import CompressedVideo, check_features
+from .finite import check_finite
 from .validation import check_number
 
 
@@ -168,13 +169,15 @@ class CompressionMethod:
                 with shape (T, N); anything where `needs_attention` is False.
 
         Raises:
-            ValueError: the shapes do not fit together.
+            ValueError: the shapes do not fit together; a value is not finite, or beyond 1e12 in magnitude, see
+                `compress_video`.
         """
         check_features(video_features, attention)
+        extremes = check_finite(video_features, attention if self.needs_attention else None)
         num_frames, tokens_per_frame = attention.shape
         num_tokens = self.exact_num_tokens(num_frames, tokens_per_frame)
         if num_tokens >= attention.numel():
-            return CompressedVideo.whole(video_features, prunable=self.pruning is not None)
+            return CompressedVideo.whole(video_features, prunable=self.pruning is not None, extremes=extremes)
         with torch.autocast(video_features.device.type, enabled=False):
             kept = self.keep(video_features.float().contiguous(), attention.float().contiguous(), num_tokens)
         return CompressedVideo.of_tokens(
@@ -184,6 +187,7 @@ class CompressionMethod:
             selected=kept.selected,
             slots=None if kept.slots is None else kept.slots.flatten(),
             starts=kept.starts,
+            extremes=extremes,
         )
 
     def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:

@@ -11,17 +11,20 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .frame_chunks import join_chunks, map_frames
+from .frame_chunks import frames_per_step, join_chunks, map_frames
 from .released import released_cluster_tokens, released_clusters
 
 # Nearest neighbours in the density estimate of DPC-kNN, at most; the reference's constant.
 _MAX_NEIGHBORS = 7
+# Into how many blocks of columns the sums cut features that are not float32, at least, and what the width of a block is
+# a multiple of, for the vector instructions of CPUs.
+_BLOCKS, _BLOCK_STEP = 8, 32
 # More than the roots of any video; times a number of frames still an int64.
 _MORE_THAN_ROOTS = 2**40
 
 
 def same_segment(segment: torch.Tensor) -> torch.Tensor:
-    """Which frames lie in the same segment, with shape (T, T)."""
+    """Which frames lie in the same segment, with shape (T, T), given the segment of each."""
     return segment[:, None] == segment[None, :]
 
 
@@ -41,21 +44,23 @@ def weighted_sums(
     slots: torch.Tensor,
     *,
     per_chunk: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """For every s in `slots`, the sum of `weight[e] * features[source[e]]` over the entries e with `slot[e] == s`.
 
     The entries are sorted by slot and summed in order, so the result does not depend on a race between threads.
 
     Args:
-        features: with shape (T * N, D), float32 unless there are more slots than `per_chunk`.
+        features: with shape (T * N, D), any floating dtype.
         source, slot, weight: one entry each per summand, with shape (E,). Without `source`, 0, 1, 2 ...
         slots: 0, 1, 2 ..., with shape (S,).
-        per_chunk: slots to sum at once; all by default.
+        per_chunk: slots to sum at once, in float32; all by default.
+        dtype: what the sums are rounded to.
 
     Returns:
-        float32 tensor with shape (S, D); a slot without entries is zero.
+        Tensor with shape (S, D); a slot without entries is zero.
     """
-    return join_chunks([*iterate_sums(features, source, slot, weight, slots, per_chunk)])
+    return join_chunks([sums.to(dtype) for sums in iterate_sums(features, source, slot, weight, slots, per_chunk)])
 
 
 def iterate_sums(
@@ -65,20 +70,58 @@ def iterate_sums(
     weight: torch.Tensor,
     slots: torch.Tensor,
     per_chunk: int | None,
+    *,
+    overwrites: bool = False,
 ) -> Iterator[torch.Tensor]:
-    """`weighted_sums` chunk by chunk, with shape (per_chunk, D) each."""
+    """`weighted_sums` in float32, chunk by chunk, with shape (per_chunk, D) each.
+
+    Args:
+        overwrites: a single chunk may take the place of the features, which are float32 then.
+    """
     ordered, order = slot.sort(stable=True)
     offsets = torch.searchsorted(ordered, slots)
     rows, weight = order if source is None else source[order], weight[order]
     per_chunk = per_chunk or len(slots)
-    if len(slots) <= per_chunk and features.dtype == torch.float32:
-        yield F.embedding_bag(rows, features, offsets, mode="sum", per_sample_weights=weight)
+    if len(slots) <= per_chunk:
+        yield _sum_bags(features, rows, offsets, weight, len(features), overwrites)
         return
     starts = offsets[::per_chunk].tolist()  # waits: the sizes of the chunks depend on the video
     for first, (start, end) in zip(range(0, len(slots), per_chunk), pairwise([*starts, len(rows)]), strict=True):
-        summands = features[rows[start:end]].float()
-        places, of_chunk = torch.arange(end - start, device=rows.device), offsets[first : first + per_chunk] - start
-        yield F.embedding_bag(places, summands, of_chunk, mode="sum", per_sample_weights=weight[start:end])
+        of_chunk = offsets[first : first + per_chunk] - start
+        yield _sum_bags(features, rows[start:end], of_chunk, weight[start:end], per_chunk)
+
+
+def _sum_bags(
+    features: torch.Tensor,
+    rows: torch.Tensor,
+    offsets: torch.Tensor,
+    weight: torch.Tensor,
+    most: int,
+    overwrites: bool = False,
+) -> torch.Tensor:
+    """Weighted sums of the runs of `rows` that begin at `offsets`, float32, with shape (S, D).
+
+    Where features are overwritten or not float32, a block of columns at a time is copied, with no more values than an
+    eighth of `most` rows have.
+    """
+    if features.dtype == torch.float32 and not overwrites:
+        return F.embedding_bag(rows, features, offsets, mode="sum", per_sample_weights=weight)
+    width, gathers = features.shape[1], most < len(features)  # of a chunk only the rows that are summed
+    places = torch.arange(len(rows), device=rows.device) if gathers else rows
+
+    def sum_columns(start: int, end: int) -> torch.Tensor:
+        block = features[:, start:end]
+        block = (block[rows] if gathers else block).float().contiguous()
+        return F.embedding_bag(places, block, offsets, mode="sum", per_sample_weights=weight)
+
+    columns = width * most // (_BLOCKS * max(most, len(rows)))
+    columns = max(1, -(-columns // _BLOCK_STEP)) * _BLOCK_STEP
+    if columns >= width:
+        return sum_columns(0, width)
+    sums = features if overwrites else features.new_empty(len(offsets), width, dtype=torch.float32)
+    for start in range(0, width, columns):
+        sums[:, start : start + columns] = sum_columns(start, start + columns)
+    return sums
 
 
 class MergedTokens(NamedTuple):
@@ -99,49 +142,37 @@ class MergedTokens(NamedTuple):
 
 def merge_tokens(
     features: torch.Tensor,
-    inverse_norm: torch.Tensor,
+    parent: torch.Tensor,
     selected: torch.Tensor,
     segment: torch.Tensor,
     flat_index: torch.Tensor,
     *,
-    tokens_per_frame: int,
+    together: torch.Tensor,
     num_merged: int,
-    temporal_threshold: float = 0.8,
     released: bool = False,
     size: int | None = None,
+    overwrites: bool = False,
 ) -> MergedTokens:
-    """Merge the unselected tokens over time, then within the frames, into `num_merged` tokens a frame on average.
+    """Merge linked tokens over time, then all within the frames, into `num_merged` tokens a frame on average.
 
     Args:
-        features: with shape (T, N, D), float32 unless there are more than `size` frames.
-        inverse_norm: of every token, 0 for a zero token, with shape (T, N).
+        features: with shape (T, N, D), any floating dtype.
+        parent: see `link_tokens`, with shape (T * N,).
         selected: boolean mask of the tokens that ADTS selected, with shape (T, N).
         segment: the segment of each frame, ascending, with shape (T,).
         flat_index: 0 ... T * N - 1.
-        tokens_per_frame: kept tokens of a frame, selected and merged; below N.
+        together: see `same_segment`.
         num_merged: merged tokens of a frame; at least 1.
-        temporal_threshold: see `link_tokens`.
         released: merge as the released code does: a tree's sum is divided by 1 + the direct children of its root, a
             single-frame segment clusters the selected tokens too, and every frame rounds its clusters up.
-        size: frames whose float32 features are in memory at once; all by default.
+        size: frames whose float32 means are in memory at once; all by default.
+        overwrites: the means may take the place of the features, float32, if there are at most `size` frames.
     """
     num_frames, num_tokens, width = features.shape
     size = size or num_frames
-    together = same_segment(segment)
     length = together.sum(1)  # frames in the segment of each frame, (T,)
 
     # Over time: trees, each at the place of its root.
-    parent = link_tokens(
-        features,
-        inverse_norm,
-        selected,
-        segment,
-        flat_index,
-        max_links=(num_tokens - tokens_per_frame) * length,
-        temporal_threshold=temporal_threshold,
-        strict_limit=released,
-        size=size,
-    )
     is_root = parent == flat_index
     roots = find_roots(parent, num_frames)
     if released:
@@ -163,13 +194,18 @@ def merge_tokens(
     else:
         frame_clusters = share_clusters(num_roots, num_clusters, all_roots, segment, together)
         cluster_frames = cluster_tokens
-    means = iterate_sums(features.view(-1, width), None, roots, weight, flat_index, size * num_tokens)
+    means = iterate_sums(
+        features.view(-1, width), None, roots, weight, flat_index, size * num_tokens, overwrites=overwrites
+    )
     of_frames = (candidates, frame_clusters, frame_clusters.clamp(1, _MAX_NEIGHBORS))
-    chunks = zip(means, *(tensor.split(size) for tensor in of_frames), strict=True)
-    centers, joined = join_chunks([cluster_frames(mean.view(-1, num_tokens, width), *chunk) for mean, *chunk in chunks])
+    step = frames_per_step(min(num_frames, size), num_tokens, width)
+    clusters = []
+    for chunk in zip(*(tensor.split(size) for tensor in of_frames), strict=True):  # no name holds on to the means
+        clusters.append(map_frames(cluster_frames, step, next(means).view(-1, num_tokens, width), *chunk))
+    centers, joined = join_chunks(clusters)
     joined = (joined + flat_index.view_as(joined)[:, :1]).view(-1)  # flat index
 
-    counted = (candidates * frame_clusters.clamp(max=1.0)[:, None]).view(-1)  # not those of frames without clusters
+    counted = (candidates * frame_clusters.clamp(max=1)[:, None]).view(-1).float()  # not in frames without clusters
     share = counted / count_by_slot(joined, counted).clamp(min=1)
     return MergedTokens(roots, centers, joined[roots], weight * share[roots])
 
@@ -181,9 +217,9 @@ def gram_matrices(features: torch.Tensor) -> torch.Tensor:
     tie goes to the lower index rather than to rounding. The lower left quarter is only the mirror of the upper right.
     """
     half = features.shape[1] // 2
-    upper = torch.bmm(features[:, :half], features.mT)
-    lower_right = torch.bmm(features[:, half:], features[:, half:].mT)
-    products = torch.cat([upper, F.pad(lower_right, (half, 0), value=float("inf"))], dim=1)
+    lower_right = F.pad(torch.bmm(features[:, half:], features[:, half:].mT), (half, 0), value=float("inf"))
+    products = torch.cat([torch.bmm(features[:, :half], features.mT), lower_right], dim=1)
+    del lower_right  # before another matrix is made
     return torch.minimum(products, products.mT)
 
 
@@ -207,13 +243,14 @@ def link_tokens(
     """Link every unselected token to its most similar unselected token of the frame before, if similar enough.
 
     Args:
-        features, inverse_norm, selected, segment, flat_index: see `merge_tokens`; no link leaves a segment.
+        features, selected, segment, flat_index: see `merge_tokens`; no link leaves a segment.
+        inverse_norm: of every token, 0 for a zero token, with shape (T, N).
         max_links: how many links the segment of each frame may hold, with shape (T,). If more pass the threshold,
             only the strongest are made.
         temporal_threshold: a link needs a larger cosine than this. From 1 on there are no links.
         strict_limit: what the released code does where more links pass than may be made: only those *stronger* than
             the weakest that would still fit, so one less (and none of equally strong ones).
-        size: frames whose float32 features are in memory at once; all by default.
+        size: frames whose products are in memory at once; all by default.
 
     Returns:
         Flat index of each token's parent, with shape (T * N,); a token that joins no tree is its own parent.
@@ -348,8 +385,9 @@ def density_scores(
     norm = products.diagonal(dim1=1, dim2=2).masked_fill(others, float("inf"))  # far from everything
     # The norms are added to each other first, which keeps the matrices symmetric and mutual neighbours tied.
     squared = norm[:, :, None] + norm[:, None, :]
+    # A token is at exactly 0 from itself: its norm is on the diagonal of the products.
     squared.sub_(products, alpha=2).clamp_(min=0).div_(features.shape[2])
-    squared.diagonal(dim1=1, dim2=2).masked_fill_(candidates, 0)  # exactly, whatever the rounding above
+    del products  # before another matrix is made
 
     num_neighbors = num_neighbors[:, None, None]
     nearest = squared.topk(min(_MAX_NEIGHBORS, len(index)), dim=-1, largest=False).values

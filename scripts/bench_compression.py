@@ -43,8 +43,8 @@ from flashvid_hf.token_selection import TOKEN_SELECTION_METHODS
 # The functions that `compress_video` calls, by stage. The rest: float32 copy, frame means, bookkeeping of rows.
 STAGES = {
     "segmentation": ["segment_video"],
-    "selection": ["gram_matrices", "inverse_norms", "event_relevance", "select_tokens"],
-    "merging": ["merge_tokens"],
+    "selection": ["_select"],
+    "merging": ["link_tokens", "merge_tokens"],
     "sums": ["weighted_sums"],
 }
 

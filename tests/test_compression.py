@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from flashvid_hf import frame_chunks
 from flashvid_hf.compressed_video import CompressedVideo
-from flashvid_hf.compression import CompressionConfig, compress_video, exact_num_tokens
-from flashvid_hf.token_merging import cluster_tokens
+from flashvid_hf.compression import CompressionConfig, compress_video, cosine_distances, exact_num_tokens
+from flashvid_hf.released import released_segment_lengths
+from flashvid_hf.segmentation import frame_similarity, segment_video
+from flashvid_hf.token_merging import cluster_tokens, link_tokens
 from flashvid_hf.token_selection import TOKEN_SELECTION_METHODS, select_tokens
 
 BEHAVIORS = ("paper", "released")
@@ -226,8 +228,8 @@ def test_released_chooses_again_where_the_relevance_is_negative():
     unit = torch.nn.functional.normalize(features, dim=-1)
     relevance = -torch.ones_like(attention)
     repeated, distinct = (
-        select_tokens(1 - unit @ unit.mT, attention, 4, event_relevance=relevance, allow_repeats=allow_repeats)
-        for allow_repeats in (True, False)
+        select_tokens(1 - unit @ unit.mT, attention, 4, event_relevance=relevance, released=released)
+        for released in (True, False)
     )
     assert (distinct.diff() > 0).all()
     assert (repeated.diff() == 0).all()  # at distance 0 from itself, the first token stays the farthest
@@ -241,7 +243,89 @@ def test_released_chooses_again_where_the_relevance_is_negative():
     assert repeated[:4] == distinct[:4] and len(set(repeated[4:])) == 1 and len(set(distinct)) == 8
 
 
+def choose_as_released(distance, attention, relevance, count, method) -> list[int]:
+    """Tokens of one frame as the released code chooses them: without `attn_div_v2`, a chosen one is worth -1."""
+    everyone = range(len(attention))
+    weight = torch.ones_like(attention) if method == "div" else attention * 1e6
+    weight = weight * relevance if method == "attn_div_v2" else weight
+    calibrated = (distance * weight).tolist()
+    chosen = [max(everyone, key=lambda j: (sorted(calibrated[i][j] for i in everyone)[1], -j))]
+    while len(chosen) < count:
+        worth = [min(calibrated[i][j] for i in chosen) for j in everyone]
+        if method != "attn_div_v2":
+            worth = [-1.0 if j in chosen else worth[j] for j in everyone]
+        chosen.append(max(everyone, key=lambda j: (worth[j], -j)))
+    return sorted(chosen)
+
+
+@pytest.mark.parametrize("kind", ["random", "identical", "zero", "some zero", "opposite", "repeated tokens"])
+@pytest.mark.parametrize("method", ["div", "attn_div", "attn_div_v2"])
+def test_released_chooses_again_in_attn_div_v2_alone(method, kind):
+    features, attention = make_video("random" if kind == "identical" else kind, 5, 24, 8, seed=0)
+    if kind == "identical":
+        features = features[:, :1].expand_as(features).contiguous()
+    if kind == "zero":
+        attention = make_video("random", 5, 24, 8, seed=0)[1]
+    config = CompressionConfig(
+        retention_ratio=0.5, alpha=1, token_selection_method=method, do_segment=False, behavior="released"
+    )
+    count = config.frame_budget(24)[1]
+    video = compress_video(features, attention, config)
+    relevance = features @ features.mean((0, 1))
+    distance = cosine_distances(features)[0]
+    chosen = [choose_as_released(*frame, count, method) for frame in zip(distance, attention, relevance, strict=True)]
+    assert video.indices.tolist() == [24 * t + n for t in range(5) for n in chosen[t]]
+    repeats = any(len(set(of_frame)) < count for of_frame in chosen)
+    assert repeats == (method == "attn_div_v2" and kind != "repeated tokens") or kind in ("random", "repeated tokens")
+    assert not (repeats and method != "attn_div_v2")
+
+
 # Both
+
+
+def test_distances_are_symmetric():
+    """Bit for bit, whatever the norms, so that tokens that are each other's nearest stay tied."""
+    features = make_video("random", 5, 40, 16, seed=0)[0] * torch.logspace(-3, 3, 40)[:, None]
+    distance, inverse_norm = cosine_distances(features)
+    assert torch.equal(distance, distance.mT)
+    torch.testing.assert_close(inverse_norm, 1 / features.norm(dim=-1))
+    torch.testing.assert_close(distance, 1 - torch.cosine_similarity(features[:, :, None], features[:, None], dim=-1))
+
+
+# Directions with a length of exactly 1, and the cosine of the second with the first, without rounding.
+EXACT = {0.0: [0.0, 1.0, 0.0, 0.0], 0.5: [0.5, 0.5, 0.5, 0.5], 1.0: [1.0, 0.0, 0.0, 0.0], -0.5: [-0.5, 0.5, 0.5, 0.5]}
+
+
+@pytest.mark.parametrize("cosine", EXACT)
+def test_a_transition_at_the_threshold_is_no_cut(cosine):
+    frames = torch.tensor([[1.0, 0.0, 0.0, 0.0], EXACT[cosine]])
+    assert frame_similarity(frames).tolist() == [cosine]
+    for threshold, lengths in ((cosine, [2]), (cosine + 1e-6, [1, 1])):
+        settings = {"segment_threshold": threshold, "min_segment_num": 1, "complementary_segment": False}
+        assert segment_video(frames, **settings).tolist() == [True, len(lengths) == 2]
+        assert released_segment_lengths(frame_similarity(frames), **settings).tolist() == lengths
+        for behavior in BEHAVIORS:
+            config = CompressionConfig(retention_ratio=0.5, expansion=1, behavior=behavior, **settings)
+            video = compress_video(frames[:, None].expand(2, 4, 4).contiguous(), torch.ones(2, 4), config)
+            assert video.segment_lengths.tolist() == lengths
+
+
+@pytest.mark.parametrize("strict_limit", [False, True])
+@pytest.mark.parametrize("cosine", [0.0, 0.5, -0.5])
+def test_a_link_needs_more_than_the_threshold(cosine, strict_limit):
+    features = torch.tensor([[[1.0, 0.0, 0.0, 0.0]], [EXACT[cosine]]])
+    for threshold, parents in ((cosine, [0, 1]), (cosine - 1e-6, [0, 0])):
+        parent = link_tokens(
+            features,
+            torch.ones(2, 1),
+            torch.zeros(2, 1, dtype=torch.bool),
+            torch.zeros(2, dtype=torch.long),
+            torch.arange(2),
+            max_links=torch.tensor([2, 2]),
+            temporal_threshold=threshold,
+            strict_limit=strict_limit,
+        )
+        assert parent.tolist() == parents
 
 
 @pytest.mark.parametrize("behavior", BEHAVIORS)
@@ -458,6 +542,39 @@ def test_gradients_in_chunks_are_the_same(monkeypatch):
         gradients.append(leaf.grad)
     assert gradients[0].abs().sum() > 0
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("behavior", BEHAVIORS)
+@pytest.mark.parametrize("kind", ["scenes", "static"])
+@pytest.mark.parametrize("frames_per_chunk", [64, 16, 5])
+def test_memory_holds_the_input_and_a_chunk(monkeypatch, frames_per_chunk, kind, behavior):
+    """Beyond the input at most its size once more and one chunk in float32, the result included."""
+    features, attention = make_video(kind, 64, 196, 256, seed=0)
+    chunk = frames_per_chunk * 4 * 196 * 256
+    monkeypatch.setattr(frame_chunks, "_CHUNK_BYTES", chunk)
+    for dtype in (torch.bfloat16, torch.float32):
+        video = features.to(dtype)
+        for retention_ratio in (0.1, 0.25):
+            with PeakMemory() as memory:
+                compress_video(video, attention, CompressionConfig(retention_ratio=retention_ratio, behavior=behavior))
+            assert memory.bytes <= video.nbytes + chunk
+
+
+@pytest.mark.parametrize("behavior", BEHAVIORS)
+@pytest.mark.parametrize("method", TOKEN_SELECTION_METHODS)
+def test_steps_and_blocks_of_columns_change_nothing(monkeypatch, method, behavior):
+    """Bit for bit; of bfloat16 features, whose sums are made in blocks, the tokens are those of float32, rounded."""
+    features, attention = make_video("scenes", 60, 49, 160, seed=0)
+    features = features.bfloat16()
+    config = CompressionConfig(
+        retention_ratio=0.2, token_selection_method=method, behavior=behavior, temporal_threshold=0.6
+    )
+    assert frame_chunks.frames_per_step(60, 49, 160) < 60
+    video, exact = (compress_video(given, attention, config) for given in (features, features.float()))
+    assert_same(video, replace(exact, tokens=exact.tokens.bfloat16()))
+    monkeypatch.setattr(frame_chunks, "_STEP_BYTES", 2**30)
+    assert frame_chunks.frames_per_step(60, 49, 160) == 60
+    assert_same(exact, compress_video(features.float(), attention, config))
 
 
 def test_memory_does_not_grow_with_copies(monkeypatch):

@@ -22,6 +22,7 @@ from flashvid_hf.compression import (
     CompressedVideo,
     CompressionConfig,
     compress_video,
+    cosine_distances,
     event_relevance,
     exact_num_tokens,
     segment_means,
@@ -140,17 +141,15 @@ def test_segment(case, behavior, reason):
 def test_token_selection(case, behavior, reason):
     reference, method, count = goldens.tensors(case), case["params"]["method"], case["params"]["num_retained_tokens"]
     features = reference["features"]  # (T, N, D), one segment
-    similarity = torch.bmm(features, features.mT)
-    inverse_norm = inverse_norms(similarity.diagonal(dim1=1, dim2=2))
-    cosine = similarity * inverse_norm[:, :, None] * inverse_norm[:, None, :]
-    relevance = event_relevance(features, segment_means(features.mean(1), torch.zeros(len(features), dtype=torch.long)))
+    together = torch.ones(len(features), len(features), dtype=torch.bool)
+    relevance = event_relevance(features, segment_means(features.mean(1), together))
     chosen = select_tokens(
-        1 - cosine,
+        cosine_distances(features)[0],
         reference["cls_attention"],
         count,
         method=method,
         event_relevance=relevance if method == "attn_div_v2" else None,
-        allow_repeats=behavior == "released",
+        released=behavior == "released",
     )
     assert chosen.shape == (len(features), count)
     if behavior == "paper":
@@ -189,13 +188,12 @@ def test_spatiotemporal_compression(case, behavior, reason):
     if behavior == "released":  # with as many clusters as tokens, every tree is one
         weight = merge_tokens(
             features,
-            inverse_norm,
+            parent,
             selected,
             one_segment,
             flat_index,
-            tokens_per_frame=per_frame,
+            together=torch.ones(num_frames, num_frames, dtype=torch.bool),
             num_merged=num_tokens,
-            temporal_threshold=params["temporal_threshold"],
             released=True,
         ).weight
     means = weighted_sums(features.reshape(-1, width), flat_index, roots, weight, flat_index)

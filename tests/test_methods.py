@@ -1,14 +1,18 @@
 """What every compression method keeps to, however it chooses; see `test_method_*.py` for what each of them chooses."""
 
 import math
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
 from benchmarking import Operators
 
+from flashvid_hf import finite
+from flashvid_hf.compressed_video import CompressedVideo
 from flashvid_hf.method import SHARED_SETTINGS, CompressionMethod, Kept
 from flashvid_hf.methods import METHODS, available_methods, make_method, register_method
+from flashvid_hf.token_selection import TOKEN_SELECTION_METHODS
 
 KEEPS_ALL = {"none"}
 # Methods that cannot go below some ratio, at 28 layers.
@@ -31,6 +35,23 @@ def make_video(num_frames: int, num_tokens: int, width: int = 16, seed: int = 0,
     change = torch.linspace(0.05, 1.0, num_tokens)[torch.randperm(num_tokens, generator=generator)]
     features = scenes[torch.arange(num_frames) // 8] + change[:, None] * draw(num_frames, num_tokens, width)
     return features.to(dtype), torch.rand(num_frames, num_tokens, generator=generator).to(dtype)
+
+
+def still(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """A video in which next to nothing happens, of more frames than bfloat16 counts one by one."""
+    features, attention = make_video(1, 4)
+    noise = 1e-2 * torch.randn(300, 4, 16, generator=torch.Generator().manual_seed(0))
+    return (features + noise).to(dtype), attention.expand(300, -1).to(dtype)
+
+
+def assert_same(video: CompressedVideo, expected: CompressedVideo) -> None:
+    """Two results are the same, bit for bit, in every field."""
+    for field in fields(CompressedVideo):
+        ours, theirs = getattr(video, field.name), getattr(expected, field.name)
+        if isinstance(theirs, torch.Tensor):
+            assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), field.name
+        else:
+            assert ours == theirs, field.name
 
 
 def make(name: str, ratio: float, **settings) -> CompressionMethod:
@@ -152,12 +173,156 @@ def test_extreme_features(name, kind):
         check_consistency(method.compress(features, attention), features, method.exact_num_tokens(10, 24))
 
 
+NOT_FINITE = {
+    # dtype, value, how the error calls it
+    "nan": (torch.float32, float("nan"), "nan"),
+    "infinite": (torch.float32, float("inf"), "inf"),
+    "minus infinite": (torch.bfloat16, float("-inf"), "-inf"),
+    "float16 overflow": (torch.float16, 1e5, "inf"),
+    "squares overflow": (torch.float32, 1e25, r"1e\+25"),
+    "beyond float32": (torch.float64, -1e300, "-inf"),
+    "large": (torch.bfloat16, -(2.0**41), r"-2.19902e\+12"),
+}
+
+
+@pytest.fixture
+def other_device(monkeypatch):
+    """Let the CPU be treated as a device whose values are not looked at."""
+    monkeypatch.setattr(finite, "must_wait", lambda device: True)
+
+
+@every_method
+@pytest.mark.parametrize("kind", NOT_FINITE)
+@pytest.mark.parametrize("ratio", [0.25, 1.0])
+def test_features_that_cannot_be_computed_with_are_named(name, kind, ratio):
+    dtype, value, called = NOT_FINITE[kind]
+    features, attention = make_video(9, 25, dtype=dtype)
+    features[4, 7, 3] = value
+    with pytest.raises(ValueError, match=f"^`video_features` has the value {called}: all of its values must be finite"):
+        make(name, ratio).compress(features, attention)
+
+
+@every_method
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2.0**41])
+def test_attention_that_cannot_be_computed_with_is_named(name, value):
+    features, attention = make_video(9, 25)
+    method, changed = make(name, 0.25), attention.clone()
+    changed[3, 5] = value
+    if METHODS[name].needs_attention:
+        with pytest.raises(ValueError, match=r"^`attention` has the value (nan|inf|2.19902e\+12): all of its values"):
+            method.compress(features, changed)
+    else:  # it may be anything
+        assert_same(method.compress(features, changed), method.compress(features, attention))
+
+
+def test_selection_without_attention_does_not_look_at_it():
+    features, attention = make_video(9, 25)
+    method = make("flashvid", 0.25, token_selection_method="div")
+    assert_same(method.compress(features, attention * float("nan")), method.compress(features, attention))
+
+
+@every_method
+@pytest.mark.parametrize("where", ["features", "a frame", "all features", "attention", "all attention"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e25, -3e38])
+def test_where_the_device_is_not_waited_for(name, where, value, other_device):
+    """The indices are in order all the same, nothing waits, and whoever looks at the result is told."""
+    selections = TOKEN_SELECTION_METHODS if name == "flashvid" else (None,)
+    for selection in selections:
+        method = make(name, 0.25, **({"token_selection_method": selection} if selection else {}))
+        features, attention = make_video(9, 25)
+        if "attention" in where:
+            attention[... if "all" in where else (4, slice(3, 9))] = value
+        else:
+            features[{"features": (4, 7, 3), "a frame": 4, "all features": ...}[where]] = value
+        with Operators() as seen:
+            video = method.compress(features, attention)
+        assert len(seen.waiting) <= (name == "fastvid")
+        num_tokens = method.exact_num_tokens(9, 25)
+        assert video.indices.shape == (num_tokens,) and len(video.tokens) == num_tokens
+        assert bool((video.indices.diff() > 0).all()) and 0 <= video.indices[0] and video.indices[-1] < 9 * 25
+        assert bool(((video.slots >= -1) & (video.slots < num_tokens)).all())
+        if "attention" in where and (not METHODS[name].needs_attention or selection == "div"):
+            video.check()
+            continue
+        named = "attention" if "attention" in where else "video_features"
+        for look in (video.check, lambda video=video: video.segment_lengths):
+            with pytest.raises(ValueError, match=f"`{named}` has the value"):
+                look()
+
+
+@every_method
+@pytest.mark.parametrize("behavior", ["paper", "released"])
+def test_the_largest_values_that_are_taken(name, behavior):
+    features, attention = make_video(10, 24)
+    features = features / features.abs().max() * finite.LARGEST
+    settings = {"behavior": behavior} if name == "flashvid" else {}
+    for selection in TOKEN_SELECTION_METHODS if name == "flashvid" else (None,):
+        method = make(name, 0.25, **settings, **({"token_selection_method": selection} if selection else {}))
+        video = method.compress(features, attention / attention.sum(-1, keepdim=True))
+        assert video.tokens.isfinite().all() and video.indices[-1] < 240
+        assert behavior == "released" or bool((video.indices.diff() > 0).all())
+        if selection == "attn_div_v2":  # no scale of the features changes what is selected
+            scaled = method.compress(features * 2.0**-40, attention / attention.sum(-1, keepdim=True))
+            assert torch.equal(video.selected, scaled.selected) and torch.equal(video.trees, scaled.trees)
+
+
 @every_method
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_the_dtype_stays(name, dtype):
     features, attention = make_video(9, 25, dtype=dtype)
     method = make(name, 0.25)
     check_consistency(method.compress(features, attention), features, method.exact_num_tokens(9, 25))
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float16, torch.float64], ids=str)
+def other_default_dtype(request):
+    """A context manager that makes it the default dtype."""
+
+    @contextmanager
+    def change():
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(request.param)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+    return change
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_the_default_dtype_changes_nothing(name, dtype, other_default_dtype):
+    """Bit for bit; also with more tokens in a frame than bfloat16 counts one by one."""
+    method = make(name, 0.25)
+    for features, attention in (make_video(12, 25, dtype=dtype), make_video(3, 300, dtype=dtype)):
+        expected = method.compress(features, attention)
+        with other_default_dtype():
+            assert_same(method.compress(features, attention), expected)
+
+
+@pytest.mark.parametrize("behavior", ["paper", "released"])
+@pytest.mark.parametrize("selection", TOKEN_SELECTION_METHODS)
+def test_the_default_dtype_changes_nothing_in_flashvid(selection, behavior, other_default_dtype):
+    """Also with more frames in a segment, and more tokens in a tree, than bfloat16 counts one by one."""
+    settings = {"token_selection_method": selection, "behavior": behavior, "min_segment_num": 1}
+    for alpha in (0.0, 0.7, 1.0):
+        method = make("flashvid", 0.25, alpha=alpha, **settings)
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            for features, attention in (make_video(12, 25, dtype=dtype), still(dtype)):
+                expected = method.compress(features, attention)
+                with other_default_dtype():
+                    assert_same(method.compress(features, attention), expected)
+
+
+@every_method
+def test_float64_computes_in_float32(name):
+    features, attention = make_video(12, 25, dtype=torch.float64)
+    method = make(name, 0.25)
+    video, exact = method.compress(features, attention), method.compress(features.float(), attention.float())
+    assert video.tokens.dtype == torch.float64
+    if method.compresses and method.entering_ratio < 1:
+        assert_same(replace(video, tokens=video.tokens.float()), exact)
 
 
 @every_method

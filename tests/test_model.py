@@ -8,7 +8,7 @@ import pytest
 import torch
 from families import FAMILIES, IMAGE, VIDEO, VISION_END, VISION_START
 
-from flashvid_hf import FlashVIDCache
+from flashvid_hf import FlashVIDCache, finite
 from flashvid_hf.upstream import CACHE
 
 # Grids in patches; 4 patches make a token.
@@ -279,3 +279,17 @@ def test_the_cache_can_be_cropped_reordered_and_reset(family):
     assert len(cache.upper_mask) == 2
     cache.reset()
     assert cache.get_seq_length() == cache.num_cached() and not cache.compressed and cache.lower_mask is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("waits", [False, True])
+def test_videos_that_cannot_be_computed_with_are_named(family, monkeypatch, waits):
+    """Also on a device that is waited for only after the compression."""
+    model, inputs = family.model(), family.inputs(["text", LARGE, "text"], ["text", SMALL, "text"])
+    name = "pixel_values_videos"
+    broken = [video.clone() for video in inputs[name]] if isinstance(inputs[name], list) else inputs[name].clone()
+    (broken[0] if isinstance(broken, list) else broken)[0, 0] = float("nan")
+    monkeypatch.setattr(finite, "must_wait", lambda device: waits)
+    assert model(**inputs).report.compressed
+    with pytest.raises(ValueError, match="`video_features` has the value nan: all of its values must be finite"):
+        model(**{**inputs, name: broken})

@@ -58,5 +58,7 @@ class FlashVIDLlavaOnevision(LlavaOnevisionForConditionalGeneration):
         else:
             attention = features.new_zeros(features.shape[:2])
         newline = self.image_newline[None].to(features)
-        compressed = map(self.method.compress, features.split(num_frames), attention.split(num_frames))
+        compressed = [*map(self.method.compress, features.split(num_frames), attention.split(num_frames))]
+        for video in compressed:  # when all videos are on their way through the device
+            video.check()
         return [torch.cat([video.tokens, newline]) for video in compressed]

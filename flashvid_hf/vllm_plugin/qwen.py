@@ -66,11 +66,14 @@ class FlashVIDQwenMixin:
             attention = [self.restore_order(part, grid) for part, grid in zip(attention, grids, strict=True)]
         else:
             attention = [rows.new_zeros(len(rows)) for rows in videos]
-        width, compressed = self.config.vision_config.out_hidden_size, []
+        width, compressed, checks = self.config.vision_config.out_hidden_size, [], []
         for index, (rows, received, grid) in enumerate(zip(videos, attention, grids, strict=True)):
             features, of_frames = (part.unflatten(0, (grid[0], -1)) for part in (rows[:, :width], received))
             video = self.method.compress(features, of_frames)
             compressed.append(self.lay_out(rows, video, grid, video_input, index))
+            checks.append(video.check)
+        for check in checks:  # when all videos are on their way through the device
+            check()
         return tuple(compressed)
 
     def _postprocess_video_embeds_evs(self, videos: tuple[torch.Tensor, ...], video_input: Any) -> Any:

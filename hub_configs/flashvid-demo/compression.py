@@ -2,7 +2,7 @@
 
 The compression is decided once, without gradient, and then applied to the features as one weighted sum of rows. In
 behavior "paper" every size follows from `exact_num_tokens`, so nothing waits for the device; only a video of more than
-one chunk of frames does, twice.
+one chunk of frames does, twice. Beyond the input, memory holds at most the input once more and a chunk in float32.
 
 Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens. A flat
 index is t * N + n.
@@ -13,14 +13,22 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 
 from .budget import indices_of
 from .compressed_video import CompressedVideo, check_features
-from .frame_chunks import frames_per_chunk, map_frames
-from .released import released_segment_lengths
+from .finite import check_finite
+from .frame_chunks import frames_per_chunk, frames_per_step, map_frames
+from .released import released_rows, released_segment_lengths
 from .segmentation import frame_similarity, segment_video
-from .token_merging import gram_matrices, inverse_norms, merge_tokens, same_segment, weighted_sums
+from .token_merging import (
+    MergedTokens,
+    gram_matrices,
+    inverse_norms,
+    link_tokens,
+    merge_tokens,
+    same_segment,
+    weighted_sums,
+)
 from .token_selection import TOKEN_SELECTION_METHODS, select_tokens
 from .validation import check_choice, check_number
 
@@ -112,40 +120,41 @@ def compress_video(video_features: torch.Tensor, attention: torch.Tensor, config
     """Select and merge the tokens of one video.
 
     Computes in float32 whatever the dtype of the input; deterministic; the inputs stay as they are. Gradients flow
-    through the merged tokens, not through the decision.
+    through the merged tokens, not through the decision. Features below 1e-19 count as zero: their squares are.
 
     Args:
-        video_features: tokens as they would enter the language model, with shape (T, N, D).
+        video_features: tokens as they would enter the language model, with shape (T, N, D), of a floating dtype.
         attention: attention that each token receives in the last vision block, averaged over heads and queries, with
             shape (T, N). The method "div" does not look at it.
 
     Raises:
-        ValueError: the shapes do not fit together.
+        ValueError: the shapes do not fit together; a value is not finite, or beyond 1e12 in magnitude. The values on a
+            GPU are not waited for: there `CompressedVideo.check` raises it, and so does the call of a model.
     """
     check_features(video_features, attention)
     num_frames, num_tokens, _ = video_features.shape
+    attention = attention.float().contiguous()
+    extremes = check_finite(video_features, None if config.token_selection_method == "div" else attention)
     if config.frame_budget(num_tokens)[0] == num_tokens:
-        return CompressedVideo.whole(video_features, prunable=False)
+        return CompressedVideo.whole(video_features, prunable=False, extremes=extremes)
     with torch.autocast(video_features.device.type, enabled=False):
         size, features = frames_per_chunk(video_features), video_features.contiguous()
-        if num_frames <= size:  # otherwise only a chunk at a time is copied
-            features = features.float()
         with torch.no_grad():
-            decision = _decide(features, attention.float().contiguous(), config, size)
+            decision = _decide(features, attention, config, size)
         entries, per_chunk = decision.pop("entries"), size * config.frame_budget(num_tokens)[0]
-        tokens = weighted_sums(features.view(num_frames * num_tokens, -1), *entries, per_chunk=per_chunk)
-    return CompressedVideo(tokens=tokens.to(video_features.dtype), **decision)
+        rows = features.view(num_frames * num_tokens, -1)
+        tokens = weighted_sums(rows, *entries, per_chunk=per_chunk, dtype=video_features.dtype)
+    return CompressedVideo(tokens=tokens, **decision, _extremes=extremes)
 
 
-def segment_means(frame_features: torch.Tensor, segment: torch.Tensor) -> torch.Tensor:
+def segment_means(frame_features: torch.Tensor, together: torch.Tensor) -> torch.Tensor:
     """Mean token of the segment of every frame, with shape (T, D).
 
     Args:
-        frame_features: mean token of every frame, with shape (T, D).
-        segment: the segment of each frame, with shape (T,).
+        frame_features: mean token of every frame, with shape (T, D), float32.
+        together: which frames lie in the same segment, with shape (T, T), see `same_segment`.
     """
-    together = same_segment(segment)
-    return (together / together.sum(-1, keepdim=True)) @ frame_features
+    return (together / together.sum(-1, keepdim=True, dtype=torch.float32)) @ frame_features
 
 
 def event_relevance(features: torch.Tensor, segment_features: torch.Tensor) -> torch.Tensor:
@@ -159,6 +168,20 @@ def event_relevance(features: torch.Tensor, segment_features: torch.Tensor) -> t
     return torch.bmm(segment_features[:, None], features.mT)[:, 0]
 
 
+def cosine_distances(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 - cosine of the tokens within each frame, with shape (T, N, N), and 1 / norm of each, with shape (T, N).
+
+    Exactly symmetric: the product of the two norms is made first, so tokens that are each other's nearest stay tied.
+
+    Args:
+        features: with shape (T, N, D), float32. A zero token is at distance 1 from all, itself included.
+    """
+    products = gram_matrices(features)
+    inverse_norm = inverse_norms(products.diagonal(dim1=1, dim2=2))
+    cosine = products.mul_(inverse_norm[:, :, None] * inverse_norm[:, None, :])
+    return 1 - cosine, inverse_norm
+
+
 def _select(
     features: torch.Tensor,
     attention: torch.Tensor,
@@ -166,7 +189,7 @@ def _select(
     *,
     num_tokens: int,
     method: str,
-    allow_repeats: bool,
+    released: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The selected tokens of frames (T, N, D), with shape (T, num_tokens), and 1 / norm of all, with shape (T, N)."""
     features = features.float()
@@ -174,14 +197,10 @@ def _select(
     if method == "attn":
         inverse_norm = inverse_norms(features.norm(dim=-1).square())
     else:
-        products = gram_matrices(features)
-        inverse_norm = inverse_norms(products.diagonal(dim1=1, dim2=2))
-        distance = 1 - products.mul_(inverse_norm[:, :, None] * inverse_norm[:, None, :])
+        distance, inverse_norm = cosine_distances(features)
     if method == "attn_div_v2":
         relevance = event_relevance(features, segment_features)
-    chosen = select_tokens(
-        distance, attention, num_tokens, method=method, event_relevance=relevance, allow_repeats=allow_repeats
-    )
+    chosen = select_tokens(distance, attention, num_tokens, method=method, event_relevance=relevance, released=released)
     return chosen, inverse_norm
 
 
@@ -189,15 +208,17 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
     """The fields of a `CompressedVideo` but the tokens, and the `entries` of the weighted sums that make them.
 
     Args:
-        features: with shape (T, N, D), float32 unless there are more than `size` frames.
+        features: with shape (T, N, D), any floating dtype.
         size: frames whose float32 features are in memory at once.
     """
-    num_frames, num_tokens, _ = features.shape
+    num_frames, num_tokens, width = features.shape
+    step = frames_per_step(min(num_frames, size), num_tokens, width)
+    exact = features.float() if num_frames <= size else features  # otherwise a few frames at a time
     budget, num_selected = config.frame_budget(num_tokens)
     num_merged = budget - num_selected
     released = config.behavior == "released"
     flat_index = torch.arange(num_frames * num_tokens, device=features.device)
-    frame_features = map_frames(lambda chunk: chunk.float().mean(1), size, features)
+    frame_features = map_frames(lambda chunk: chunk.float().mean(1), step, exact)
 
     # DySeg
     if config.do_segment:
@@ -205,45 +226,35 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
     else:
         starts = flat_index[:num_frames] == 0
     segment = starts.cumsum(0)
+    together = same_segment(segment)
 
     # ADTS
     method, segment_features = config.token_selection_method, frame_features
     if method == "attn_div_v2":  # no other method looks at them
-        segment_features = segment_means(frame_features, segment)
-    select = partial(_select, num_tokens=num_selected, method=method, allow_repeats=released)
-    chosen, inverse_norm = map_frames(select, size, features, attention, segment_features)
+        segment_features = segment_means(frame_features, together)
+    select = partial(_select, num_tokens=num_selected, method=method, released=released)
+    chosen, inverse_norm = map_frames(select, step, exact, attention, segment_features)
     selected = torch.zeros_like(attention, dtype=torch.bool).scatter_(1, chosen, True)
-    kept = source = (chosen + flat_index.view_as(attention)[:, :1]).view(-1)
-    num_chosen, roots = len(kept), flat_index
 
     # TSTM
     merged = None
     if num_merged:
-        merged = merge_tokens(
-            features, inverse_norm, selected, segment, flat_index,
-            tokens_per_frame=budget, num_merged=num_merged, temporal_threshold=config.temporal_threshold,
-            released=released, size=size,
+        parent = link_tokens(
+            exact, inverse_norm, selected, segment, flat_index,
+            max_links=(num_tokens - budget) * together.sum(1), temporal_threshold=config.temporal_threshold,
+            strict_limit=released, size=step,
         )  # fmt: skip
-        centers = merged.centers.view(-1)
-        num_centers = int(centers.sum()) if released else num_frames * num_merged  # "paper": known beforehand
-        kept = torch.cat([kept, indices_of(centers, num_centers)])
-        source, weight = torch.cat([source, flat_index]), F.pad(merged.weight, (num_chosen, 0), value=1.0)
-        roots = merged.roots
-    else:
-        weight = torch.ones_like(kept, dtype=torch.float32)
+        merged = merge_tokens(
+            exact, parent, selected, segment, flat_index,
+            together=together, num_merged=num_merged, released=released, size=size,
+            overwrites=exact is not features,
+        )  # fmt: skip
 
-    # One row for every kept token, in the order of the video.
-    indices, order = kept.sort(stable=True)
-    rows = order.argsort()
-    slot = rows[:num_chosen]
-    slots = torch.full_like(flat_index, -1)
-    if merged is not None:
-        row_of_center = slots.scatter(0, kept[num_chosen:], rows[num_chosen:])
-        dropped = merged.weight == 0
-        slots = row_of_center[merged.cluster].masked_fill_(dropped, -1)
-        # Dropped tokens count with weight 0, spread over the rows so that none gets many.
-        slot = torch.cat([slot, torch.where(dropped, flat_index % len(order), slots)])
-    slots = slots.scatter(0, source[:num_chosen], slot[:num_chosen])
+    if released:
+        places = (chosen + flat_index.view_as(attention)[:, :1]).view(-1)
+        indices, slots, entries = released_rows(places, merged, flat_index)
+    else:
+        indices, slots, entries = unique_rows(selected.view(-1), merged, num_frames * budget, flat_index)
 
     lengths = None
     if released and config.do_segment:
@@ -253,8 +264,37 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
         "indices": indices,
         "starts": starts,
         "selected": selected,
-        "trees": roots.view(shape),
+        "trees": (flat_index if merged is None else merged.roots).view(shape),
         "slots": slots.view(shape),
-        "entries": (source, slot, weight, flat_index[: len(indices)]),
+        "entries": entries,
         "_segment_lengths": lengths,
     }
+
+
+def unique_rows(
+    selected: torch.Tensor, merged: MergedTokens | None, num_kept: int, flat_index: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, ...]]:
+    """One row for every place that is kept, in the order of the video.
+
+    Args:
+        selected: which tokens are kept unchanged, with shape (T * N,).
+        merged: what becomes of the others; by default they are dropped.
+        num_kept: M.
+        flat_index: 0 ... T * N - 1.
+
+    Returns:
+        Flat index of each kept place, with shape (M,); the row of each token, -1 if it was dropped, with shape
+        (T * N,); and the arguments of the `weighted_sums` that make the rows, beside the features.
+    """
+    kept = selected if merged is None else selected | merged.centers.view(-1)
+    indices, row = indices_of(kept, num_kept), kept.cumsum(0) - 1
+    rows = flat_index[:num_kept]
+    if merged is None:
+        slots = row.masked_fill_(~kept, -1)
+        return indices, slots, (indices, rows, torch.ones_like(rows, dtype=torch.float32), rows)
+    weight = merged.weight.masked_fill(selected, 1.0)
+    dropped = weight == 0
+    slots = row[torch.where(selected, flat_index, merged.cluster)].masked_fill_(dropped, -1)
+    # Dropped tokens count with weight 0, spread over the rows so that none gets many.
+    slot = torch.where(dropped, flat_index % num_kept, slots)
+    return indices, slots, (None, slot, weight, rows)

@@ -98,7 +98,7 @@ class FastVID(CompressionMethod):
             slot = torch.where(joins, into.view(-1), spread)
             source = torch.where(joins, entry // anchor.shape[1], indices[spread])
             count = torch.zeros_like(rows).index_add_(0, slot, joins.long())
-            weight = (1 / (count + 1)).clamp(min=self.target_weight)
+            weight = (count + 1).float().reciprocal().clamp(min=self.target_weight)
             weight = weight.masked_fill_(count == 0, 1.0)  # salient tokens, and targets that nothing went to
             weights = torch.cat([weight, joins * ((1 - weight) / count.clamp(min=1))[slot]])
             source, slot = torch.cat([indices, source]), torch.cat([rows, slot])

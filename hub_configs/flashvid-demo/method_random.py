@@ -26,4 +26,4 @@ class RandomTokens(TokenScoring):
 
     def score(self, features: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed)  # on the CPU: the same for every device
-        return torch.rand(attention.shape, generator=generator).to(attention.device)
+        return torch.rand(attention.shape, generator=generator, dtype=torch.float32).to(attention.device)

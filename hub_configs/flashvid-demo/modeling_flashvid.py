@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 
@@ -419,7 +420,8 @@ class FlashVIDLanguageModelingMixin:
         """From the output of the base model to logits and, with labels, the loss.
 
         Args:
-            labels: with shape (B, S); those of dropped columns do not count.
+            labels: with shape (B, S); those of dropped columns and of padding do not count, nor that of a sample's
+                first token.
             logits_to_keep: the last so many rows, or the indices of the rows to compute logits for; 0 for all.
 
         Raises:
@@ -437,7 +439,10 @@ class FlashVIDLanguageModelingMixin:
                         "prompt needs the logits of all rows. Leave `logits_to_keep` at 0."
                     )
                 kept = token_index.to(labels.device)
-                labels = labels.gather(1, kept.clamp(min=0)).masked_fill(kept < 0, -100)
+                is_padding = kept < 0
+                # The row before a sample's first token may be padding, which is not to predict it.
+                uncounted = is_padding | nn.functional.pad(is_padding[:, :-1], (1, 0))
+                labels = labels.gather(1, kept.clamp(min=0)).masked_fill(uncounted, -100)
             vocab_size = self.config.get_text_config().vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
         own = {field.name for field in fields(self.output_class)}

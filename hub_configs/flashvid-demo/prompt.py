@@ -96,6 +96,8 @@ class Prompt:
             padding_side = "left" if bool(valid[:, -1].all()) else "right"
             counts = counts * valid
         columns, mask = pack(counts, padding_side)
+        for video in videos:  # `pack` has just waited for the device
+            video.check()
         is_video = take(video_mask, columns)
         is_video = is_video if mask is None else is_video & mask
         flags = torch.cat([layout.prunable.to(device) for layout in layouts])

@@ -6,9 +6,13 @@ released code adds to break ties is zero here.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from .token_merging import MergedTokens
 
 
 def released_segment_lengths(
@@ -65,6 +69,33 @@ def released_cluster_tokens(
         centers[frame, tokens[center]] = True
         joined[frame, tokens] = tokens[center][label]
     return centers, joined
+
+
+def released_rows(
+    chosen: torch.Tensor, merged: "MergedTokens | None", flat_index: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+    """The rows of the kept tokens where a place may be kept more than once; same results as `unique_rows`.
+
+    Args:
+        chosen: flat index of every selected token, ascending, with repeats.
+        merged: what becomes of the others; they are dropped if `None`.
+        flat_index: 0 ... T * N - 1.
+    """
+    nowhere = torch.full_like(flat_index, -1)
+    if merged is None:
+        rows = flat_index[: len(chosen)]
+        weight = torch.ones_like(rows, dtype=torch.float32)
+        return chosen, nowhere.scatter(0, chosen, rows), (chosen, rows, weight, rows)
+    kept = torch.cat([chosen, merged.centers.view(-1).nonzero()[:, 0]])
+    indices, order = kept.sort(stable=True)
+    rows, dropped = order.argsort(), merged.weight == 0
+    row_of_center = nowhere.scatter(0, kept[len(chosen) :], rows[len(chosen) :])
+    slots = row_of_center[merged.cluster].masked_fill_(dropped, -1)
+    # Dropped tokens count with weight 0, spread over the rows so that none gets many.
+    slot = torch.cat([rows[: len(chosen)], torch.where(dropped, flat_index % len(kept), slots)])
+    weight = F.pad(merged.weight, (len(chosen), 0), value=1.0)
+    entries = torch.cat([chosen, flat_index]), slot, weight, flat_index[: len(kept)]
+    return indices, slots.scatter(0, chosen, rows[: len(chosen)]), entries
 
 
 def released_repeats(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:

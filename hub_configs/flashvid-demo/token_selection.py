@@ -9,6 +9,8 @@ TOKEN_SELECTION_METHODS = ("attn", "div", "attn_div", "attn_div_v2")
 
 # Received attention is about 1 / N; the factor is the reference's. Selection does not depend on it, only rounding does.
 _ATTENTION_SCALE = 1e6
+# Times any distance still finite, so that only chosen tokens are at -inf, whatever the input.
+_LARGEST_WEIGHT = 1e37
 
 
 def select_tokens(
@@ -18,7 +20,7 @@ def select_tokens(
     *,
     method: str = "attn_div_v2",
     event_relevance: torch.Tensor | None = None,
-    allow_repeats: bool = False,
+    released: bool = False,
 ) -> torch.Tensor:
     """Choose `num_tokens` tokens of every frame.
 
@@ -35,32 +37,37 @@ def select_tokens(
         method: one of `TOKEN_SELECTION_METHODS`.
         event_relevance: mean dot product of each token with the frame means of its segment, with shape (T, N);
             only for `attn_div_v2`.
-        allow_repeats: what the released code does: chosen tokens stay eligible, and where the event relevance is
-            negative they are chosen again.
+        released: what the released code does: in `attn_div_v2`, and there alone, chosen tokens stay eligible, and are
+            chosen again where the event relevance is negative or all tokens are alike. Among equal attention `attn`
+            leaves the choice to `torch.topk`.
 
     Returns:
-        Indices into N with shape (T, num_tokens), ascending in every frame.
+        Indices into N with shape (T, num_tokens), ascending in every frame, and unique unless `released`.
     """
     num_frames, num_candidates = attention.shape
     if num_tokens == 0:
         return attention.new_zeros(num_frames, 0, dtype=torch.long)
     if method == "attn":
+        if released:
+            return attention.topk(num_tokens, dim=-1).indices.sort(dim=-1).values
         return attention.argsort(dim=-1, descending=True, stable=True)[:, :num_tokens].sort(dim=-1).values
 
     if method != "div":
         weight = attention * _ATTENTION_SCALE
         if method == "attn_div_v2":
             weight = weight * event_relevance
+        weight = weight.clamp_(-_LARGEST_WEIGHT, _LARGEST_WEIGHT)
         distance = distance.mul_(weight[:, None, :])
     second_smallest = distance.topk(2, dim=1, largest=False).values[:, 1] if num_candidates > 1 else distance[:, 0]
     current = second_smallest.argmax(dim=-1)
-    if not allow_repeats:  # a chosen token's distance to itself takes it out of every later argmax
+    # A chosen token's distance to itself takes it out of every later argmax.
+    if not (released and method == "attn_div_v2"):
         distance.diagonal(dim1=1, dim2=2).fill_(float("-inf"))
     chosen = [current]
     nearest = None  # smallest distance of every token to a chosen one, (T, N)
     for _ in range(1, num_tokens):
         to_current = distance.gather(1, current[:, None, None].expand(-1, 1, num_candidates))[:, 0]
-        nearest = to_current if nearest is None else torch.minimum(nearest, to_current)
+        nearest = to_current if nearest is None else torch.fmin(nearest, to_current)  # NaN hides no -inf
         current = nearest.argmax(dim=-1)
         chosen.append(current)
     return torch.stack(chosen, dim=1).sort(dim=-1).values
