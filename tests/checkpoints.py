@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from transformers import PreTrainedModel, pipeline, set_seed
-
-from flashvid_hf.upstream import CACHE
+from transformers.cache_utils import Cache
 
 TESTS = Path(__file__).resolve().parent
 
@@ -101,7 +100,8 @@ def video_inputs(processor: Any) -> dict[str, torch.Tensor]:
 def observe(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     """What a generative model makes of `video_inputs`: logits, greedy ids, and the counts of its reports."""
     outputs = model.generate(**inputs, max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
-    reports = getattr(outputs.get(CACHE), "reports", ())
+    cache = next((value for value in outputs.values() if isinstance(value, Cache)), None)  # without the package's help
+    reports = getattr(cache, "reports", ())
     return {
         "logits": model(**inputs).logits,
         "ids": outputs.sequences,
