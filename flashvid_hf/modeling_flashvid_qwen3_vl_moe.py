@@ -158,10 +158,10 @@ class FlashVIDQwen3VLMoeForConditionalGeneration(
         )
         output = self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
         if output_router_logits:
-            output.aux_loss = self.load_balancing_loss(outputs, attention_mask)
-            if output.loss is not None:
-                weight = self.config.text_config.router_aux_loss_coef
-                output.loss = output.loss + weight * output.aux_loss.to(output.loss.device)
+            loss, aux_loss = output.loss, self.load_balancing_loss(outputs, attention_mask)
+            if loss is not None:
+                loss = loss + self.config.text_config.router_aux_loss_coef * aux_loss.to(loss.device)
+            output = self.output_class(**{**output, "loss": loss, "aux_loss": aux_loss})  # in the order of the fields
         return output
 
     def load_balancing_loss(

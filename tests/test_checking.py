@@ -531,12 +531,19 @@ def test_right_recipe_passes(recipe):
         (TESTED_SENTENCE, "Tested.", "skipped", "does not say which versions were tested"),
         ("transformers>=5.17,<6", "transformers>=5.999", "skipped", r"states transformers>=5.999 and .* is installed"),
         ("transformers>=5.17,<6", "transformers", "skipped", "states no range"),
+        ("transformers>=5.17,<6", "sentence-transformers>=2.0", "skipped", "states no range"),
+        ("transformers>=5.17,<6", "transformers[torch]==5.*", "passed", "^$"),
+        ('"transformers>=5.17,<6"', "transformers>=5.17,<6.\n", "passed", "^$"),
+        (TESTED_SENTENCE, "Tested with transformers 5.", "skipped", "does not say which versions were tested"),
+        (TESTED_SENTENCE, "Tested with transformers 5.17.0 and\n5.999.1.", "skipped", "install 5.999.1 and check"),
         ("transformers>=5.17,<6", "transformers>=5.17<6", "failed", "is no range of versions, correct it"),
     ],
 )
 def test_the_versions_that_a_card_states(recipe, old, new, status, message):
     """Which the range allows, which were tested, and whether the newest of these is what the checks run with."""
     edit(recipe / "README.md", old, new)
+    if status == "passed" and TESTED_SENTENCE in (recipe / "README.md").read_text():  # whatever is installed
+        edit(recipe / "README.md", TESTED_SENTENCE, f"Tested with transformers {transformers.__version__}.")
     result = run(check_versions, recipe)
     assert result.status == status and re.search(message, result.message), result
 

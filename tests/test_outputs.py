@@ -59,8 +59,19 @@ def test_without_compression_every_field_of_upstreams_output_is_returned(family,
         found, expected = model(**inputs, **wanted, **call), upstream(**theirs, **wanted)
     if part == "generative model":  # also for what is no field, such as properties
         assert isinstance(found, type(expected))
+        assert [name for name in found if name in expected.keys()] == list(expected)
     assert_same_values(found, expected)
     assert found.report.entered == found.report.tokens
+
+
+def test_the_outputs_of_experts_are_in_upstreams_order():
+    family = next(family for family in FAMILIES if family.name == "qwen3_vl_moe")
+    model, inputs = family.model(retention_ratio=1.0), family.inputs(["text"])
+    wanted = {"output_router_logits": True, "labels": inputs["input_ids"]}
+    with torch.no_grad():
+        found, expected = model(**inputs, **wanted), family.upstream(model)(**inputs, **wanted)
+    assert [name for name in found if name in expected.keys()] == list(expected)
+    assert_same_values(found, expected)
 
 
 @each_part

@@ -37,11 +37,13 @@ def check_versions(folder: HubFolder) -> Iterator[str]:
         CheckSkipped: the card does not say so, or another version is installed. The other checks then do not show how
             the folder behaves with the newest.
     """
-    stated = re.search(r"\btransformers\s*((?:[<>=!~]=?\s*[\w.]+\s*,?\s*)+)", folder.card)
+    stated = re.search(
+        r"(?<![\w-])transformers(?:\[[\w,]*\])?\s*((?:(?:===|[<>=!~]=|[<>])\s*\d[\w.*]*\s*,?\s*)+)", folder.card
+    )
     if stated is None:
         raise CheckSkipped('the card states no range such as `pip install "transformers>=5.17,<6"`')
     try:
-        allowed = SpecifierSet(stated[1])
+        allowed = SpecifierSet(stated[1].rstrip(" .,\n"))
     except InvalidSpecifier:
         yield f"README.md: `transformers{stated[1].strip()}` is no range of versions, correct it"
         return
@@ -51,10 +53,11 @@ def check_versions(folder: HubFolder) -> Iterator[str]:
             f"the card states transformers{allowed} and {installed} is installed: the checks that load the folder say "
             "nothing about the stated versions. Install one of them and check again"
         )
-    tested = re.search(r"Tested with transformers ([\d., and]*\d)", folder.card)
-    if tested is None:
+    sentence = re.search(r"Tested with transformers\s+((?:\d+(?:\.\d+)+|,|and|to|\s)+)", folder.card)
+    tested = re.findall(r"\d+(?:\.\d+)+", sentence[1]) if sentence else []
+    if not tested:
         raise CheckSkipped(f"the card does not say which versions were tested, as in `{TESTED_SENTENCE}`")
-    newest = max(re.findall(r"\d[\d.]*\d", tested[1]), key=Version)
+    newest = max(tested, key=Version)
     if Version(installed) < Version(newest):
         raise CheckSkipped(
             f"the card was tested with transformers {newest} and {installed} is installed: install {newest} and check "
