@@ -6,32 +6,43 @@ Importing the package registers its models with the Auto classes and the pipelin
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .cache_flashvid import FlashVIDCache
-from .compressed_video import CompressedVideo
-from .compression import CompressionConfig, compress_video, exact_num_tokens
-from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
-from .configuration_flashvid_llava_video import FlashVIDLlavaVideoConfig
-from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
-from .configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
-from .configuration_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeConfig
+from .compression.compress_video import CompressionConfig, compress_video, exact_num_tokens
+from .compression.compressed_video import CompressedVideo
 from .drop_in import flashvid
 from .families import FAMILIES, Family, find_family, load_processor
-from .method import CompressionMethod, Kept, LayerPruning, TokenScoring
-from .methods import available_methods, make_method, register_method
-from .modeling_flashvid_llava_onevision import (
+from .hub.code_writer import CODE_WRITERS
+from .hub.processing_flashvid import FlashVIDProcessor
+from .methods.compression_method import CompressionMethod, Kept, LayerPruning, TokenScoring
+from .methods.registry import available_methods, make_method, register_method
+from .models.cache import FlashVIDCache
+from .models.llava.configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
+from .models.llava.configuration_flashvid_llava_video import FlashVIDLlavaVideoConfig
+from .models.llava.modeling_flashvid_llava_onevision import (
     FlashVIDLlavaOnevisionForConditionalGeneration,
     FlashVIDLlavaOnevisionModel,
 )
-from .modeling_flashvid_llava_video import FlashVIDLlavaVideoForConditionalGeneration, FlashVIDLlavaVideoModel
-from .modeling_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLForConditionalGeneration, FlashVIDQwen2_5_VLModel
-from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
-from .modeling_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeForConditionalGeneration, FlashVIDQwen3VLMoeModel
-from .pipeline_flashvid import TASK, VideoTextToTextPipeline
-from .processing_flashvid import FlashVIDProcessor
-from .processing_flashvid_llava_video import FlashVIDLlavaVideoProcessor
-from .report import CompressionReport
-from .video_download import SCHEMES, fetch_video
-from .video_io import FETCHERS, VideoClip, read_video
+from .models.llava.modeling_flashvid_llava_video import (
+    FlashVIDLlavaVideoForConditionalGeneration,
+    FlashVIDLlavaVideoModel,
+)
+from .models.llava.processing_flashvid_llava_video import FlashVIDLlavaVideoProcessor
+from .models.qwen.configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
+from .models.qwen.configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
+from .models.qwen.configuration_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeConfig
+from .models.qwen.modeling_flashvid_qwen2_5_vl import (
+    FlashVIDQwen2_5_VLForConditionalGeneration,
+    FlashVIDQwen2_5_VLModel,
+)
+from .models.qwen.modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
+from .models.qwen.modeling_flashvid_qwen3_vl_moe import (
+    FlashVIDQwen3VLMoeForConditionalGeneration,
+    FlashVIDQwen3VLMoeModel,
+)
+from .models.report import CompressionReport
+from .publishing.published_code import write_code
+from .video.download import SCHEMES, fetch_video
+from .video.pipeline_flashvid import TASK, VideoTextToTextPipeline
+from .video.reading import FETCHERS, VideoClip, read_video
 
 __version__ = "0.1.0"
 
@@ -42,6 +53,7 @@ for _family in FAMILIES:
     AutoModelForMultimodalLM.register(_family.config, _family.generative_model)
     AutoProcessor.register(_family.config, _family.processor or FlashVIDProcessor)
 FETCHERS.update(dict.fromkeys(SCHEMES, fetch_video))
+CODE_WRITERS["generate"] = write_code
 PIPELINE_REGISTRY.register_pipeline(
     TASK, pipeline_class=VideoTextToTextPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
 )

@@ -7,9 +7,9 @@ from typing import Any
 from accelerate.hooks import ModelHook, add_hook_to_module
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .configuration_flashvid import check_own_settings
 from .families import FAMILIES
-from .method_flashvid import FlashVID
+from .methods.flashvid import FlashVID
+from .models.configuration import check_own_settings
 
 
 def flashvid(

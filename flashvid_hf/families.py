@@ -5,21 +5,30 @@ from typing import Any, NamedTuple
 
 from transformers import AutoProcessor, PreTrainedConfig, ProcessorMixin
 
-from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
-from .configuration_flashvid_llava_video import FlashVIDLlavaVideoConfig
-from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
-from .configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
-from .configuration_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeConfig
-from .modeling_flashvid_llava_onevision import (
+from .models.llava.configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
+from .models.llava.configuration_flashvid_llava_video import FlashVIDLlavaVideoConfig
+from .models.llava.modeling_flashvid_llava_onevision import (
     FlashVIDLlavaOnevisionForConditionalGeneration,
     FlashVIDLlavaOnevisionModel,
 )
-from .modeling_flashvid_llava_video import FlashVIDLlavaVideoForConditionalGeneration, FlashVIDLlavaVideoModel
-from .modeling_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLForConditionalGeneration, FlashVIDQwen2_5_VLModel
-from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
-from .modeling_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeForConditionalGeneration, FlashVIDQwen3VLMoeModel
-from .original_llava import is_original
-from .processing_flashvid_llava_video import FlashVIDLlavaVideoProcessor
+from .models.llava.modeling_flashvid_llava_video import (
+    FlashVIDLlavaVideoForConditionalGeneration,
+    FlashVIDLlavaVideoModel,
+)
+from .models.llava.original_checkpoints import is_original
+from .models.llava.processing_flashvid_llava_video import FlashVIDLlavaVideoProcessor
+from .models.qwen.configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
+from .models.qwen.configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
+from .models.qwen.configuration_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeConfig
+from .models.qwen.modeling_flashvid_qwen2_5_vl import (
+    FlashVIDQwen2_5_VLForConditionalGeneration,
+    FlashVIDQwen2_5_VLModel,
+)
+from .models.qwen.modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
+from .models.qwen.modeling_flashvid_qwen3_vl_moe import (
+    FlashVIDQwen3VLMoeForConditionalGeneration,
+    FlashVIDQwen3VLMoeModel,
+)
 
 
 class Family(NamedTuple):

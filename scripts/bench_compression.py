@@ -36,9 +36,9 @@ from benchmarking import (
     write_json,
 )
 
-from flashvid_hf import compression
-from flashvid_hf.compression import CompressionConfig, compress_video
-from flashvid_hf.token_selection import TOKEN_SELECTION_METHODS
+from flashvid_hf.compression import compress_video as compression
+from flashvid_hf.compression.compress_video import CompressionConfig, compress_video
+from flashvid_hf.compression.token_selection import TOKEN_SELECTION_METHODS
 
 # The functions that `compress_video` calls, by stage. The rest: float32 copy, frame means, bookkeeping of rows.
 STAGES = {

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from flashvid_hf import FAMILIES, FlashVIDLlavaVideoProcessor
-from flashvid_hf.tools.versions import INSTALLATION
+from flashvid_hf.publishing.versions import INSTALLATION
 
 QWEN_CHAT_TEMPLATE = """\
 {%- for message in messages -%}

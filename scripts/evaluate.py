@@ -30,7 +30,7 @@ from flashvid_hf.evaluation.items import FORMS
 from flashvid_hf.evaluation.plot import plot_accuracy
 from flashvid_hf.evaluation.runner import Answer, Run, answer_items
 from flashvid_hf.evaluation.statistics import ALL, summarize
-from flashvid_hf.tools.loading import load_model
+from flashvid_hf.loading import load_model
 
 RATIOS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5)
 REFERENCE = "no compression"

@@ -16,15 +16,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers.dynamic_module_utils import get_relative_import_files
-
-from flashvid_hf import modeling_flashvid_qwen2_5_vl
-from flashvid_hf.configuration_flashvid import default_llm_retention_ratio, default_pruning_layer
 from flashvid_hf.families import family_of_type
-from flashvid_hf.pipeline_flashvid import CUSTOM_PIPELINES
-from flashvid_hf.tools.export import processor_pointer
-from flashvid_hf.tools.model_card import CardFacts, render_card
-from flashvid_hf.tools.published_accuracy import render_eval_results
+from flashvid_hf.models.configuration import default_llm_retention_ratio, default_pruning_layer
+from flashvid_hf.publishing.export import processor_pointer
+from flashvid_hf.publishing.model_card import CardFacts, render_card
+from flashvid_hf.publishing.published_accuracy import render_eval_results
+from flashvid_hf.publishing.published_code import published_files
+from flashvid_hf.video.pipeline_flashvid import CUSTOM_PIPELINES
 
 ROOT = Path(__file__).resolve().parent.parent
 # Only a proposal: nothing has been published.
@@ -33,7 +31,7 @@ RETENTION_RATIO = 0.1
 # What differs from the base's processor. Upstream warns where this is not said, as its default is going to change.
 QWEN_PROCESSING = {"video_processor": {"cap_pixels_per_frame": False}}
 PROCESSING = {"qwen2_5_vl": QWEN_PROCESSING, "qwen3_vl": QWEN_PROCESSING, "qwen3_vl_moe": QWEN_PROCESSING}
-DEMO = "flashvid-demo"
+DEMO, DEMO_FAMILY = "flashvid-demo", "qwen2_5_vl"
 # What `train_demo_model.py` wrote, and only it can write again.
 TRAINED_FILES = (
     "README.md",
@@ -185,16 +183,11 @@ def make_readme() -> str:
     )
 
 
-def find_code() -> list[Path]:
-    """The modules that `save_pretrained` puts beside the demo's weights."""
-    module = modeling_flashvid_qwen2_5_vl.__file__
-    return [Path(path) for path in (module, *get_relative_import_files(module))]
-
-
 def make_files() -> dict[str, str]:
     """The text of every file of `hub_configs/` but the demo's trained ones, by path."""
     files = {"README.md": make_readme()}
-    files.update({f"{DEMO}/{path.name}": path.read_text() for path in find_code()})
+    code = published_files(family_of_type(f"flashvid_{DEMO_FAMILY}"))
+    files.update({f"{DEMO}/{name}": text for name, text in code.items() if not name.startswith("processing_")})
     for recipe in RECIPES:
         files.update({f"{recipe.name}/{path}": text for path, text in make_recipe(recipe).items()})
     return files

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarking import pyplot
 
-from flashvid_hf.tools.plot_style import STYLE
+from flashvid_hf.evaluation.plot_style import STYLE
 
 UPSTREAM, FLOOR = "#444444", "#c0392b"
 Series = list[tuple[float, dict[str, float]]]

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from flashvid_hf.tools.published_accuracy import PAPER_NAME, PUBLISHED
+from flashvid_hf.publishing.published_accuracy import PAPER_NAME, PUBLISHED
 
 RATIOS = (0.1, 0.15, 0.2, 0.25)
 

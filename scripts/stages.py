@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from benchmarking import alternate, seconds
 
-from flashvid_hf.upstream import CACHE
+from flashvid_hf.models.upstream import CACHE
 
 
 def attempt(run: Callable[[], Any]) -> Any:

@@ -23,7 +23,7 @@ from transformers import (
 from flashvid_hf import FlashVIDQwen2_5_VLConfig, FlashVIDQwen2_5_VLForConditionalGeneration
 from flashvid_hf.evaluation.moving_shapes import ANSWERS, COLOURS, DIRECTIONS, NUMBERS, SHAPES, SIDE, TEXTURES, TYPES
 from flashvid_hf.evaluation.moving_shapes.dataset import rows, video_seeds
-from flashvid_hf.tools.versions import INSTALLATION
+from flashvid_hf.publishing.versions import INSTALLATION
 
 VOCABULARY = 1024  # tokens at most, beside the special ones
 # Common words, so that ordinary prompts are not spelled out letter by letter.

@@ -84,7 +84,7 @@ from pathlib import Path
 
 from hub_cache import RECIPES, recipe_of
 
-from flashvid_hf.tools.export import export_model
+from flashvid_hf.publishing.export import export_model
 
 work = Path(arguments[0])
 for family in RECIPES:

@@ -18,7 +18,7 @@ from packaging.version import Version
 from transformers import DynamicCache, LogitsProcessorList, StaticCache, StoppingCriteriaList, set_seed
 from transformers.generation.streamers import BaseStreamer
 
-from flashvid_hf.upstream import CACHE
+from flashvid_hf.models.upstream import CACHE
 
 # Grids in patches; 4 patches make a token.
 SMALL, LARGE, WIDE, PICTURE = (2, 8, 4), (4, 8, 8), (3, 4, 8), (1, 8, 8)

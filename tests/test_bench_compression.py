@@ -7,7 +7,7 @@ import pytest
 import torch
 from benchmarking import Operators
 
-from flashvid_hf.compression import CompressionConfig, compress_video
+from flashvid_hf.compression.compress_video import CompressionConfig, compress_video
 
 
 def test_benchmark(tmp_path, capsys):

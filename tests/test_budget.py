@@ -5,7 +5,7 @@ from fractions import Fraction
 import torch
 from static_videos import share
 
-from flashvid_hf.budget import indices_of, share_out
+from flashvid_hf.compression.budget import indices_of, share_out
 
 
 def share_exactly(total: int, weights: list, capacity: list[int]) -> list[int]:

@@ -9,7 +9,7 @@ from scenarios import SCENARIOS
 from test_model import LARGE, SMALL, generate
 from test_scenarios import find_device
 
-from flashvid_hf.upstream import CACHE
+from flashvid_hf.models.upstream import CACHE
 
 BATCH = [["text", LARGE, "text"], ["text", "text"], ["text", SMALL, "text"]]
 ROUNDING = {"atol": 2e-5, "rtol": 1e-5}

@@ -8,7 +8,7 @@ import torch
 from families import FAMILIES
 from test_model import BATCHES, LARGE, SMALL, assert_same, generate, logits
 
-from flashvid_hf.upstream import CACHE
+from flashvid_hf.models.upstream import CACHE
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 

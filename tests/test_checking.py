@@ -22,13 +22,13 @@ from flashvid_hf import (
     FlashVIDProcessor,
     FlashVIDQwen2_5_VLForConditionalGeneration,
 )
-from flashvid_hf.tools import check_card, check_config, check_model
-from flashvid_hf.tools.check_card import find_model_names
-from flashvid_hf.tools.checking import CHECKS, CheckResult, check_folder, run_check
-from flashvid_hf.tools.clean_probe import load_reference
-from flashvid_hf.tools.hub_folder import FULL, RECIPE, WEIGHTLESS, HubFolder
-from flashvid_hf.tools.published_code import EXECUTION, IMPORTS, NETWORK, RELATIVE, WRITING, find_faults
-from flashvid_hf.tools.versions import INSTALLATION, TESTED_SENTENCE, TESTED_TRANSFORMERS, check_versions
+from flashvid_hf.publishing import check_card, check_config, check_model
+from flashvid_hf.publishing.check_card import find_model_names
+from flashvid_hf.publishing.checking import CHECKS, CheckResult, check_folder, run_check
+from flashvid_hf.publishing.clean_probe import load_reference
+from flashvid_hf.publishing.code_audit import EXECUTION, IMPORTS, NETWORK, RELATIVE, WRITING, find_faults
+from flashvid_hf.publishing.hub_folder import FULL, RECIPE, WEIGHTLESS, HubFolder
+from flashvid_hf.publishing.versions import INSTALLATION, TESTED_SENTENCE, TESTED_TRANSFORMERS, check_versions
 
 VERSIONS, EVALUATION = (
     next(check.title for check in CHECKS if check.find_faults is find)

@@ -28,11 +28,11 @@ from typer.testing import CliRunner
 
 import flashvid_hf
 from flashvid_hf import CompressionConfig, load_processor
-from flashvid_hf.tools import serving
-from flashvid_hf.tools.checking import CHECKS
-from flashvid_hf.tools.cli import app, main
-from flashvid_hf.tools.hub_folder import RECIPE, WEIGHTLESS
-from flashvid_hf.tools.versions import TESTED_TRANSFORMERS
+from flashvid_hf.cli import app, main
+from flashvid_hf.publishing.checking import CHECKS
+from flashvid_hf.publishing.hub_folder import RECIPE, WEIGHTLESS
+from flashvid_hf.publishing.versions import TESTED_TRANSFORMERS
+from flashvid_hf.serving import server as serving
 
 COMMANDS = ("run", "trace", "serve", "export", "convert", "check", "push")
 NUM_FRAMES = 8
@@ -48,7 +48,7 @@ def run_cli(*arguments, **environment) -> subprocess.CompletedProcess:
     """The program in a process of its own, without a network."""
     package = str(Path(flashvid_hf.__file__).parents[1])
     return subprocess.run(
-        [sys.executable, "-m", "flashvid_hf.tools.cli", *map(str, arguments)],
+        [sys.executable, "-m", "flashvid_hf.cli", *map(str, arguments)],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": package, **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -14,13 +14,14 @@ from benchmarking import Operators, PeakMemory
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flashvid_hf import frame_chunks
-from flashvid_hf.compressed_video import CompressedVideo
-from flashvid_hf.compression import CompressionConfig, compress_video, cosine_distances, exact_num_tokens
-from flashvid_hf.released import released_segment_lengths
-from flashvid_hf.segmentation import frame_similarity, segment_video
-from flashvid_hf.token_merging import cluster_tokens, link_tokens
-from flashvid_hf.token_selection import TOKEN_SELECTION_METHODS, select_tokens
+from flashvid_hf.compression import frame_chunks
+from flashvid_hf.compression.compress_video import CompressionConfig, compress_video, cosine_distances, exact_num_tokens
+from flashvid_hf.compression.compressed_video import CompressedVideo
+from flashvid_hf.compression.density_peaks import cluster_tokens
+from flashvid_hf.compression.released_deviations import released_segment_lengths
+from flashvid_hf.compression.segmentation import frame_similarity, segment_video
+from flashvid_hf.compression.token_merging import link_tokens
+from flashvid_hf.compression.token_selection import TOKEN_SELECTION_METHODS, select_tokens
 
 BEHAVIORS = ("paper", "released")
 KINDS = ("random", "scenes", "static", "repeated tokens", "repeated frames", "zero", "some zero", "opposite", "one hot")

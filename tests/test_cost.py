@@ -7,7 +7,7 @@ from families import FAMILIES, IMAGE, VIDEO
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from flashvid_hf.upstream import CACHE
+from flashvid_hf.models.upstream import CACHE
 
 PROMPT = ["text", (4, 8, 8), "text"]
 

@@ -12,7 +12,7 @@ from trained_demo import make_config, make_processor, train_tokenizer
 
 from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration
 from flashvid_hf.evaluation import moving_shapes as ms
-from flashvid_hf.tools.loading import load_model
+from flashvid_hf.loading import load_model
 
 SEEDS = (1, 7)
 

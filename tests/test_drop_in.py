@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForImageTextToText
 
 from flashvid_hf import CompressionConfig, flashvid
-from flashvid_hf.upstream import CACHE
+from flashvid_hf.models.upstream import CACHE
 
 # Videos of one length, as upstream wants them in some families.
 PROMPTS = (["text", (4, 8, 8), "text"], ["text", (4, 8, 8), "text", "text"])

@@ -17,7 +17,7 @@ from flashvid_hf.evaluation.items import Question, VideoItem
 from flashvid_hf.evaluation.plot import plot_accuracy
 from flashvid_hf.evaluation.runner import Answer, Run, answer_items
 from flashvid_hf.evaluation.statistics import summarize
-from flashvid_hf.tools.loading import load_model
+from flashvid_hf.loading import load_model
 
 CLIP = Path(__file__).resolve().parent.parent / "examples" / "clip.mp4"
 

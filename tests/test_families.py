@@ -27,7 +27,7 @@ from hub_cache import RECIPES
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from flashvid_hf import find_family, load_processor
-from flashvid_hf.tools.model_card import GRIDS
+from flashvid_hf.publishing.model_card import GRIDS
 
 REMOTE_DOOR = """
 import json

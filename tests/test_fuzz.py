@@ -21,11 +21,11 @@ from test_model import generate
 from test_video_io import numbers_of, write_clip
 
 from flashvid_hf import read_video
-from flashvid_hf.compression import BEHAVIORS
-from flashvid_hf.configuration_flashvid import default_llm_retention_ratio, default_pruning_layer
-from flashvid_hf.token_selection import TOKEN_SELECTION_METHODS
-from flashvid_hf.upstream import CACHE
-from flashvid_hf.video_io import _choose_frames, available_backends
+from flashvid_hf.compression.compress_video import BEHAVIORS
+from flashvid_hf.compression.token_selection import TOKEN_SELECTION_METHODS
+from flashvid_hf.models.configuration import default_llm_retention_ratio, default_pruning_layer
+from flashvid_hf.models.upstream import CACHE
+from flashvid_hf.video.reading import _choose_frames, available_backends
 
 DEPTH = 6  # layers of the language models
 DEEPSTACK = 3  # of these take in deepstack features

@@ -18,7 +18,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, Qwen2Config
 
 from flashvid_hf import LayerPruning, find_family
-from flashvid_hf.compression import (
+from flashvid_hf.compression.compress_video import (
     CompressedVideo,
     CompressionConfig,
     compress_video,
@@ -27,21 +27,17 @@ from flashvid_hf.compression import (
     exact_num_tokens,
     segment_means,
 )
-from flashvid_hf.outputs import FlashVIDVideoOutput
-from flashvid_hf.packing import take
-from flashvid_hf.pruning import PRUNING, TokenPruning
-from flashvid_hf.released import released_cluster_tokens, released_segment_lengths
-from flashvid_hf.segmentation import frame_similarity, segment_video
-from flashvid_hf.token_merging import (
-    cluster_tokens,
-    find_roots,
-    inverse_norms,
-    link_tokens,
-    merge_tokens,
-    weighted_sums,
-)
-from flashvid_hf.token_selection import select_tokens
-from flashvid_hf.upstream import CACHE
+from flashvid_hf.compression.density_peaks import cluster_tokens
+from flashvid_hf.compression.released_deviations import released_cluster_tokens, released_segment_lengths
+from flashvid_hf.compression.segmentation import frame_similarity, segment_video
+from flashvid_hf.compression.similarity import inverse_norms
+from flashvid_hf.compression.token_merging import find_roots, link_tokens, merge_tokens
+from flashvid_hf.compression.token_selection import select_tokens
+from flashvid_hf.compression.weighted_rows import weighted_sums
+from flashvid_hf.models.columns import gather_columns
+from flashvid_hf.models.layer_pruning import PRUNING, TokenPruning
+from flashvid_hf.models.outputs import FlashVIDVideoOutput
+from flashvid_hf.models.upstream import CACHE
 
 SETTINGS = [field.name for field in fields(CompressionConfig)]
 
@@ -250,7 +246,7 @@ def test_fastv_prune(case, behavior, reason):
     # One rotary table for all axes, as in the layers of the language models.
     tables = tuple(t[0] if t.ndim == 4 else t for t in (reference["cos"], reference["sin"]))
     kwargs = {"position_embeddings": tables, "position_ids": column}
-    pruned = pruning.enter(1, hidden_states, kwargs)
+    pruned = pruning.start_layer(1, hidden_states, kwargs)
 
     keep = reference["keep_indices"].long()
     assert reason is None
@@ -263,7 +259,9 @@ def test_fastv_prune(case, behavior, reason):
     positions = column + 7
     if params["variant"] == "span_mrope":
         positions = positions[None] + torch.arange(3)[:, None, None] - 7
-    assert torch.equal(take(positions, pruning.columns, positions.ndim - 1), reference["position_ids_out"].long())
+    assert torch.equal(
+        gather_columns(positions, pruning.columns, positions.ndim - 1), reference["position_ids_out"].long()
+    )
 
 
 # The compression on what whole models computed

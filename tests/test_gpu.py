@@ -8,7 +8,7 @@ from families import FAMILIES
 from test_compression import make_video
 
 from flashvid_hf import CompressionConfig, compress_video
-from flashvid_hf.upstream import CACHE
+from flashvid_hf.models.upstream import CACHE
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -15,9 +15,9 @@ from architectures import qwen2_5_pixels, qwen3_pixels
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from make_hub_configs import NAMESPACE, RECIPES, main, make_settings
 
-from flashvid_hf.tools.model_card import KNOBS, CardFacts, count_tokens, render_card
-from flashvid_hf.tools.published_accuracy import PUBLISHED, render_eval_results
-from flashvid_hf.tools.versions import REQUIREMENTS, TESTED_TRANSFORMERS
+from flashvid_hf.publishing.model_card import KNOBS, CardFacts, count_tokens, render_card
+from flashvid_hf.publishing.published_accuracy import PUBLISHED, render_eval_results
+from flashvid_hf.publishing.versions import REQUIREMENTS, TESTED_TRANSFORMERS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "hub_configs"

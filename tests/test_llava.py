@@ -21,9 +21,9 @@ from flashvid_hf import (
     FlashVIDLlavaVideoModel,
     FlashVIDLlavaVideoProcessor,
 )
-from flashvid_hf.newlines import count_rows, lay_out_rows, pooled_side
-from flashvid_hf.processing_flashvid_llava_video import upstream_arguments
-from flashvid_hf.upstream import CACHE
+from flashvid_hf.models.llava.newlines import count_rows, lay_out_rows, pooled_side
+from flashvid_hf.models.llava.processing_flashvid_llava_video import upstream_arguments
+from flashvid_hf.models.upstream import CACHE
 
 POOL_MODES, POSITIONS = ("average", "bilinear", "max"), ("frame", "grid", "one_token", "no_token")
 LAYOUTS = list(itertools.product(POOL_MODES, POSITIONS))

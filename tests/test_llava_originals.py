@@ -40,8 +40,8 @@ from flashvid_hf import (
     find_family,
     load_processor,
 )
-from flashvid_hf.original_llava import VISION_TOWER
-from flashvid_hf.tools.convert import convert_llava
+from flashvid_hf.models.llava.original_checkpoints import VISION_TOWER
+from flashvid_hf.publishing.convert import convert_llava
 
 KINDS = {
     "video": FlashVIDLlavaVideoForConditionalGeneration,

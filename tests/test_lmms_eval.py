@@ -21,7 +21,7 @@ pytest.importorskip("lmms_eval", reason="needs lmms-eval, which `make test-lmms-
 
 from flashvid_hf.evaluation import moving_shapes as ms
 from flashvid_hf.evaluation.lmms_eval_model import FlashVIDForLmmsEval, _cut, _read_generation
-from flashvid_hf.tools.loading import load_pipeline
+from flashvid_hf.loading import load_pipeline
 
 QUESTIONS = ("What rolls?", "Which colour has the square?", "What follows the night?", "Who passes whom?", "Why?")
 NUM_FRAMES = 8

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_budget import share_exactly
 
-from flashvid_hf.methods import make_method
+from flashvid_hf.methods.registry import make_method
 
 
 def compress(features, attention, method):
@@ -145,7 +145,7 @@ def test_videos_of_several_chunks_are_the_same(monkeypatch):
     features, attention = make_video(17, 10)
     method = make_method("fastvid")
     whole = method.compress(features, attention)
-    monkeypatch.setattr("flashvid_hf.method_fastvid.frames_per_chunk", lambda features: 3)
+    monkeypatch.setattr("flashvid_hf.methods.fastvid.frames_per_chunk", lambda features: 3)
     chunked = method.compress(features, attention)
     assert torch.equal(whole.indices, chunked.indices) and torch.equal(whole.slots, chunked.slots)
     torch.testing.assert_close(whole.tokens, chunked.tokens)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from static_videos import RATIOS, SHAPES, cluster, compare, cosine, redundant_video, share
 
-from flashvid_hf import method_holitom
-from flashvid_hf.method_holitom import HoliTom, best_windows, last_still_frames, window_gains
-from flashvid_hf.methods import make_method
+from flashvid_hf.methods import holitom as method_holitom
+from flashvid_hf.methods.holitom import HoliTom, best_windows, last_still_frames, window_gains
+from flashvid_hf.methods.registry import make_method
 
 
 def reference_windows(still: list[list[bool]], num_frames: int, tokens_per_frame: int) -> tuple[int, list[int]]:

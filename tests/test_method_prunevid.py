@@ -6,8 +6,8 @@ import pytest
 import torch
 from static_videos import RATIOS, SHAPES, cluster, compare, redundant_video, share
 
-from flashvid_hf.method_prunevid import PruneVID, longest_runs, segment_frames, share_over_sets
-from flashvid_hf.methods import make_method
+from flashvid_hf.methods.prunevid import PruneVID, longest_runs, segment_frames, share_over_sets
+from flashvid_hf.methods.registry import make_method
 
 
 def reference_segments(frame_features: torch.Tensor, num_segments: int) -> list[int]:

@@ -9,9 +9,9 @@ from fractions import Fraction
 import pytest
 import torch
 
-from flashvid_hf import frame_chunks
-from flashvid_hf.budget import indices_of, share_out
-from flashvid_hf.method_vidcom2 import VidCom2
+from flashvid_hf.compression import frame_chunks
+from flashvid_hf.compression.budget import indices_of, share_out
+from flashvid_hf.methods.vidcom2 import VidCom2
 
 SIZES = ((1, 1, 4), (1, 17, 4), (5, 1, 4), (3, 2, 5), (2, 64, 9), (4, 50, 6), (12, 23, 16))
 RATIOS = (0.02, 0.05, 0.1, 0.25, 0.4, 0.6, 0.75, 0.9)

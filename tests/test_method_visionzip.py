@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from flashvid_hf import frame_chunks
-from flashvid_hf.method_visionzip import VisionZip
+from flashvid_hf.compression import frame_chunks
+from flashvid_hf.methods.visionzip import VisionZip
 
 SIZES = ((1, 1, 4), (1, 17, 4), (5, 1, 4), (3, 2, 1), (2, 64, 8), (4, 50, 6), (9, 23, 16))
 RATIOS = (0.02, 0.1, 0.25, 0.4, 0.6, 0.9)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from benchmarking import Operators
 
-from flashvid_hf import finite
-from flashvid_hf.compressed_video import CompressedVideo
-from flashvid_hf.method import SHARED_SETTINGS, CompressionMethod, Kept
-from flashvid_hf.methods import METHODS, available_methods, make_method, register_method
-from flashvid_hf.token_selection import TOKEN_SELECTION_METHODS
+from flashvid_hf.compression import finite_checks as finite
+from flashvid_hf.compression.compressed_video import CompressedVideo
+from flashvid_hf.compression.token_selection import TOKEN_SELECTION_METHODS
+from flashvid_hf.methods.compression_method import SHARED_SETTINGS, CompressionMethod, Kept
+from flashvid_hf.methods.registry import METHODS, available_methods, make_method, register_method
 
 KEEPS_ALL = {"none"}
 # Methods that cannot go below some ratio, at 28 layers.

@@ -8,10 +8,10 @@ import torch
 from families import FAMILIES, VIDEO
 from test_model import BATCHES, LARGE, SMALL, assert_same, generate, logits
 
-from flashvid_hf.method import CompressionMethod, LayerPruning
-from flashvid_hf.method_flashvid import FlashVID
-from flashvid_hf.methods import METHODS, available_methods, register_method
-from flashvid_hf.pruning import merge_dropped
+from flashvid_hf.methods.compression_method import CompressionMethod, LayerPruning
+from flashvid_hf.methods.flashvid import FlashVID
+from flashvid_hf.methods.registry import METHODS, available_methods, register_method
+from flashvid_hf.models.layer_pruning import merge_dropped
 
 # FastV sees all tokens in two or three of the six layers.
 RATIOS = {"fastv": 0.6}
@@ -216,7 +216,7 @@ def score_by_loops(attention: torch.Tensor, rows: list[int]) -> list[float]:
 def test_tokens_are_ranked_as_loops_rank_them(family, batch, scored_by, bytes_at_once, inner_step, monkeypatch):
     """By upstream's own attention weights; text is what is real and behind the last placeholder of a video."""
     if bytes_at_once is not None:
-        monkeypatch.setattr("flashvid_hf.pruning._WEIGHT_BYTES", bytes_at_once)
+        monkeypatch.setattr("flashvid_hf.models.layer_pruning._MAX_SCORE_BYTES", bytes_at_once)
     family = family.as_upstream()
     model = family.model(compression_method=inner_step, method_settings={"scored_by": scored_by})
     upstream = family.upstream(model)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from families import FAMILIES, IMAGE, VIDEO, VISION_END, VISION_START
 
-from flashvid_hf import FlashVIDCache, finite
-from flashvid_hf.upstream import CACHE
+from flashvid_hf import FlashVIDCache
+from flashvid_hf.compression import finite_checks as finite
+from flashvid_hf.models.upstream import CACHE
 
 # Grids in patches; 4 patches make a token.
 SMALL, LARGE, WIDE = (2, 8, 4), (4, 8, 8), (3, 4, 8)

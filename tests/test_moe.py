@@ -15,7 +15,7 @@ from transformers import (
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import load_balancing_loss_func
 
 from flashvid_hf import FlashVIDQwen3VLMoeForConditionalGeneration, FlashVIDQwen3VLMoeModel
-from flashvid_hf.upstream import CACHE
+from flashvid_hf.models.upstream import CACHE
 
 FAMILY = next(family for family in FAMILIES if family.name == "qwen3_vl_moe")
 LONG, SHORT, TEXT = ["text", (4, 8, 8), "text"], ["text", (2, 8, 4), "text"], ["text", "text"]

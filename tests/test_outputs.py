@@ -9,7 +9,7 @@ import torch
 from families import FAMILIES
 from transformers.utils import ModelOutput
 
-from flashvid_hf.upstream import CACHE
+from flashvid_hf.models.upstream import CACHE
 
 PROMPT = ["text", "image", (1, 8, 8), "text", (4, 8, 8), "text"]
 # The fields of upstream's outputs that hold what the vision tower returned, in one version or the other.

@@ -30,7 +30,7 @@ from flashvid_hf import (
     VideoTextToTextPipeline,
     read_video,
 )
-from flashvid_hf.upstream import CACHE
+from flashvid_hf.models.upstream import CACHE
 
 TASK = "video-text-to-text"
 QUESTION = "What moves?"

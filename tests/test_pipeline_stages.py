@@ -8,7 +8,8 @@ from build_demo_model import SHAPES
 from checkpoints import CLIP, build_pipeline, untimed
 from PIL import Image
 
-from flashvid_hf import VideoTextToTextPipeline, pipeline_flashvid, read_video
+from flashvid_hf import VideoTextToTextPipeline, read_video
+from flashvid_hf.video import pipeline_flashvid
 
 STAGES = ["decode", "preprocess", "generate"]
 SETTINGS = {"max_new_tokens": 4, "do_sample": False, "num_frames": 4}

@@ -17,8 +17,8 @@ from transformers import AutoModelForImageTextToText, logging
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.integrations.tensor_parallel import ALL_PARALLEL_STYLES
 
-from flashvid_hf.ranks import mean_over_heads
-from flashvid_hf.upstream import CACHE
+from flashvid_hf.models.tensor_parallel import mean_over_heads
+from flashvid_hf.models.upstream import CACHE
 
 # Videos of one length; the shorter prompt is padded.
 PROMPTS = (["text", (4, 8, 8), "text"], ["text", (4, 8, 8), "text", "text"])

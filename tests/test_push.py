@@ -12,10 +12,10 @@ from hub_cache import PINNED, base_of, change_config, recipe_of
 from huggingface_hub import CommitOperationAdd
 from typer.testing import CliRunner
 
-from flashvid_hf.tools import push
-from flashvid_hf.tools.cli import app
-from flashvid_hf.tools.export import export_model
-from flashvid_hf.tools.push import plan_upload
+from flashvid_hf.cli import app
+from flashvid_hf.publishing import push
+from flashvid_hf.publishing.export import export_model
+from flashvid_hf.publishing.push import plan_upload
 
 REPOSITORY = "acme/FlashVID-tiny"
 
@@ -191,8 +191,8 @@ from types import SimpleNamespace
 from huggingface_hub import CommitOperationCopy
 from typer.testing import CliRunner
 
-from flashvid_hf.tools import push
-from flashvid_hf.tools.cli import app
+from flashvid_hf.publishing import push
+from flashvid_hf.cli import app
 
 folder, repository, base, written = arguments
 record = {"infos": [], "calls": [], "added": {}, "copied": []}

@@ -9,7 +9,7 @@ from build_demo_model import CLASSES
 from reproduce_tables import RATIOS, SETUPS, TABLES
 
 from flashvid_hf.evaluation.benchmarks import BENCHMARKS
-from flashvid_hf.tools.published_accuracy import PUBLISHED
+from flashvid_hf.publishing.published_accuracy import PUBLISHED
 
 
 def commands(capsys, *arguments: str) -> tuple[list[list[str]], list[str]]:

@@ -17,7 +17,7 @@ from scenarios import (
     uncached,
 )
 
-from flashvid_hf.upstream import CACHE
+from flashvid_hf.models.upstream import CACHE
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 by_name = {"ids": lambda scenario: scenario.name}

@@ -25,10 +25,10 @@ from test_pipeline import write_video
 from transformers import pipeline
 
 from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration, load_processor
-from flashvid_hf.tools import serving
-from flashvid_hf.tools.serving import is_loopback, serve
-from flashvid_hf.tools.serving_app import ServedModel, build_app
-from flashvid_hf.tools.serving_requests import RequestReader
+from flashvid_hf.serving import server as serving
+from flashvid_hf.serving.app import ServedModel, build_app
+from flashvid_hf.serving.requests import RequestReader
+from flashvid_hf.serving.server import is_loopback, serve
 
 NUM_FRAMES = 4
 QUESTION = "What happens?"
@@ -273,7 +273,7 @@ def test_missing_packages_are_named(monkeypatch):
 def test_the_address_decides_whether_files_are_read(host, allowed, monkeypatch):
     seen = []
     monkeypatch.setattr(ServedModel, "load", classmethod(lambda cls, name, **_: cls(name, None, None)))
-    monkeypatch.setattr("flashvid_hf.tools.serving_app.RequestReader", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr("flashvid_hf.serving.app.RequestReader", lambda *arguments: seen.append(arguments))
     monkeypatch.setattr(uvicorn, "run", lambda app, **_: None)
     serve("model", host=host, num_frames=5)
     serve("model", host=host, allow_local_files=not allowed)
@@ -285,7 +285,7 @@ def test_serve_compresses_an_upstream_checkpoint_until_interrupted(tmp_path_fact
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     settings = {"host": "127.0.0.1", "port": port, "device": "cpu", "num_frames": 4, "retention_ratio": 0.1}
-    program = f"from flashvid_hf.tools.serving import serve; serve({str(folder)!r}, **{settings!r})"
+    program = f"from flashvid_hf.serving.server import serve; serve({str(folder)!r}, **{settings!r})"
     package = str(Path(serving.__file__).parents[2])
     process = subprocess.Popen(
         [sys.executable, "-c", program],

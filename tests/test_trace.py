@@ -13,9 +13,9 @@ from checkpoints import CLIP, build_pipeline, moving_frames, run_program
 from PIL import Image
 
 from flashvid_hf import read_video
-from flashvid_hf.ragged import convert_to_tensors
-from flashvid_hf.tools.trace import Fate, VideoTrace, trace_report, trace_video
-from flashvid_hf.tools.trace_picture import choose_frames, draw_trace, find_trees
+from flashvid_hf.tracing.picture import choose_frames, draw_trace, find_trees
+from flashvid_hf.tracing.trace import Fate, VideoTrace, trace_report, trace_video
+from flashvid_hf.video.batching import convert_to_tensors
 
 ARRAYS = ("frames", "seconds", "fate", "trees", "went_to", "starts", "rows_entered", "rows_remained")
 NUM_FRAMES = 12
@@ -222,8 +222,8 @@ DRAW = """
 import sys
 from pathlib import Path
 
-from flashvid_hf.tools.trace import VideoTrace
-from flashvid_hf.tools.trace_picture import draw_trace
+from flashvid_hf.tracing.trace import VideoTrace
+from flashvid_hf.tracing.picture import draw_trace
 
 folder = Path(arguments[0])
 trace = VideoTrace.load(folder / "trace.npz")

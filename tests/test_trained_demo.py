@@ -15,7 +15,7 @@ from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration, load_process
 from flashvid_hf.evaluation import moving_shapes as ms
 from flashvid_hf.evaluation.benchmarks import load_benchmark
 from flashvid_hf.evaluation.runner import Run, answer_items
-from flashvid_hf.tools.versions import INSTALLATION
+from flashvid_hf.publishing.versions import INSTALLATION
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "hub_configs" / "flashvid-demo"

@@ -33,8 +33,15 @@ from transformers.video_utils import VideoMetadata
 from transformers.vision_utils import get_vision_window_index
 
 from flashvid_hf import FAMILIES as CLASSES
-from flashvid_hf import upstream
-from flashvid_hf.upstream import CACHE, TAKES_ENCODED_VIDEOS, accepts_both_cache_names, output_class, rename_cache
+from flashvid_hf.models import upstream
+from flashvid_hf.models.upstream import (
+    CACHE,
+    TAKES_ENCODED_VIDEOS,
+    accepts_both_cache_names,
+    output_class,
+    rename_cache,
+)
+from flashvid_hf.video.pipeline_flashvid import generate_arguments
 
 PACKAGE = Path(upstream.__file__).parent
 QWEN = [family for family in FAMILIES if family.name.startswith("qwen")]
@@ -360,9 +367,9 @@ def test_a_pipeline_prepares_the_arguments_of_generate():
         def _prepare_generate_kwargs(self, generate_kwargs, **overrides):
             return {"prepared": True, **generate_kwargs, **overrides}
 
-    made = upstream.pipeline_generate_kwargs(Old(), {"a": 1}, b=2)
+    made = generate_arguments(Old(), {"a": 1}, b=2)
     assert made == {"generation_config": Old.generation_config, "a": 1, "b": 2}
-    assert upstream.pipeline_generate_kwargs(New(), {"a": 1}, b=2) == {"prepared": True, "a": 1, "b": 2}
+    assert generate_arguments(New(), {"a": 1}, b=2) == {"prepared": True, "a": 1, "b": 2}
 
 
 def test_versions_are_compared_nowhere_else():

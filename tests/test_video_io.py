@@ -22,8 +22,10 @@ from PIL import Image
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
-from flashvid_hf import video_decoders, video_download, video_io
-from flashvid_hf.video_io import DEFAULT_NUM_FRAMES, VideoClip, available_backends, read_video
+from flashvid_hf.video import decoders as video_decoders
+from flashvid_hf.video import download as video_download
+from flashvid_hf.video import reading as video_io
+from flashvid_hf.video.reading import DEFAULT_NUM_FRAMES, VideoClip, available_backends, read_video
 
 av = pytest.importorskip("av")
 

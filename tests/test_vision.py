@@ -11,10 +11,10 @@ from transformers import Qwen2_5_VLConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionBlock
 
-from flashvid_hf import vision_attention
-from flashvid_hf.packing import take
-from flashvid_hf.vision_attention import RECORD, VisionRecord, install_packed_recording, mean_received_attention
-from flashvid_hf.vision_chunks import join_rows, split_frames
+from flashvid_hf.models import vision_attention
+from flashvid_hf.models.columns import gather_columns
+from flashvid_hf.models.vision_attention import RECORD, VisionRecord, install_packed_recording, mean_received_attention
+from flashvid_hf.models.vision_chunks import join_rows, split_frames
 
 SMALL, LARGE = (2, 8, 4), (4, 8, 8)  # grids in patches
 
@@ -135,7 +135,7 @@ def test_deepstack_rows_are_added_to_the_columns_of_their_tokens(family, padding
             columns = outputs.token_index
     ours, whole = added.values()
     assert len(ours) == len(whole) == 3 and ours.shape[2] < whole.shape[2]
-    expected = take(whole.flatten(0, 1), columns.clamp(min=0).repeat(3, 1)).view_as(ours)
+    expected = gather_columns(whole.flatten(0, 1), columns.clamp(min=0).repeat(3, 1)).view_as(ours)
     expected = expected * (columns >= 0)[..., None]
     torch.testing.assert_close(ours, expected, atol=2e-6, rtol=1e-6)
 

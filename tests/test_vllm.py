@@ -2,7 +2,7 @@
 
 import pytest
 
-from flashvid_hf.upstream import CACHE
+from flashvid_hf.models.upstream import CACHE
 
 pytest.importorskip("vllm", reason="vLLM is not installed: `make test-vllm`")
 
@@ -21,8 +21,8 @@ from transformers.video_utils import VideoMetadata
 from vllm_engine import Answer, run_engine
 
 from flashvid_hf import available_methods, make_method
-from flashvid_hf.configuration_flashvid import FlashVIDConfigMixin
-from flashvid_hf.ragged import convert_to_tensors
+from flashvid_hf.models.configuration import FlashVIDConfigMixin
+from flashvid_hf.video.batching import convert_to_tensors
 
 pytestmark = pytest.mark.filterwarnings("default")  # vLLM's deprecations are not ours to mend
 # The engine's CPU attention wants heads of 32.
@@ -313,7 +313,7 @@ def upstream_copy(folder, copy):
 
 # Runs with the package. A folder without weights, whose base is in the cache.
 EXPORT = """
-from flashvid_hf.tools.export import export_model
+from flashvid_hf.publishing.export import export_model
 
 export_model("acme/base", arguments[0], retention_ratio=0.25)
 """

@@ -10,7 +10,7 @@ from hub_cache import LATER, PINNED, RECIPES, base_of, build_base, recipe_of
 from transformers import AutoModelForImageTextToText
 
 from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration, load_processor
-from flashvid_hf.tools.export import export_model
+from flashvid_hf.publishing.export import export_model
 
 # Runs with the package or without it, which has to give the same.
 LOAD = """

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from ..validation import check_choice, check_number
+from ..compression.validation import check_choice, check_number
 from .egoschema import load_egoschema
 from .items import VideoItem
 from .longvideobench import load_longvideobench

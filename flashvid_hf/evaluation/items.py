@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..video_io import VideoClip
+from ..video.reading import VideoClip
 
 FORMS = ("choice", "open")  # of questions
 

@@ -19,10 +19,10 @@ from loguru import logger
 from tqdm import tqdm
 from transformers import GenerationConfig, pipeline
 
+from ..compression.validation import check_number
 from ..families import find_family
-from ..pipeline_flashvid import TASK
-from ..tools.loading import load_model
-from ..validation import check_number
+from ..loading import load_model
+from ..video.pipeline_flashvid import TASK
 
 MANIFEST = ModelManifest("flashvid", chat_class_path="flashvid_hf.evaluation.lmms_eval_model.FlashVIDForLmmsEval")
 _OWN = ("attn_implementation", "batch_size", "device", "device_map", "dtype", "num_frames", "pretrained", "revision")

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..tools.plot_style import STYLE
 from .items import FORMS
+from .plot_style import STYLE
 from .statistics import ALL
 
 _COLUMNS = 3

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..video_io import VideoClip, read_video
+from ..video.reading import VideoClip, read_video
 from .items import Question, VideoItem
 
 _SHOWN = 3  # of the missing videos

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..outputs import FlashVIDVideoOutput
-from ..pipeline_flashvid import media_arguments
-from ..upstream import join_level
-from ..video_io import VideoClip
+from ..models.outputs import FlashVIDVideoOutput
+from ..models.upstream import join_level
+from ..video.pipeline_flashvid import media_arguments
+from ..video.reading import VideoClip
 from .items import Question, VideoItem
 
 

@@ -6,7 +6,7 @@ words of its own for two models. FlashVID's scripts name those, so LLaVA-Video a
 
 from collections.abc import Sequence
 
-from ..validation import check_choice
+from ..compression.validation import check_choice
 from .items import Question, VideoItem
 from .public_dataset import PublicDataset, letters
 

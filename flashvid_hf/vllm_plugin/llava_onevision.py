@@ -13,8 +13,8 @@ from vllm.model_executor.models.llava_onevision import (
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from ..method import CompressionMethod
-from ..newlines import pooled_side
+from ..methods.compression_method import CompressionMethod
+from ..models.llava.newlines import pooled_side
 from .processing import CompressedVideoProcessorMixin
 from .received_attention import recorded
 from .settings import engine_method

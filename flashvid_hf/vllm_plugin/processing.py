@@ -5,7 +5,7 @@ from typing import Any
 
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate
 
-from ..method import CompressionMethod
+from ..methods.compression_method import CompressionMethod
 from .settings import engine_method
 
 

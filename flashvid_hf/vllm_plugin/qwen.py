@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..compressed_video import CompressedVideo
+from ..compression.compressed_video import CompressedVideo
 from .positions import append_positions, place_positions, text_positions
 from .qwen_positions import grid_positions
 from .received_attention import recorded

@@ -11,8 +11,8 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from ..compressed_video import CompressedVideo
-from ..method import CompressionMethod
+from ..compression.compressed_video import CompressedVideo
+from ..methods.compression_method import CompressionMethod
 from .positions import append_positions
 from .processing import CompressedVideoProcessorMixin
 from .qwen import FlashVIDQwenMixin

@@ -9,9 +9,9 @@ from typing import Any
 
 import flashvid_hf  # registers our configurations with AutoConfig
 
-from ..configuration_flashvid import FlashVIDConfigMixin
-from ..method import CompressionMethod
-from ..validation import check_choice
+from ..compression.validation import check_choice
+from ..methods.compression_method import CompressionMethod
+from ..models.configuration import FlashVIDConfigMixin
 
 # What `retention_ratio` is: "entering", the share that enters the language model; "layer_average", the average that
 # the transformers classes keep over the layers. As many tokens enter as there, and none are dropped later.

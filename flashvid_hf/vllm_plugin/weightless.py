@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
-from ..base_model import follow_base, read_config
+from ..hub.weightless import follow_base, read_config
 
 # What `processor_config.json` of a weightless folder may have.
 _HONOURED = {"processor_class", "auto_map", "video_processor"}

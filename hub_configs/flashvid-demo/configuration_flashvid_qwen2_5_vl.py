@@ -1,11 +1,263 @@
-"""Configuration of Qwen2.5-VL with FlashVID."""
+"""The configuration of qwen2_5_vl with FlashVID.
 
-from typing import Any
+Generated from flashvid_hf 0.1.0: do not edit. The sections are its modules:
+
+    models/configuration.py
+    models/qwen/configuration_flashvid_qwen2_5_vl.py
+    hub/weightless.py
+    hub/code_writer.py
+"""
+
+import copy
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import Qwen2_5_VLConfig
+from transformers import PreTrainedConfig, Qwen2_5_VLConfig
+from transformers.dynamic_module_utils import custom_object_save
 
-from .configuration_flashvid import FlashVIDConfigMixin
+from .compression_flashvid import (
+    CompressionConfig,
+    CompressionMethod,
+    FlashVID,
+    LayerPruning,
+    check_number,
+    default_llm_retention_ratio,
+    default_pruning_layer,
+    make_method,
+)
+
+# models/configuration.py ----------------------------------------------------------------------------------------------
+
+"""The configuration fields of FlashVID, shared by the configurations of all model families."""
+
+
+@dataclass(kw_only=True)
+class FlashVIDConfigMixin:
+    """Settings of the compression as flat fields of a model's configuration, under the reference's names.
+
+    A family's configuration derives from this and from its upstream configuration, and says which checkpoints it
+    accepts.
+
+    Args:
+        compression_method: which method compresses; one of `available_methods()`. Those beside "flashvid" are there to
+            be compared with it: of the fields below they look at `retention_ratio` and `vision_chunk_size` alone.
+        method_settings: settings of another method than "flashvid", by name; `None` for its defaults.
+        retention_ratio ... behavior: see `CompressionConfig`.
+        pruning_layer: the first layer of the language model that sees only part of the video tokens that entered it;
+            at least 1; from the number of layers on nothing is pruned. Default: near `pruning_depth` of the depth.
+        llm_retention_ratio: the part that it sees; above 0, at most 1, which is no pruning. Default: what makes
+            `retention_ratio` the average over all layers.
+        vision_chunk_size: frames (for Qwen: temporal grids, of two frames each) of compressed videos that the vision
+            tower encodes at once; `None` for all. Bounds memory: the features are the same up to rounding.
+        base_model_name_or_path: the repository or folder that has the weights, where this one has none.
+        base_model_revision: its commit. Both are `None` in the configuration of a model that is loaded.
+
+    Raises:
+        ValueError: a field is outside of its range.
+    """
+
+    # `model_type` of the upstream checkpoints that load into this configuration.
+    base_model_type: ClassVar[str] = ""
+    model_type: ClassVar[str]
+    # How an error names them, if that is not all.
+    accepted_checkpoints: ClassVar[str] = ""
+    # Where the default `pruning_layer` lies in the depth of the language model, as in the reference's scripts.
+    pruning_depth: ClassVar[float] = 5 / 7
+    # The first layer of the language model that may see less than all video tokens that entered.
+    first_pruning_layer: ClassVar[Any] = 1
+    # Which class of which published module an Auto class loads: the `auto_map` of the folders that models save.
+    auto_classes: ClassVar[dict[str, str]] = {}
+    # The fields that are added to upstream's.
+    method_fields: ClassVar[frozenset[str]]
+
+    # Typed `Any`, because the checks of `CompressionConfig` say more than those of upstream's strict dataclasses.
+    compression_method: Any = "flashvid"
+    method_settings: Any = None
+    retention_ratio: Any = 0.25
+    expansion: Any = 1.25
+    alpha: Any = 0.7
+    token_selection_method: Any = "attn_div_v2"
+    temporal_threshold: Any = 0.8
+    do_segment: Any = True
+    segment_threshold: Any = 0.9
+    min_segment_num: Any = 8
+    complementary_segment: Any = True
+    behavior: Any = "paper"
+    pruning_layer: Any = None
+    llm_retention_ratio: Any = None
+    vision_chunk_size: Any = 32
+    base_model_name_or_path: Any = None
+    base_model_revision: Any = None
+
+    get_text_config: ClassVar[Any]  # of upstream's configuration
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self._derive()
+
+    def _derive(self) -> None:
+        """Fill in what is `None`, and check all fields."""
+        depth = self.get_text_config().num_hidden_layers
+        check_number("expansion", self.expansion, least=1)
+        if self.pruning_layer is None:
+            self.pruning_layer = default_pruning_layer(depth, self.expansion, self.pruning_depth)
+        check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
+        if self.llm_retention_ratio is None:
+            self.llm_retention_ratio = default_llm_retention_ratio(depth, self.pruning_layer, self.expansion)
+        self.check_flashvid()
+
+    @property
+    def method(self) -> CompressionMethod:
+        """What compresses the videos, with its settings, validated."""
+        shared = {
+            "retention_ratio": self.retention_ratio,
+            "num_layers": self.get_text_config().num_hidden_layers,
+            "first_pruning_layer": self.first_pruning_layer,
+        }
+        if self.compression_method == FlashVID.name:
+            if self.method_settings:
+                raise ValueError(
+                    f"`method_settings` is {self.method_settings!r} and `compression_method` is 'flashvid': its "
+                    "settings are fields of the configuration. Set those, or choose another `compression_method`."
+                )
+            return FlashVID(**shared, **{name: getattr(self, name) for name in FlashVID.settings()})
+        if self.method_settings is not None and not isinstance(self.method_settings, dict):
+            raise ValueError(
+                f"`method_settings` is {self.method_settings!r}: it must be a dictionary of settings of the method "
+                f"{self.compression_method!r}, or None for its defaults."
+            )
+        method = make_method(self.compression_method, **{**(self.method_settings or {}), **shared})
+        if self.behavior != "paper":
+            raise ValueError(
+                f"`behavior` is {self.behavior!r} and `compression_method` is {method.name!r}: only 'flashvid' has a "
+                "released code to reproduce. Set `behavior='paper'`."
+            )
+        return method
+
+    @property
+    def compresses(self) -> bool:
+        """Whether the settings leave anything to compress; otherwise the model is the upstream model."""
+        return self.method.compresses
+
+    @property
+    def pruning(self) -> LayerPruning | None:
+        """The step inside the language model that drops video tokens, if there is one."""
+        method = self.method
+        pruning = method.pruning if method.compresses else None
+        return pruning if pruning is not None and pruning.layer < method.num_layers else None
+
+    def check_flashvid(self) -> None:
+        """Raise a `ValueError` for a field that is outside of its range."""
+        CompressionConfig(**{field.name: getattr(self, field.name) for field in fields(CompressionConfig)})
+        check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
+        check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
+        if self.vision_chunk_size is not None:
+            check_number("vision_chunk_size", self.vision_chunk_size, least=1, integer=True)
+        self.method  # noqa: B018 -- validates on construction
+
+    def override(self, **overrides: Any) -> Any:
+        """This configuration with other settings, validated; itself if there are none. Other parts are shared.
+
+        Args:
+            overrides: some of `method_fields`.
+
+        Raises:
+            ValueError: a field is outside of its range.
+        """
+        if not overrides:
+            return self
+        method = overrides.get("compression_method", self.compression_method)
+        if method != self.compression_method:
+            overrides.setdefault("method_settings", None)  # those of the configuration are another method's
+        check_own_settings(method, overrides)
+        if overrides.keys() & {"expansion", "pruning_layer"} and "llm_retention_ratio" not in overrides:
+            depth = self.get_text_config().num_hidden_layers
+            derived = default_llm_retention_ratio(depth, self.pruning_layer, self.expansion)
+            if self.llm_retention_ratio == derived:  # a derived ratio stays derived, so the average stays the same
+                overrides["llm_retention_ratio"] = None
+        config = copy.copy(self)
+        for name, value in overrides.items():
+            setattr(config, name, value)
+        config._derive()
+        return config
+
+    @classmethod
+    def accepts(cls, config_dict: dict[str, Any]) -> bool:
+        """Whether a checkpoint with this configuration loads into the family."""
+        return config_dict.get("model_type") in (None, cls.model_type, cls.base_model_type)
+
+    @classmethod
+    def adopt(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
+        """The configuration of an accepted checkpoint as a dictionary of this class."""
+        if config_dict.get("model_type") in (None, cls.model_type):
+            return config_dict
+        adopted = {**config_dict, "model_type": cls.model_type}
+        adopted.pop("architectures", None)
+        return adopted
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not config_dict:  # upstream would make a whole default model
+            raise ValueError(
+                f"{str(pretrained_model_name_or_path)!r} has no `config.json`. Choose the folder of a model; of an "
+                "adapter alone, load the model that it belongs to and then call its `load_adapter`."
+            )
+        if not cls.accepts(config_dict):
+            raise ValueError(
+                f"`model_type` of {str(pretrained_model_name_or_path)!r} is {config_dict.get('model_type')!r}: "
+                f"{cls.__name__} reads {cls.model_type!r} and {cls.accepted_checkpoints or repr(cls.base_model_type)}. "
+                "Choose the class of that family."
+            )
+        return cls.adopt(config_dict), kwargs
+
+    def to_dict(self):
+        config_dict = super().to_dict()
+        if self.base_model_name_or_path is None:  # the folder of a model with weights does not speak of a base
+            for name in ("base_model_name_or_path", "base_model_revision"):
+                config_dict.pop(name, None)
+        return config_dict
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        base = config_dict.get("base_model_name_or_path")
+        if base is not None and "text_config" not in config_dict:
+            raise ValueError(
+                f"This `config.json` is a recipe, which lacks what belongs to its base, {base!r}. Build a folder from "
+                "it with `flashvid-hf export`, and load that."
+            )
+        # Upstream sets overrides on the finished object, unchecked.
+        overrides = {name: kwargs.pop(name) for name in cls.method_fields & kwargs.keys()}
+        made = super().from_dict(cls.adopt(config_dict), **kwargs)
+        if isinstance(made, tuple):  # `return_unused_kwargs`
+            return made[0].override(**overrides), made[1]
+        return made.override(**overrides)
+
+
+# The fields that every family has, and a single call may set.
+CALL_FIELDS = frozenset(field.name for field in fields(FlashVIDConfigMixin) if not field.name.startswith("base_model_"))
+FlashVIDConfigMixin.method_fields = CALL_FIELDS
+
+
+def check_own_settings(method: str, given: dict[str, Any]) -> None:
+    """Raise a `ValueError` if settings that someone gave are FlashVID's, and the method is another."""
+    if method == FlashVID.name:
+        return
+    for name in sorted(FlashVID.settings().keys() & given.keys() - {"behavior"}):  # the method itself looks at that
+        raise ValueError(
+            f"`{name}` is {given[name]!r} and `compression_method` is {method!r}: it is a setting of 'flashvid'. "
+            f"Leave it out, or give settings of {method!r} as `method_settings`."
+        )
+
+
+# models/qwen/configuration_flashvid_qwen2_5_vl.py ---------------------------------------------------------------------
+
+"""Configuration of Qwen2.5-VL with FlashVID."""
 
 
 @strict
@@ -26,4 +278,77 @@ class FlashVIDQwen2_5_VLConfig(FlashVIDConfigMixin, Qwen2_5_VLConfig):
     min_segment_num: Any = 4
 
 
-__all__ = ["FlashVIDQwen2_5_VLConfig"]
+# hub/weightless.py ----------------------------------------------------------------------------------------------------
+
+"""Weightless folders: `config.json` names a base, the repository that has the weights, tokenizer and processor."""
+
+# What a loader may pass on to find the files of a repository.
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+
+
+def hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments of `from_pretrained` that say where and how the files are found."""
+    return {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+
+
+def follow_base(
+    own: dict[str, Any], hub: dict[str, Any], config: PreTrainedConfig | None = None
+) -> tuple[str, dict[str, Any]] | None:
+    """Where the weights, the tokenizer and the processor of a weightless folder lie, and how they are found.
+
+    The folder itself has to say that it is weightless: a configuration that is passed beside another checkpoint must
+    not lead away from its weights.
+
+    Args:
+        own: `config.json` of the folder, see `read_config`.
+        hub: how the folder is found, see `hub_arguments`.
+        config: the configuration to be used, if it may name another base than the folder does.
+
+    Returns:
+        The base and its arguments; `None` if the folder has no base.
+    """
+    base, revision = own.get("base_model_name_or_path"), own.get("base_model_revision")
+    if base is None:
+        return None
+    if getattr(config, "base_model_name_or_path", None) is not None:
+        base, revision = config.base_model_name_or_path, config.base_model_revision
+    elsewhere = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
+    return base, {**elsewhere, "revision": revision or "main"}
+
+
+def read_config(path: str | os.PathLike | None, hub: dict[str, Any]) -> dict[str, Any]:
+    """The content of `config.json`; empty where there is none, as in a folder of weights or of a processor alone."""
+    if path is None:  # a `state_dict` is loaded
+        return {}
+    try:
+        config_dict, _ = PreTrainedConfig.get_config_dict(path, **hub)
+    except OSError:
+        return {}
+    return config_dict
+
+
+# hub/code_writer.py ---------------------------------------------------------------------------------------------------
+
+"""Writing the code of a class beside weights and processors."""
+
+# What writes the code under "generate". Published code has none and copies its own files. The package generates the
+# files from its modules, which lie in sub-folders, and puts its function here.
+CODE_WRITERS: dict[str, Callable[[Any, str | os.PathLike], Any]] = {}
+
+
+def save_code(published: Any, folder: str | os.PathLike) -> None:
+    """Write the file that defines the class of an object, and the files that it imports, unless they lie there.
+
+    Args:
+        published: a model or a processor.
+        folder: where to write; it exists.
+    """
+    module = sys.modules[type(published).__module__].__file__
+    if module is None or not Path(module).parent.samefile(folder):
+        CODE_WRITERS.get("generate", custom_object_save)(published, folder)
+
+
+__all__ = [
+    "FlashVIDConfigMixin",
+    "FlashVIDQwen2_5_VLConfig",
+]

@@ -1,5 +1,13 @@
-"""Qwen2.5-VL with FlashVID."""
+"""The models of qwen2_5_vl with FlashVID.
 
+Generated from flashvid_hf 0.1.0: do not edit. The sections are its modules:
+
+    models/qwen/modeling_qwen.py
+    models/qwen/modeling_flashvid_qwen2_5_vl.py
+"""
+
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +20,193 @@ from transformers.utils import can_return_tuple
 from transformers.vision_utils import get_vision_window_index
 
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
-from .hub import FlashVIDPreTrainedMixin
-from .modeling_flashvid import FlashVIDLanguageModelingMixin
-from .modeling_flashvid_qwen import FlashVIDQwenGenerationMixin, FlashVIDQwenModelMixin
-from .outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput
-from .upstream import accepts_both_cache_names, output_class
+from .modeling_flashvid import (
+    CACHE,
+    RECORD,
+    TAKES_ENCODED_VIDEOS,
+    FlashVIDCausalLMOutput,
+    FlashVIDGenerationMixin,
+    FlashVIDLanguageModelingMixin,
+    FlashVIDModelMixin,
+    FlashVIDModelOutput,
+    FlashVIDPreTrainedMixin,
+    FlashVIDVideoOutput,
+    Prompt,
+    Stopwatch,
+    VisionRecord,
+    accepts_both_cache_names,
+    install_packed_recording,
+    join_rows,
+    output_class,
+    split_frames,
+    tower_device,
+)
+
+# models/qwen/modeling_qwen.py -----------------------------------------------------------------------------------------
+
+"""What the Qwen families share: packed frames in the vision tower, three-axis positions."""
+
+
+class FlashVIDQwenGenerationMixin(FlashVIDGenerationMixin):
+    """`generate` of a Qwen family."""
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]):
+        rope_deltas = getattr(model_kwargs.get(CACHE), "rope_deltas", None)
+        if rope_deltas is not None:
+            self.model.rope_deltas = rope_deltas  # upstream's may be of another prompt by now
+        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+
+
+class FlashVIDQwenModelMixin(FlashVIDModelMixin):
+    """Base model of a Qwen family, compressing its videos. Other inputs run as upstream runs them."""
+
+    visual: Any
+    compute_3d_position_ids: Any
+
+    encoder_inputs = {
+        "image": ("pixel_values", "image_grid_thw"),
+        "video": ("pixel_values_videos", "video_grid_thw"),
+    }
+    tower_arguments = ("output_hidden_states", "output_attentions")
+    released_code_overwrites_repeats = True
+    positions_need_grids = True
+    upstream_takes_encoded = TAKES_ENCODED_VIDEOS
+    # Inputs of `forward` that upstream's `compute_3d_position_ids` takes.
+    position_inputs: tuple[str, ...] = ("image_grid_thw", "video_grid_thw", "mm_token_type_ids")
+
+    def __init__(self, config: Any):
+        super().__init__(config)  # type: ignore[call-arg]  # upstream's, which this is mixed into
+        self.install_hooks()
+
+    def install_hooks(self) -> None:
+        super().install_hooks()
+        install_packed_recording([block.attn for block in self.visual.blocks])
+
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.Tensor,
+        video_grid_thw: torch.Tensor | None = None,
+        settings: Any = None,
+        **kwargs: Any,
+    ) -> tuple | FlashVIDVideoOutput:
+        """Encode the videos and compress each.
+
+        Args:
+            pixel_values_videos: patches of all videos, with shape (patches, patch width). Those of compressed videos
+                may lie on the CPU: every chunk goes to the device of the vision tower by itself.
+            video_grid_thw: temporal grids, height and width in patches of every video, with shape (V, 3).
+            settings: a configuration whose settings of the compression apply in place of the model's.
+            kwargs: single fields of it (`retention_ratio=0.2`), and what upstream takes.
+
+        Raises:
+            ValueError: a tensor of upstream's keyword arguments belongs to more frames than are encoded at once.
+        """
+        settings = self.take_settings(settings, kwargs)
+        return_dict = kwargs.pop("return_dict", None)
+        if not settings.compresses:
+            outputs = super().get_video_features(pixel_values_videos, video_grid_thw, return_dict=True, **kwargs)
+            outputs = FlashVIDVideoOutput.uncompressed(outputs, settings)
+            return outputs if return_dict is not False else outputs.to_tuple()
+        stopwatch = Stopwatch()
+        grids = video_grid_thw.tolist()
+        sizes = [math.prod(grid) // self.visual.spatial_merge_unit for grid in grids]
+        with stopwatch.stage("vision", tower_device(self.visual, pixel_values_videos)):
+            chunks = self._encode_chunks(pixel_values_videos, video_grid_thw, grids, settings, **kwargs)
+            features, attention, *levels = (rows.split(sizes) for rows in join_rows(chunks, sum(sizes)))
+        features, attention = (
+            [rows.unflatten(0, (grid[0], -1)) for rows, grid in zip(of_videos, grids, strict=True)]
+            for of_videos in (features, attention)
+        )
+        compressed = self.compress_videos(features, attention, settings, stopwatch)
+        # Deepstack features are not merged: a kept token takes those of its own place.
+        compressed.deepstack_features = [
+            tuple(rows[video.indices.to(rows.device)] for rows, video in zip(level, compressed.videos, strict=True))
+            for level in levels
+        ] or None
+        return compressed if return_dict is not False else compressed.to_tuple()
+
+    def _encode_chunks(
+        self,
+        pixel_values_videos: torch.Tensor,
+        video_grid_thw: torch.Tensor,
+        grids: list[list[int]],
+        settings: Any,
+        **kwargs: Any,
+    ) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Features (tokens, D) of chunks of the videos, the attention (tokens,) that they receive, deepstack levels.
+
+        The attention is 0 if the method does not ask for it.
+
+        Args:
+            grids: `video_grid_thw` as numbers.
+        """
+        chunks = split_frames([frames for frames, _, _ in grids], settings.vision_chunk_size)
+        whole = sorted(name for name, value in kwargs.items() if isinstance(value, torch.Tensor))
+        if len(chunks) > 1 and whole:
+            raise ValueError(
+                f"`{whole[0]}` belongs to all frames of the videos, and `vision_chunk_size` is "
+                f"{settings.vision_chunk_size}: pass `vision_chunk_size=None` with it, or leave it out."
+            )
+        device, start = tower_device(self.visual, pixel_values_videos), 0
+        recorded = self.visual.blocks[-1].attn if settings.method.needs_attention else None
+        for chunk in chunks:
+            shapes = [(frames, *grids[video][1:]) for video, frames in chunk]
+            grid, end = video_grid_thw.new_tensor(shapes), start + sum(math.prod(shape) for shape in shapes)
+            record = VisionRecord(recorded)
+            outputs = super().get_video_features(
+                pixel_values_videos[start:end].to(device), grid, return_dict=True, **{RECORD: record}, **kwargs
+            )
+            start = end
+            features = torch.cat(outputs.pooler_output)
+            if record.received is None:
+                attention = features.new_zeros(len(features))
+            else:  # of a token, the mean over the patches that the merger joins
+                attention = self.restore_order(record.received.view(-1, self.visual.spatial_merge_unit).mean(-1), grid)
+            yield features, attention, *self.deepstack_levels(outputs)
+
+    def deepstack_levels(self, outputs: Any) -> list[torch.Tensor]:
+        """Deepstack features of the vision tower, for every level with shape (tokens, D); most families have none."""
+        return []
+
+    def restore_order(self, attention: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
+        """From the order of the tokens inside the vision tower to that of its output; the same in most families."""
+        return attention
+
+    def find_positions(self, prompt: Prompt, inputs: dict[str, Any]) -> torch.Tensor:
+        """Upstream's three-axis positions of the whole prompt; a kept token keeps its own."""
+        position_ids, inputs_embeds, cache, attention_mask = (
+            inputs[name] for name in ("position_ids", "inputs_embeds", "cache", "attention_mask")
+        )
+        like = inputs["input_ids"] if inputs_embeds is None else inputs_embeds[..., 0]
+        seen = 0 if cache is None else cache.get_seq_length()
+        if position_ids is None:
+            if seen and cache.rope_deltas is not None:
+                self.rope_deltas = cache.rope_deltas  # upstream's may be of another prompt by now
+            position_ids = self.compute_3d_position_ids(
+                input_ids=inputs["input_ids"],
+                inputs_embeds=like[..., None] if inputs_embeds is None else inputs_embeds,  # only its shape counts
+                attention_mask=attention_mask,
+                **{CACHE: cache},
+                **{name: inputs[name] for name in self.position_inputs},
+            )
+        if position_ids is None:  # upstream's fallback, before columns are dropped
+            position_ids = torch.arange(seen, seen + prompt.num_columns, device=like.device).expand(like.shape)
+        if position_ids.ndim == 3:
+            position_ids = position_ids[-3:]  # without the row for packed sequences, which gaps would look like
+        if prompt.videos and cache is not None and position_ids.ndim == 3:
+            end = position_ids.amax((0, 2)) + 1
+            tokens = seen + prompt.num_columns if attention_mask is None else attention_mask.sum(-1)
+            cache.rope_deltas = (end - tokens)[:, None]
+        position_ids = position_ids[..., -prompt.num_columns :]
+        return prompt.gather(position_ids, position_ids.ndim - 1)
+
+    def placeholder_counts(self, kind: str, inputs: dict[str, Any]) -> torch.Tensor:
+        return inputs[f"{kind}_grid_thw"].prod(-1) // self.config.vision_config.spatial_merge_size**2
+
+
+# models/qwen/modeling_flashvid_qwen2_5_vl.py --------------------------------------------------------------------------
+
+"""Qwen2.5-VL with FlashVID."""
 
 # Names in the published Qwen2.5-VL checkpoints and what they are called in the model since transformers 4.52.
 CHECKPOINT_KEY_MAPPING = {
@@ -155,4 +345,7 @@ class FlashVIDQwen2_5_VLForConditionalGeneration(
         return self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
 
 
-__all__ = ["FlashVIDQwen2_5_VLForConditionalGeneration", "FlashVIDQwen2_5_VLModel"]
+__all__ = [
+    "FlashVIDQwen2_5_VLForConditionalGeneration",
+    "FlashVIDQwen2_5_VLModel",
+]

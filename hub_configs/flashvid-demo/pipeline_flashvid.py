@@ -1,21 +1,500 @@
-"""`pipeline("video-text-to-text")`: ask a model about video files, decoded frames or chats."""
+"""The pipeline `video-text-to-text`: videos and questions in, answers out.
 
+Generated from flashvid_hf 0.1.0: do not edit. The sections are its modules:
+
+    video/batching.py
+    video/decoders.py
+    video/reading.py
+    video/pipeline_flashvid.py
+"""
+
+import importlib
+import importlib.util
+import math
 import os
+import re
 import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, islice
+from numbers import Integral, Real
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import torch
-from transformers import GenerationConfig, Pipeline
-from transformers.image_utils import load_image
+from transformers import BatchFeature, GenerationConfig, Pipeline
+from transformers.image_utils import is_pil_image, load_image
 from transformers.utils import logging
-from transformers.video_utils import VideoMetadata
-
-from .ragged import convert_to_tensors
-from .upstream import pipeline_generate_kwargs
-from .video_io import VideoClip, read_video
+from transformers.video_utils import VideoMetadata, load_video
 
 logger = logging.get_logger(__name__)
+
+
+# video/batching.py ----------------------------------------------------------------------------------------------------
+
+"""Batches of videos with different numbers of frames."""
+
+
+def convert_to_tensors(inputs: BatchFeature, tensor_type: Any) -> BatchFeature:
+    """Convert what a processor returned without `return_tensors`; tensors of different shapes stay a list.
+
+    Upstream's processors raise for them, where some of them stack videos.
+    """
+    if tensor_type is None:
+        return inputs
+    ragged = [
+        name
+        for name, values in inputs.items()
+        if isinstance(values, list) and len({v.shape for v in values if isinstance(v, torch.Tensor)}) > 1
+    ]
+    return inputs.convert_to_tensors(tensor_type, skip_tensor_conversion=ragged)
+
+
+# video/decoders.py ----------------------------------------------------------------------------------------------------
+
+"""The decoders of video files: which frames of a file are wanted, and how each decoder gets exactly those.
+
+PyAV comes first: it decodes only what lies between a wanted frame and the keyframe before it, and lets each frame's
+timestamp and damage flag be checked. The others are tried where it cannot read a file. decord is exact in MP4 and
+QuickTime, in one pass from the start. After a seek, decord and torchcodec return neighbouring frames in MPEG-TS,
+MPEG-PS and AVI (decord also in open-GOP video, which x265 writes by default), and OpenCV trusts the frame count in the
+header.
+
+Not every format lets damage be noticed. Damaged picture data that decodes to some other picture passes with every
+decoder: seldom in H.264, AV1, MPEG-2 and MPEG-4 of plain pictures, more often in noisy ones and in HEVC, VP9 and Motion
+JPEG, mostly in VP8 and GIF.
+"""
+
+MAX_FRAMES_IN_ONE_PASS = 3000
+
+Choose = Callable[[int, float | None], list[int]]  # frames in the source, its fps -> ascending indices of those wanted
+# Wanted frames, each an array or tensor with shape (H, W, 3), uint8; their indices; frames in the source; its fps.
+Decoded = tuple[Any, list[int], int, float | None]
+
+
+class DamagedVideo(ValueError):
+    """The file opens but is damaged. Another decoder would only hide that, so none is tried."""
+
+
+def _read_pyav(path: str, choose: Choose) -> Decoded:
+    # Not transformers' reader: that takes the frame count from the header (0 in Matroska, WebM, MPEG-TS, fragmented
+    # MP4), ignores rotation and decodes every frame. Here the packets' timestamps tell which frames exist, without
+    # decoding; each wanted frame is reached from the keyframe before it, and must carry its timestamp.
+    av = importlib.import_module("av")
+    with av.open(path) as container:
+        if not container.streams.video:
+            raise ValueError("no video stream can be found in it")
+        try:
+            return _decode_pyav(av, container, path, choose)
+        except av.error.InvalidDataError as error:  # after the opening: what stands inside
+            raise DamagedVideo(f"it is damaged: {error}") from error
+
+
+def _decode_pyav(av: Any, container: Any, path: str, choose: Choose) -> Decoded:
+    stream = container.streams.video[0]
+    fps = float(stream.average_rate or stream.guessed_rate or 0) or None
+    packets, end, is_intact = [], 0.0, True  # packets: timestamp, starts a decoding, is not shown (edit list)
+    for packet in container.demux():
+        if packet.size == 0 and packet.dts is None:  # end-of-stream marker
+            continue
+        if packet.pts is not None and packet.time_base:  # of all streams: the header's duration is the longest's
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream.index == stream.index:
+            packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
+            is_intact = is_intact and not packet.is_corrupt
+    expected, duration = stream.frames, (container.duration or 0) / 1e6  # microseconds
+    is_short = len(packets) < expected or end + 1 < duration or os.path.getsize(path) < _announced_size(path)
+    if is_short or not is_intact:
+        found = f"{len(packets)} of {expected or '?'} packets, {end:.1f} of {duration:.1f} seconds"
+        raise DamagedVideo(f"it is damaged or cut short, found {found}")
+    times = [time for time, _, is_hidden in packets if not is_hidden]
+    if None not in times and len(set(times)) == len(times):
+        indices, shown = choose(len(times), fps), sorted(times)
+        frames = _seek_pyav(container, stream, [shown[i] for i in indices], packets)
+        if frames is not None:
+            return frames, indices, len(times), fps
+    # The packets' timestamps are missing or not those of the frames (raw streams, AVI): decode to count, then to keep.
+    total = sum(1 for _ in _iterate_pyav(av, path))
+    # Where each packet is a frame; VP8 has some that are only drawn from. Matroska gives frames before a cut no time.
+    timed = sum(time is not None for time in times)
+    if total < timed and _container(path) and stream.codec_context.name != "vp8":
+        raise DamagedVideo(f"it is damaged: {timed} packets hold {total} frames")
+    indices = choose(total, fps)
+    decoded = islice(_iterate_pyav(av, path), indices[-1] + 1)
+    return [_pyav_frame(frame) for i, frame in enumerate(decoded) if i in indices], indices, total, fps
+
+
+def _seek_pyav(
+    container: Any, stream: Any, wanted: list[int], packets: list[tuple[int | None, bool, bool]]
+) -> list[torch.Tensor] | None:
+    """Frames at the ascending timestamps `wanted`, or None if seeking does not lead to them and all that precede them.
+
+    The next keyframe before a frame is where its decoding starts.
+    """
+    shown = sorted(time for time, _, is_hidden in packets if not is_hidden and time is not None)
+    keys = sorted(time for time, is_key, _ in packets if is_key and time is not None)
+    # A frame may be drawn from later ones that are decoded before it: those must be undamaged too.
+    coded = [time for time, *_ in packets if time is not None]
+    sources = dict(zip(coded, accumulate(coded, max), strict=True))
+    stream.thread_type = "AUTO"
+    frames: dict[int, torch.Tensor] = {}
+    targets, seen = set(wanted), set()
+    decoder: Iterator[Any] = iter(())
+    now: float = -math.inf
+    for moment in wanted:
+        key = keys[max(bisect_right(keys, moment) - 1, 0)] if keys else moment
+        if key > now:  # a keyframe lies between: jump to it instead of decoding up to it
+            container.seek(key, stream=stream)
+            decoder, now = container.decode(stream), -math.inf
+        while now < sources[moment]:
+            frame = next(decoder, None)
+            if frame is None:
+                break
+            now = -math.inf if frame.pts is None else frame.pts
+            if now < key:  # from before the jump, and drawn from what was jumped over
+                continue
+            if frame.is_corrupt:
+                raise DamagedVideo(f"it is damaged at {frame.time:.2f} s")
+            seen.add(now)
+            if now in targets:
+                frames[int(now)] = _pyav_frame(frame)
+        if now < sources[moment] or not seen.issuperset(shown[bisect_left(shown, key) : bisect_right(shown, moment)]):
+            return None
+    return [frames[moment] for moment in wanted]
+
+
+def _iterate_pyav(av: Any, path: str) -> Iterator[Any]:
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for index, frame in enumerate(container.decode(stream)):
+            if frame.is_corrupt:
+                raise DamagedVideo(f"it is damaged at frame {index}")
+            yield frame
+
+
+def _pyav_frame(frame: Any) -> torch.Tensor:
+    # Phones store portrait video lying on its side, with the turn beside it (degrees, counter-clockwise; av >= 14.1).
+    return torch.rot90(torch.as_tensor(frame.to_ndarray(format="rgb24")), round(frame.rotation / 90))
+
+
+def _read_torchcodec(path: str, choose: Choose) -> Decoded:
+    if _container(path) is None:
+        raise ValueError("this decoder finds the right frames only in MP4, QuickTime, Matroska and WebM")
+    frames, *rest = _read_with_transformers("torchcodec", path, choose)
+    return frames.permute(0, 2, 3, 1), *rest
+
+
+def _read_decord(path: str, choose: Choose) -> Decoded:
+    # Not transformers' reader: its `get_batch` seeks, and misses by some frames in open-GOP video. One pass is exact.
+    if _container(path) != "quicktime":
+        raise ValueError("this decoder finds the right frames only in MP4 and QuickTime")
+    if any(kind == b"moof" for kind, _ in _boxes(path)):
+        raise ValueError("it is fragmented, and decord may lose its first frames")
+    decord = importlib.import_module("decord")
+    # Without `fault_tol` decord puts a copy of the nearest frame in the place of one that it cannot decode.
+    reader = decord.VideoReader(path, ctx=decord.cpu(0), fault_tol=1e-9)
+    if len(reader) and reader.get_frame_timestamp(0)[0] < 0:  # decord counts what the edit list discards
+        raise ValueError("its edit list drops frames, which decord miscounts")
+    fps = float(reader.get_avg_fps()) or None
+    indices = choose(len(reader), fps)
+    if indices[-1] >= MAX_FRAMES_IN_ONE_PASS:
+        raise ValueError(f"this decoder is exact only in one pass, which is slow after {MAX_FRAMES_IN_ONE_PASS} frames")
+    frames = (reader.next() for _ in range(indices[-1] + 1))
+    # A program that has set one of decord's bridges gets tensors instead of decord's own arrays.
+    arrays = (frame.asnumpy if hasattr(frame, "asnumpy") else frame.numpy for frame in frames)
+    return [array() for i, array in enumerate(arrays) if i in indices], indices, len(reader), fps
+
+
+def _read_with_transformers(name: str, path: str, choose: Choose) -> Decoded:
+    def sample(metadata: VideoMetadata, **_: Any) -> list[int]:
+        return choose(int(metadata.total_num_frames or 0), metadata.fps)
+
+    frames, metadata = load_video(path, backend=name, sample_indices_fn=sample)
+    return frames, metadata.frames_indices, metadata.total_num_frames, metadata.fps or None
+
+
+def _container(path: str) -> str | None:
+    """ "quicktime" (MP4 and MOV), "matroska" (MKV and WebM) or None, by the first bytes."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+    if head[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return "quicktime"
+    return "matroska" if head.startswith(b"\x1aE\xdf\xa3") else None
+
+
+def _boxes(path: str) -> Iterator[tuple[bytes, int]]:
+    """The kind of every box of an MP4 or QuickTime file, and where the file says that it ends."""
+    end = 0
+    with open(path, "rb") as file:
+        while len(head := file.read(16)) >= 8:
+            size = int.from_bytes(head[:4], "big")
+            size = int.from_bytes(head[8:], "big") if size == 1 else size
+            if size < 8:  # the last box may have size 0, up to the end of the file
+                return
+            end += size
+            yield head[4:8], end
+            file.seek(end)
+
+
+def _announced_size(path: str) -> int:
+    """The least bytes that a file has by its own headers; 0 where they do not say.
+
+    A header's duration shows only what is missing by seconds, and a frame count is not there in every container.
+    """
+    container = _container(path)
+    if container == "quicktime":
+        return max((end for kind, end in _boxes(path) if kind in (b"moov", b"moof", b"mdat")), default=0)
+    if container is None:
+        return 0
+    with open(path, "rb") as file:  # Matroska: a header element, and the segment that is all the rest
+        size = 0
+        for _ in range(2):
+            file.seek(size + 4, os.SEEK_CUR)  # what the element holds, and the name of the next one
+            first = file.read(1)
+            num_bytes = 9 - (first[0].bit_length() if first else 0)
+            if num_bytes == 9:
+                return 0
+            digits = 7 * num_bytes
+            size = int.from_bytes(first + file.read(num_bytes - 1), "big") & ((1 << digits) - 1)
+        is_known = size != (1 << digits) - 1  # all ones in a recording that was not finished
+        return file.tell() + size if is_known else 0
+
+
+BACKENDS: dict[str, Callable[[str, Choose], Decoded]] = {  # in the order in which they are tried
+    "pyav": _read_pyav,
+    "decord": _read_decord,
+    "torchcodec": _read_torchcodec,
+    "opencv": partial(_read_with_transformers, "opencv"),
+}
+MODULES = {"pyav": "av", "torchcodec": "torchcodec", "decord": "decord", "opencv": "cv2"}
+PACKAGES = MODULES | {"opencv": "opencv-python-headless"}
+
+
+def available_backends() -> list[str]:
+    """Names of the installed decoders in the order in which they are tried: pyav, decord, torchcodec, opencv."""
+    return [name for name in BACKENDS if importlib.util.find_spec(MODULES[name]) is not None]
+
+
+# video/reading.py -----------------------------------------------------------------------------------------------------
+
+"""Reading a video into frames, together with where in time each frame stands.
+
+    clip = read_video("talk.mp4", num_frames=16)
+    processor(text=..., videos=[clip.frames], video_metadata=[clip.metadata], do_sample_frames=False)
+
+What always holds: the frames are those that `metadata.frames_indices` names, or an error says why not; what the decoder
+notices to be damaged or cut short is an error (`video_decoders.py` says what each can notice).
+
+A frame's time is index / fps, as in transformers: exact for a constant frame rate, based on the mean rate otherwise.
+"""
+
+DEFAULT_NUM_FRAMES = 32
+# What makes a local file of the bytes of a video ("bytes") or of a URL, by its scheme. Empty in the code that a folder
+# brings along, which reads files only: the package fills it with `video_download.py`.
+FETCHERS: dict[str, Callable[[Any, str], AbstractContextManager[str]]] = {}
+
+
+@dataclass(frozen=True)
+class VideoClip:
+    """Frames as an array with shape (T, H, W, 3), uint8 RGB, and the source's metadata (None where none came along)."""
+
+    frames: Any
+    metadata: VideoMetadata | None
+
+
+def read_video(
+    video: Any,
+    *,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    backend: str | None = None,
+    video_metadata: VideoMetadata | Mapping[str, Any] | None = None,
+) -> VideoClip:
+    """Reads and samples a video file or decoded frames.
+
+    Args:
+        video: a path or a `file://` URL; with the package also an `http(s)://` or `data:video/...;base64,` URL or the
+            bytes of a file, which the code of a model's folder does not read; or decoded frames: array or tensor with
+            shape (T, H, W, 3) or (T, 3, H, W), uint8 or float in [0, 1], or a list of equally large PIL images or of
+            such arrays without the T axis.
+        num_frames: this many frames, spread evenly from the first to the last; all frames if the clip has fewer.
+        fps: this many frames a second of the clip, at least one, at most all. With neither argument, a file gives up
+            to `DEFAULT_NUM_FRAMES` evenly spread frames, and decoded frames are all kept.
+        backend: the decoder for a file, one of `available_backends()`. Without it each is tried until one succeeds.
+        video_metadata: of decoded frames only: `fps` (which sampling by `fps` needs) and, if the frames are themselves
+            a sample, `frames_indices` and `total_num_frames` of the source.
+
+    Returns:
+        `VideoClip`. Its metadata describes the source: `fps`, `total_num_frames`, `duration` (seconds), and with
+        `frames_indices` the place of each returned frame in it.
+
+    Raises:
+        ValueError: an argument is out of range, or the file is missing, empty, damaged or not a video.
+    """
+    if num_frames is not None and fps is not None:
+        raise ValueError(f"`num_frames` ({num_frames!r}) and `fps` ({fps!r}) are two ways to sample: pass only one")
+    if num_frames is not None and (not isinstance(num_frames, Integral) or num_frames < 1):
+        raise ValueError(f"`num_frames` must be an integer >= 1, got {num_frames!r}; leave it out for the default")
+    if fps is not None and (not isinstance(fps, Real) or not 0 < fps < math.inf):
+        raise ValueError(f"`fps` must be a number > 0 (frames a second), got {fps!r}; leave it out for the default")
+
+    def choose(total: int, source_fps: float | None) -> list[int]:
+        return _choose_frames(total, source_fps, num_frames, fps)
+
+    is_bytes = isinstance(video, (bytes, bytearray, memoryview))
+    if not is_bytes and not isinstance(video, (str, os.PathLike)):
+        keep_all = num_frames is None and fps is None
+        return _take_frames(video, video_metadata, (lambda total, _: list(range(total))) if keep_all else choose)
+    if video_metadata is not None:
+        raise ValueError("`video_metadata` describes decoded frames; a video file carries its own: leave it out")
+    if backend is not None and backend not in available_backends():
+        hint = f"`pip install {PACKAGES[backend]}` provides it" if backend in BACKENDS else f"known are {[*BACKENDS]}"
+        raise ValueError(f"`backend` must be one of the installed {available_backends()}, got {backend!r}; {hint}")
+
+    text = f"<{len(video)} bytes>" if is_bytes else os.fspath(video)
+    label = repr(text if len(text) <= 300 else text[:60] + "...")
+    scheme = "bytes" if is_bytes else text.partition(":")[0]
+    if scheme in FETCHERS:
+        with FETCHERS[scheme](video, label) as path:
+            return _decode_file(path, label, choose, backend)
+    if scheme in ("bytes", "data", "http", "https"):
+        raise ValueError(
+            f"`video` is {label}: code that a model's folder brings along reads files and decoded frames only. Save "
+            "the video as a file and pass its path, or `import flashvid_hf` (the package), which reads this too."
+        )
+    path = _file_of_url(text) if scheme == "file" else text
+    if not os.path.isfile(path):
+        problem = "is a directory" if os.path.isdir(path) else "does not exist"
+        raise ValueError(f"`video` must be a video file, but {label} {problem}")
+    return _decode_file(os.path.abspath(path), label, choose, backend)
+
+
+def _file_of_url(url: str) -> str:
+    path = unquote(urlparse(url).path)
+    return path[1:] if re.match(r"/[A-Za-z]:", path) else path  # "/C:/talk.mp4"
+
+
+def _choose_frames(total: int, source_fps: float | None, num_frames: int | None, fps: float | None) -> list[int]:
+    if total < 1:
+        raise ValueError("it has no video frames")
+    wanted = num_frames or min(DEFAULT_NUM_FRAMES, total)
+    if fps is not None:
+        if not source_fps:
+            raise ValueError("`fps` needs the source's frame rate: give it in `video_metadata`, or pass `num_frames`")
+        wanted = max(1, int(total / source_fps * fps))
+    if wanted > total:
+        logger.warning_once(f"{wanted} frames were asked for, but the video has {total}: all of them are taken")
+        wanted = total
+    if fps is not None:  # transformers' spacing, starts of `wanted` equal parts: step = source_fps / fps
+        return [i * total // wanted for i in range(wanted)]
+    step = (total - 1) / max(wanted - 1, 1)
+    return [round(i * step) for i in range(wanted)]
+
+
+def _decode_file(path: str, label: str, choose: Choose, backend: str | None) -> VideoClip:
+    if os.path.getsize(path) == 0:
+        raise ValueError(f"the video {label} is empty (0 bytes)")
+    reasons = []
+    for name in [backend] if backend else available_backends():
+        try:
+            frames, indices, total, fps = BACKENDS[name](path, choose)
+            if len(frames) != len(indices):
+                raise ValueError(f"{len(indices)} frames were asked for, {len(frames)} could be decoded")
+            frames = torch.stack([torch.as_tensor(frame) for frame in frames]).numpy()
+            height, width = frames.shape[1:3]
+        except Exception as error:  # each decoder raises its own kinds
+            reason = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", str(error))  # decord puts the place in its sources first
+            reasons.append(f"{name}: {' '.join(reason.split())[:160] or type(error).__name__}")
+            if isinstance(error, DamagedVideo):
+                reasons[-1] += "; repair the file, or name another, less strict `backend`"
+                break
+        else:
+            fps = float(fps) if fps else None
+            duration = total / fps if fps else None
+            return VideoClip(frames, VideoMetadata(total, fps, width, height, duration, name, indices))
+    why = "; ".join(reasons) or "no decoder is installed; `pip install av` provides one"
+    raise ValueError(f"the video {label} cannot be read: {why}")
+
+
+def _take_frames(video: Any, video_metadata: Mapping[str, Any] | None, choose: Choose) -> VideoClip:
+    frames = _as_uint8(video)
+    total, height, width = frames.shape[:3]
+    if video_metadata is None:
+        return VideoClip(frames[choose(total, None)], None)
+    given = {key: value for key, value in dict(video_metadata).items() if value is not None}
+    places = given.get("frames_indices", range(given.get("total_num_frames", total)))
+    if len(places) != total:
+        raise ValueError(
+            f"`video_metadata` speaks of {len(places)} frames, but {total} came: if they are a sample, give the place "
+            "of each in its source as `frames_indices`"
+        )
+    try:
+        source = VideoMetadata(**{"total_num_frames": total, **given, "frames_indices": list(places)})
+    except TypeError as error:
+        raise ValueError(f"`video_metadata` must have the fields of transformers' VideoMetadata: {error}") from error
+    indices = choose(total, source.fps and source.sampled_fps)
+    source.update({"height": height, "width": width, "frames_indices": [int(places[i]) for i in indices]})
+    if source.fps and source.duration is None:
+        source.duration = source.total_num_frames / source.fps
+    return VideoClip(frames[indices], source)
+
+
+def _as_uint8(video: Any) -> Any:
+    """Decoded frames in any accepted form, as an array with shape (T, H, W, 3), uint8."""
+    if isinstance(video, (list, tuple)) and len(video) > 0:
+        tensors = [_as_tensor(frame) for frame in video]
+        shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+        if len(shapes) > 1:
+            raise ValueError(f"the frames of `video` must be equally large, got shapes {shapes}: resize them first")
+        frames = torch.stack(tensors)
+    else:
+        frames = _as_tensor(video)
+    if frames.ndim == 4 and frames.shape[1] == 3 and frames.shape[3] != 3:
+        frames = frames.permute(0, 2, 3, 1)
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.numel() == 0:
+        raise ValueError(
+            "`video` must have shape (T, H, W, 3) or (T, 3, H, W) and at least one frame, got "
+            f"{tuple(frames.shape)}; add the time axis to a single frame with `frame[None]`"
+        )
+    if frames.is_floating_point():
+        low, high = frames.min().item(), frames.max().item()
+        if not (low >= 0 and high <= 1):  # also where one is NaN
+            raise ValueError(f"float frames in `video` must lie in [0, 1], got [{low}, {high}]: rescale, or pass uint8")
+        frames = (frames * 255).round().to(torch.uint8)
+    if frames.dtype != torch.uint8:
+        raise ValueError(f"`video` must be uint8 or float in [0, 1], got {frames.numpy().dtype}: convert it to uint8")
+    return frames.contiguous().numpy()
+
+
+def _as_tensor(frames: Any) -> torch.Tensor:
+    if isinstance(frames, torch.Tensor):
+        frames = frames.detach().cpu()
+        return frames.float() if frames.is_floating_point() else frames
+    if is_pil_image(frames):
+        picture = frames.convert("RGB")
+        return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
+    if not hasattr(frames, "__array_interface__"):
+        raise ValueError(
+            "`video` must be a path, a URL, bytes, an array, a tensor, or a list of PIL images or arrays, "
+            f"got {type(frames).__name__}: decode or convert it first"
+        )
+    try:  # a tensor over an array that must not be written to would warn
+        return torch.from_numpy(frames if frames.flags.writeable else frames.copy())
+    except (TypeError, ValueError) as error:  # no numbers; negative strides
+        if frames.dtype.kind in "uif":
+            return torch.from_numpy(frames.copy())
+        raise ValueError(
+            f"`video` must be uint8 or float in [0, 1], got {frames.dtype}: convert it to uint8"
+        ) from error
+
+
+# video/pipeline_flashvid.py -------------------------------------------------------------------------------------------
+
+"""`pipeline("video-text-to-text")`: ask a model about video files, decoded frames or chats."""
 
 TASK = "video-text-to-text"
 # More of frames as they were decoded are resized on the CPU: while it lasts, resizing takes many times their size.
@@ -39,6 +518,13 @@ class _Request:
     clips: list[VideoClip]
     images: list[Any]
     seconds: float
+
+
+def generate_arguments(pipeline: Any, generate_kwargs: dict[str, Any], **overrides: Any) -> dict[str, Any]:
+    """The arguments of `generate` in a pipeline: its generation settings, those of the call, and `overrides`."""
+    if hasattr(pipeline, "_prepare_generate_kwargs"):  # transformers 5.20 and later
+        return pipeline._prepare_generate_kwargs(generate_kwargs, **overrides)
+    return {"generation_config": pipeline.generation_config, **generate_kwargs, **overrides}
 
 
 class VideoTextToTextPipeline(Pipeline):
@@ -171,7 +657,7 @@ class VideoTextToTextPipeline(Pipeline):
         start = time.perf_counter()
         inputs = self._process(requests).to(self.device)
         processed = time.perf_counter()
-        generate_kwargs = pipeline_generate_kwargs(self, generate_kwargs, return_dict_in_generate=True)
+        generate_kwargs = generate_arguments(self, generate_kwargs, return_dict_in_generate=True)
         outputs = self.model.generate(**inputs, **generate_kwargs)
         new = outputs.sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(new, skip_special_tokens=True)

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from ...video_io import VideoClip, read_video
+from ...video.reading import VideoClip, read_video
 from ..items import Question, VideoItem
 from .dataset import video_seeds
 from .questions import make_prompts

@@ -1,0 +1,344 @@
+"""The command line `flashvid-hf`. Each command is a call of this sub-package; what goes wrong is said in one line.
+
+Nothing here turns `trust_remote_code` on: models load with the classes of the package.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .families import FAMILIES
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
+    help="""Video language models that read a tenth of their video tokens (FlashVID, arXiv 2602.08024).
+
+Ask first: `flashvid-hf run clip.mp4 "What happens?" --model Qwen/Qwen2.5-VL-3B-Instruct`
+
+Then look inside (`trace`), serve it (`serve`), or make a Hub repository of it (`export`, `check`, `push`).""",
+)
+console = Console()
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Folder or Hub id: a FlashVID repository, a published Qwen2.5-VL, Qwen3-VL or LLaVA-OneVision checkpoint, "
+        "or an original LLaVA checkpoint. Published checkpoints are compressed too.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="`auto` takes all GPUs, or the CPU where there is none; or e.g. `cuda:1`.")]
+Dtype = Annotated[str, typer.Option(help="`auto`, `bfloat16`, `float16` or `float32`; `auto` is the checkpoint's.")]
+NumFrames = Annotated[int, typer.Option(min=1, help="Frames taken from the video, spread evenly.")]
+Ratio = Annotated[
+    float | None,
+    typer.Option(
+        "--retention-ratio",
+        "-r",
+        help="Share of the video tokens that a layer sees on average, above 0, at most 1; 1.0 compresses nothing. "
+        "Default: what the model's configuration says.",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any other FlashVID field, e.g. `--set alpha=0.6`. Repeatable."),
+]
+Repository = Annotated[
+    str | None,
+    typer.Option(help="Hub id under which the card speaks of the folder. Default: the folder's name."),
+]
+
+
+def say(text: str) -> None:
+    """A line, as it is: neither wrapped nor coloured, so that programs can read it too."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def read_settings(retention_ratio: float | None, fields: list[str] | None) -> dict[str, Any]:
+    """FlashVID's fields from the options.
+
+    Raises:
+        ValueError: one is no FIELD=VALUE, or no family has such a field.
+    """
+    known = frozenset().union(*(family.config.method_fields for family in FAMILIES))
+    settings: dict[str, Any] = {} if retention_ratio is None else {"retention_ratio": retention_ratio}
+    for field in fields or ():
+        name, is_pair, text = field.partition("=")
+        if not is_pair:
+            raise ValueError(f"`--set` is {field!r}: it must be FIELD=VALUE, as in `--set alpha=0.6`.")
+        if name not in known:
+            choice = ", ".join(sorted(known))
+            raise ValueError(f"`--set` is {field!r}: there is no field {name!r}, choose from {choice}.")
+        if name in settings:
+            raise ValueError(f"`--set` is {field!r}: `{name}` is given twice, pass it once.")
+        try:
+            settings[name] = json.loads(text)
+        except json.JSONDecodeError:
+            settings[name] = text
+    return settings
+
+
+@app.command()
+def run(
+    video: Annotated[str, typer.Argument(help="A video file or its URL.")],
+    question: Annotated[str, typer.Argument(help="What you want to know about it.")],
+    model: Model,
+    num_frames: NumFrames = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    retention_ratio: Ratio = None,
+    fields: Settings = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Answer once more without compression, which is the upstream model.")
+    ] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Ask a model about a video. The answer streams; token counts and times follow.
+
+    `flashvid-hf run clip.mp4 "Who wins?" -m Qwen/Qwen2.5-VL-7B-Instruct -r 0.1 --baseline`
+    """
+    from transformers import TextStreamer
+
+    from .loading import check_video, load_pipeline
+
+    settings = read_settings(retention_ratio, fields)
+    check_video(video)
+    pipe = load_pipeline(model, device=device, dtype=dtype, **settings)
+    streamer = TextStreamer(pipe.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    asked = {"text": question, "num_frames": num_frames, "max_new_tokens": max_new_tokens}
+    answers = {}
+    for title, of_call in {"FlashVID": {}, "without": {"retention_ratio": 1.0}}.items():
+        if baseline:  # what comes first would pay for the start
+            with console.status("warming up"):
+                pipe(video, **{**asked, **of_call, "max_new_tokens": 1})
+        if title == "FlashVID" or baseline:
+            console.rule(f"[bold]{title}")
+            (answers[title],) = pipe(video, streamer=streamer, **asked, **of_call)
+    table = Table("", *answers)
+    for name in answers["FlashVID"]["video_tokens"]:
+        table.add_row(f"{name} tokens", *(f"{answer['video_tokens'][name]:,}" for answer in answers.values()))
+    for name in answers["FlashVID"]["seconds"]:
+        seconds = (answer["seconds"].get(name) for answer in answers.values())  # upstream has no "compression"
+        table.add_row(name, *("" if value is None else f"{value:.2f} s" for value in seconds))
+    console.print(table)
+    which = "one run each, after one to warm up" if baseline else "one run, the first of this process"
+    say(f"Times are of {which}; `generate` holds vision, compression and prefill.")
+
+
+@app.command()
+def trace(
+    video: Annotated[str, typer.Argument(help="A video file or its URL.")],
+    model: Model,
+    output: Annotated[
+        list[Path],
+        typer.Option("--output", "-o", help="`.png` or `.svg` for the picture, `.json` or `.npz` for the record."),
+    ] = [Path("trace.png")],  # noqa: B006 -- typer copies it
+    question: Annotated[
+        str, typer.Option(help="It decides what remains in the upper layers.")
+    ] = "What happens in this video?",
+    num_frames: NumFrames = 32,
+    retention_ratio: Ratio = None,
+    fields: Settings = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Draw what became of every token of a video: selected, root of a tree, merged or dropped.
+
+    `flashvid-hf trace clip.mp4 -m Qwen/Qwen2.5-VL-3B-Instruct -r 0.1 -o trace.png -o trace.json`
+    """
+    from .loading import check_video, load_pipeline
+    from .tracing.picture import draw_trace
+    from .tracing.trace import trace_video
+
+    writers = {
+        ".png": draw_trace,
+        ".svg": draw_trace,
+        ".json": lambda trace, path: trace.save_json(path),
+        ".npz": lambda trace, path: trace.save_npz(path),
+    }
+    for path in output:
+        if path.suffix not in writers:
+            raise ValueError(f"`--output` is {str(path)!r}: it must end with one of {', '.join(writers)}.")
+    settings = read_settings(retention_ratio, fields)
+    check_video(video)
+    pipe = load_pipeline(model, device=device, dtype=dtype, **settings)
+    with console.status("reading the video and one prefill"):
+        traced = trace_video(pipe.model, pipe.processor, video, question, num_frames=num_frames)
+    for path in output:
+        writers[path.suffix](traced, path)
+        say(str(path))
+
+
+@app.command()
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Where to listen. Others can reach all but `localhost`.")] = "localhost",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    num_frames: NumFrames = 32,
+    retention_ratio: Ratio = None,
+    allow_local_files: Annotated[
+        bool | None,
+        typer.Option(help="Whether requests may name files of this machine. Default: only on `localhost`."),
+    ] = None,
+    attn_implementation: Annotated[str | None, typer.Option(help="E.g. `sdpa` or `flash_attention_2`.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    log_level: Annotated[str, typer.Option(help="`critical`, `error`, `warning`, `info` or `debug`.")] = "info",
+) -> None:
+    """Serve a model behind an OpenAI-compatible API: chat completions and responses, streamed or not.
+
+    `flashvid-hf serve -m Qwen/Qwen2.5-VL-7B-Instruct -r 0.1`; videos are `video_url` parts of messages.
+    """
+    from .serving.server import serve as run_server
+
+    run_server(
+        model,
+        host=host,
+        port=port,
+        device=device,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        revision=revision,
+        num_frames=num_frames,
+        retention_ratio=retention_ratio,
+        allow_local_files=allow_local_files,
+        log_level=log_level,
+    )
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A folder of `hub_configs/`, or the folder or Hub id of a checkpoint.")],
+    target: Annotated[Path, typer.Argument(help="A folder that does not exist yet, or is empty.")],
+    weights: Annotated[
+        str, typer.Option(help="`base`: read from the base when the model loads. `included`: copied into the folder.")
+    ] = "base",
+    base: Annotated[str | None, typer.Option(help="Where the weights are, if not where the source says.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the base; its commit is pinned.")
+    ] = None,
+    repository: Repository = None,
+    retention_ratio: Ratio = None,
+    fields: Settings = None,
+) -> None:
+    """Build a Hub folder: configuration, code, card, and a pointer to the weights (or the weights).
+
+    `flashvid-hf export hub_configs/FlashVID-Qwen2.5-VL-7B-Instruct build/fv --repository me/FlashVID-Qwen2.5-VL-7B`
+    """
+    from .publishing.export import export_model
+
+    settings = read_settings(retention_ratio, fields)
+    folder = export_model(
+        source, target, weights=weights, base=base, revision=revision, repository=repository, **settings
+    )
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    say(f"{folder}: {size / 1e6:,.1f} MB. Next: `flashvid-hf check {folder}`.")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder or Hub id of an original LLaVA checkpoint (lmms-lab).")],
+    target: Annotated[Path, typer.Argument(help="A folder that does not exist yet, or is empty.")],
+    dtype: Dtype = "auto",
+    repository: Repository = None,
+    retention_ratio: Ratio = None,
+    fields: Settings = None,
+) -> None:
+    """Convert an original LLaVA checkpoint into a full folder. A weight that does not fit stops it before it writes.
+
+    `flashvid-hf convert lmms-lab/LLaVA-Video-7B-Qwen2 build/FlashVID-LLaVA-Video-7B -r 0.1`
+    """
+    from .publishing.convert import convert_llava
+
+    settings = read_settings(retention_ratio, fields)
+    folder = convert_llava(source, target, dtype, repository, say=say, **settings)
+    say(f"{folder} is ready. Next: `flashvid-hf check {folder}`.")
+
+
+@app.command()
+def check(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of models, or recipes of `hub_configs/`.")],
+) -> None:
+    """Prove that folders are right: code, card, loading, equality with upstream, token counts, snippets.
+
+    The code of a folder is run, in processes without network and without the package, unless it breaks the rules.
+    Recipes have no code: only what needs no base is checked. `flashvid-hf check hub_configs/flashvid-demo`
+    """
+    from .publishing.checking import run_checks
+    from .publishing.versions import installed_versions
+
+    say(f"with {installed_versions()}")
+    marks = {"passed": "[green]✓[/]", "failed": "[red]✗[/]", "skipped": "[yellow]-[/]"}
+    num_failed = 0
+    for folder in folders:
+        console.rule(escape(str(folder)))
+        with console.status("checking; loading and running a model takes a while"):
+            for result in run_checks(folder):
+                num_failed += result.status == "failed"
+                console.print(f"{marks[result.status]} {escape(result.title)}", highlight=False, soft_wrap=True)
+                for line in result.message.splitlines():
+                    say(f"    {line}")
+    if num_failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="What `export` or `convert` wrote.")],
+    repository: Annotated[str, typer.Argument(help="`name/of-it` on the Hub.")],
+    upload: Annotated[
+        bool, typer.Option("--upload", help="Really upload. Without it nothing leaves this machine.")
+    ] = False,
+    copy_weights: Annotated[
+        bool,
+        typer.Option("--copy-weights", help="Full repository of a weightless folder: the Hub copies the weights."),
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="If the repository is new, make it private.")] = False,
+) -> None:
+    """Show exactly what an upload would send; send it only with `--upload`.
+
+    Folders that fail a check which runs no code are refused. The token is the one of `hf auth login` or `HF_TOKEN`.
+    `flashvid-hf push build/fv me/FlashVID-Qwen2.5-VL-7B --upload --private`
+    """
+    from .publishing import push as pushing
+
+    with pushing.plan_upload(folder, repository, copy_weights=copy_weights) as plan:
+        say(f"https://huggingface.co/{repository}")
+        for file in plan.files:
+            size = "?" if file.size is None else f"{file.size:,}"
+            origin = "" if file.file is not None else f"  copied by the Hub from {plan.base} at {plan.base_revision}"
+            say(f"{size:>16}  {file.path}{origin}")
+        sent = sum(file.size or 0 for file in plan.files if file.file is not None)
+        say(f"{len(plan.files)} files, {sent:,} bytes to upload.")
+        if upload:
+            say(pushing.upload(plan, private=private))
+        else:
+            say("Nothing was sent. Add `--upload` to do it.")
+
+
+def main() -> None:
+    """The program: errors that a user can mend are one line, not a traceback."""
+    try:
+        app()
+    except Exception as error:
+        # Where the Hub cannot be reached, huggingface_hub lets the error of httpx or, from 2.0 on, of httpx2 through.
+        if not isinstance(error, (ValueError, ImportError, OSError)) and not type(error).__module__.startswith("httpx"):
+            raise
+        text = " ".join(str(error).split())  # some errors of the libraries are whole paragraphs
+        Console(stderr=True).print(f"Error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

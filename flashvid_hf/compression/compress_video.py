@@ -1,0 +1,294 @@
+"""FlashVID (arXiv 2602.08024) before the language model: DySeg, ADTS and TSTM, one after the other.
+
+The compression is decided once, without gradient, and then applied to the features as one weighted sum of rows. In
+behavior "paper" every size follows from `exact_num_tokens`, so nothing waits for the device; only a video of more than
+one chunk of frames does, twice. Beyond the input, memory holds at most the input once more and a chunk in float32.
+
+Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens. A flat
+index is t * N + n.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from .budget import indices_of
+from .compressed_video import CompressedVideo, check_features
+from .finite_checks import check_finite
+from .frame_chunks import frames_per_chunk, frames_per_step, map_frames
+from .released_deviations import released_rows, released_segment_lengths
+from .segmentation import frame_similarity, segment_video
+from .similarity import gram_matrices, inverse_norms
+from .token_merging import MergedTokens, link_tokens, merge_tokens, same_segment
+from .token_selection import TOKEN_SELECTION_METHODS, select_tokens
+from .validation import check_choice, check_number
+from .weighted_rows import weighted_sums
+
+BEHAVIORS = ("paper", "released")
+
+
+@dataclass(frozen=True)
+class CompressionConfig:
+    """Settings of the compression, under the reference implementation's names.
+
+    Args:
+        retention_ratio: share of the video tokens that a layer of the language model sees, averaged over the layers;
+            above 0, at most 1. Where `retention_ratio * expansion` reaches 1, the video stays as it is.
+        expansion: `retention_ratio * expansion` is the share that enters the language model; at least 1. The
+            pruning inside the language model makes up for it.
+        alpha: share of the kept tokens that are selected (ADTS); the others are merged (TSTM); 0 to 1.
+        token_selection_method: "attn", "div", "attn_div" or "attn_div_v2", see `select_tokens`.
+        temporal_threshold: smallest cosine that links a token to the frame before; at least -1. From 1 on nothing is
+            merged over time.
+        do_segment: cut the video into segments (DySeg); otherwise it is one segment.
+        segment_threshold: cosine of neighbouring frames below which a segment ends; at least -1.
+        min_segment_num: segments that `complementary_segment` aims at; at least 1.
+        complementary_segment: cut further where too few cuts pass the threshold.
+        behavior: "paper", or "released" to reproduce the numbers of the released code with its deviations.
+
+    Raises:
+        ValueError: a field is outside of its range.
+    """
+
+    retention_ratio: float = 0.25
+    expansion: float = 1.25
+    alpha: float = 0.7
+    token_selection_method: str = "attn_div_v2"
+    temporal_threshold: float = 0.8
+    do_segment: bool = True
+    segment_threshold: float = 0.9
+    min_segment_num: int = 8
+    complementary_segment: bool = True
+    behavior: str = "paper"
+
+    def __post_init__(self):
+        check_number("retention_ratio", self.retention_ratio, above=0, most=1)
+        check_number("expansion", self.expansion, least=1)
+        check_number("alpha", self.alpha, least=0, most=1)
+        check_choice("token_selection_method", self.token_selection_method, TOKEN_SELECTION_METHODS)
+        check_number("temporal_threshold", self.temporal_threshold, least=-1)
+        check_number("segment_threshold", self.segment_threshold, least=-1)
+        check_number("min_segment_num", self.min_segment_num, least=1, integer=True)
+        check_choice("do_segment", self.do_segment, (True, False))
+        check_choice("complementary_segment", self.complementary_segment, (True, False))
+        check_choice("behavior", self.behavior, BEHAVIORS)
+
+    @property
+    def segmentation(self) -> dict:
+        """The arguments of `segment_video`."""
+        return {
+            "segment_threshold": self.segment_threshold,
+            "min_segment_num": self.min_segment_num,
+            "complementary_segment": self.complementary_segment,
+        }
+
+    def frame_budget(self, tokens_per_frame: int) -> tuple[int, int]:
+        """Kept tokens of a frame and how many of them are selected rather than merged."""
+        budget = math.ceil(tokens_per_frame * self.retention_ratio * self.expansion)
+        return min(budget, tokens_per_frame), math.ceil(budget * self.alpha)
+
+
+def exact_num_tokens(num_frames: int, tokens_per_frame: int, config: CompressionConfig) -> int:
+    """How many tokens `compress_video` keeps in behavior "paper", from the sizes alone.
+
+    Args:
+        num_frames: T, at least 1.
+        tokens_per_frame: N, at least 1.
+
+    Raises:
+        ValueError: a size is not a positive integer, or the behavior is "released", whose count depends on the video.
+    """
+    check_number("num_frames", num_frames, least=1, integer=True)
+    check_number("tokens_per_frame", tokens_per_frame, least=1, integer=True)
+    if config.behavior != "paper":
+        raise ValueError(
+            f"`behavior` is {config.behavior!r}: the number of tokens is known beforehand only for 'paper'. "
+            "Compress the video and count, or use `behavior='paper'`."
+        )
+    return num_frames * config.frame_budget(tokens_per_frame)[0]
+
+
+def compress_video(video_features: torch.Tensor, attention: torch.Tensor, config: CompressionConfig) -> CompressedVideo:
+    """Select and merge the tokens of one video.
+
+    Computes in float32 whatever the dtype of the input; deterministic; the inputs stay as they are. Gradients flow
+    through the merged tokens, not through the decision. Features below 1e-19 count as zero: their squares are.
+
+    Args:
+        video_features: tokens as they would enter the language model, with shape (T, N, D), of a floating dtype.
+        attention: attention that each token receives in the last vision block, averaged over heads and queries, with
+            shape (T, N). The method "div" does not look at it.
+
+    Raises:
+        ValueError: the shapes do not fit together; a value is not finite, or beyond 1e12 in magnitude. The values on a
+            GPU are not waited for: there `CompressedVideo.check` raises it, and so does the call of a model.
+    """
+    check_features(video_features, attention)
+    num_frames, num_tokens, _ = video_features.shape
+    attention = attention.float().contiguous()
+    extremes = check_finite(video_features, None if config.token_selection_method == "div" else attention)
+    if config.frame_budget(num_tokens)[0] == num_tokens:
+        return CompressedVideo.whole(video_features, prunable=False, extremes=extremes)
+    with torch.autocast(video_features.device.type, enabled=False):
+        size, features = frames_per_chunk(video_features), video_features.contiguous()
+        with torch.no_grad():
+            decision = _decide(features, attention, config, size)
+        entries, per_chunk = decision.pop("entries"), size * config.frame_budget(num_tokens)[0]
+        rows = features.view(num_frames * num_tokens, -1)
+        tokens = weighted_sums(rows, *entries, per_chunk=per_chunk, dtype=video_features.dtype)
+    return CompressedVideo(tokens=tokens, **decision, _extremes=extremes)
+
+
+def segment_means(frame_features: torch.Tensor, together: torch.Tensor) -> torch.Tensor:
+    """Mean token of the segment of every frame, with shape (T, D).
+
+    Args:
+        frame_features: mean token of every frame, with shape (T, D), float32.
+        together: which frames lie in the same segment, with shape (T, T), see `same_segment`.
+    """
+    return (together / together.sum(-1, keepdim=True, dtype=torch.float32)) @ frame_features
+
+
+def event_relevance(features: torch.Tensor, segment_features: torch.Tensor) -> torch.Tensor:
+    """Event relevance of ADTS: mean dot product of each token with the frame means of its segment, with shape (T, N).
+
+    Args:
+        features: with shape (T, N, D).
+        segment_features: mean token of the segment of every frame, with shape (T, D).
+    """
+    # A row times a matrix: on CPUs several times as fast as the same matrix times a column.
+    return torch.bmm(segment_features[:, None], features.mT)[:, 0]
+
+
+def cosine_distances(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 - cosine of the tokens within each frame, with shape (T, N, N), and 1 / norm of each, with shape (T, N).
+
+    Exactly symmetric: the product of the two norms is made first, so tokens that are each other's nearest stay tied.
+
+    Args:
+        features: with shape (T, N, D), float32. A zero token is at distance 1 from all, itself included.
+    """
+    products = gram_matrices(features)
+    inverse_norm = inverse_norms(products.diagonal(dim1=1, dim2=2))
+    cosine = products.mul_(inverse_norm[:, :, None] * inverse_norm[:, None, :])
+    return 1 - cosine, inverse_norm
+
+
+def _select(
+    features: torch.Tensor,
+    attention: torch.Tensor,
+    segment_features: torch.Tensor,
+    *,
+    num_tokens: int,
+    method: str,
+    released: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The selected tokens of frames (T, N, D), with shape (T, num_tokens), and 1 / norm of all, with shape (T, N)."""
+    features = features.float()
+    distance = relevance = None
+    if method == "attn":
+        inverse_norm = inverse_norms(features.norm(dim=-1).square())
+    else:
+        distance, inverse_norm = cosine_distances(features)
+    if method == "attn_div_v2":
+        relevance = event_relevance(features, segment_features)
+    chosen = select_tokens(distance, attention, num_tokens, method=method, event_relevance=relevance, released=released)
+    return chosen, inverse_norm
+
+
+def _decide(features: torch.Tensor, attention: torch.Tensor, config: CompressionConfig, size: int) -> dict:
+    """The fields of a `CompressedVideo` but the tokens, and the `entries` of the weighted sums that make them.
+
+    Args:
+        features: with shape (T, N, D), any floating dtype.
+        size: frames whose float32 features are in memory at once.
+    """
+    num_frames, num_tokens, width = features.shape
+    step = frames_per_step(min(num_frames, size), num_tokens, width)
+    exact = features.float() if num_frames <= size else features  # otherwise a few frames at a time
+    budget, num_selected = config.frame_budget(num_tokens)
+    num_merged = budget - num_selected
+    released = config.behavior == "released"
+    flat_index = torch.arange(num_frames * num_tokens, device=features.device)
+    frame_features = map_frames(lambda chunk: chunk.float().mean(1), step, exact)
+
+    # DySeg
+    if config.do_segment:
+        starts = segment_video(frame_features, **config.segmentation)
+    else:
+        starts = flat_index[:num_frames] == 0
+    segment = starts.cumsum(0)
+    together = same_segment(segment)
+
+    # ADTS
+    method, segment_features = config.token_selection_method, frame_features
+    if method == "attn_div_v2":  # no other method looks at them
+        segment_features = segment_means(frame_features, together)
+    select = partial(_select, num_tokens=num_selected, method=method, released=released)
+    chosen, inverse_norm = map_frames(select, step, exact, attention, segment_features)
+    selected = torch.zeros_like(attention, dtype=torch.bool).scatter_(1, chosen, True)
+
+    # TSTM
+    merged = None
+    if num_merged:
+        parent = link_tokens(
+            exact, inverse_norm, selected, segment, flat_index,
+            max_links=(num_tokens - budget) * together.sum(1), temporal_threshold=config.temporal_threshold,
+            strict_limit=released, size=step,
+        )  # fmt: skip
+        merged = merge_tokens(
+            exact, parent, selected, segment, flat_index,
+            together=together, num_merged=num_merged, released=released, size=size,
+            overwrites=exact is not features,
+        )  # fmt: skip
+
+    if released:
+        places = (chosen + flat_index.view_as(attention)[:, :1]).view(-1)
+        indices, slots, entries = released_rows(places, merged, flat_index)
+    else:
+        indices, slots, entries = unique_rows(selected.view(-1), merged, num_frames * budget, flat_index)
+
+    lengths = None
+    if released and config.do_segment:
+        lengths = released_segment_lengths(frame_similarity(frame_features), **config.segmentation)
+    shape = (num_frames, num_tokens)
+    return {
+        "indices": indices,
+        "starts": starts,
+        "selected": selected,
+        "trees": (flat_index if merged is None else merged.roots).view(shape),
+        "slots": slots.view(shape),
+        "entries": entries,
+        "_segment_lengths": lengths,
+    }
+
+
+def unique_rows(
+    selected: torch.Tensor, merged: MergedTokens | None, num_kept: int, flat_index: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, ...]]:
+    """One row for every place that is kept, in the order of the video.
+
+    Args:
+        selected: which tokens are kept unchanged, with shape (T * N,).
+        merged: what becomes of the others; by default they are dropped.
+        num_kept: M.
+        flat_index: 0 ... T * N - 1.
+
+    Returns:
+        Flat index of each kept place, with shape (M,); the row of each token, -1 if it was dropped, with shape
+        (T * N,); and the arguments of the `weighted_sums` that make the rows, beside the features.
+    """
+    kept = selected if merged is None else selected | merged.centers.view(-1)
+    indices, row = indices_of(kept, num_kept), kept.cumsum(0) - 1
+    rows = flat_index[:num_kept]
+    if merged is None:
+        slots = row.masked_fill_(~kept, -1)
+        return indices, slots, (indices, rows, torch.ones_like(rows, dtype=torch.float32), rows)
+    weight = merged.weight.masked_fill(selected, 1.0)
+    dropped = weight == 0
+    slots = row[torch.where(selected, flat_index, merged.cluster)].masked_fill_(dropped, -1)
+    # Dropped tokens count with weight 0, spread over the rows so that none gets many.
+    slot = torch.where(dropped, flat_index % num_kept, slots)
+    return indices, slots, (None, slot, weight, rows)

@@ -1,0 +1,32 @@
+"""EVS: keep the tokens that differ most from those at the same place in the frame before."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .compression_method import TokenScoring
+
+
+@dataclass(frozen=True, kw_only=True)
+class EVS(TokenScoring):
+    """Efficient Video Sampling (arXiv 2510.14624), in the form that vLLM has it.
+
+    The first frame is kept whole. Of the others the tokens with the largest d_ti = 1 - cos(x_ti, x_(t-1)i) over the
+    whole video are kept, unchanged.
+
+    Differs from the paper, which compares the pixels of patches (L1 norm), in that tokens are compared as they enter
+    the language model. As in both, never fewer tokens than one frame has are kept, so where R * T is below 1 it keeps
+    more than R. In the LLaVA families positions are consecutive.
+    """
+
+    name = "evs"
+    needs_attention = False
+
+    def exact_num_tokens(self, num_frames: int, tokens_per_frame: int) -> int:
+        return max(tokens_per_frame, super().exact_num_tokens(num_frames, tokens_per_frame))
+
+    def score(self, features: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        unit = F.normalize(features, dim=-1)
+        change = 1 - (unit[1:] * unit[:-1]).sum(-1)
+        return F.pad(change, (0, 0, 1, 0), value=float("inf"))

@@ -1,0 +1,61 @@
+"""FastV: drop the video tokens that the end of the prompt attends to least, at an early layer of the language model."""
+
+from dataclasses import dataclass
+
+from ..compression.validation import check_number
+from .compression_method import CompressionMethod, LayerPruning
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastV(CompressionMethod):
+    """FastV (arXiv 2403.06764), written from the paper.
+
+    All video tokens enter. At layer K they are ranked by the attention that the last token of the prompt pays them in
+    layer K - 1, averaged over the heads, and the best are kept with their positions.
+
+    Differs from the paper: the share that is kept follows from `retention_ratio`, the average over the L layers, as
+    (R * L - K) / (L - K), where the paper gives it (0.5). K layers that see everything are K / L of the average
+    already, so R has to be larger.
+
+    Args:
+        pruning_layer: K; at least 1. Default: 2 as in the paper, 1 where two whole layers are too many, and
+            `first_pruning_layer` where that is deeper.
+
+    Raises:
+        ValueError: the whole layers alone exceed `retention_ratio`.
+    """
+
+    name = "fastv"
+    needs_attention = False
+
+    pruning_layer: int | None = None
+
+    def check(self) -> None:
+        if self.pruning_layer is not None:
+            check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
+        if self.compresses and self._kept_share <= 0:
+            least = self._layer / self.num_layers
+            raise ValueError(
+                f"`retention_ratio` is {self.retention_ratio}: with 'fastv' the first {self._layer} of "
+                f"{self.num_layers} layers see all video tokens, so it must be above {least:g}. Raise it, or choose "
+                "a smaller `pruning_layer` or a method that compresses before the language model."
+            )
+
+    @property
+    def pruning(self) -> LayerPruning | None:
+        return LayerPruning(self._layer, self._kept_share) if self.compresses else None
+
+    @property
+    def entering_ratio(self) -> float:
+        return 1.0
+
+    @property
+    def _layer(self) -> int:
+        if self.pruning_layer is not None:
+            return self.pruning_layer
+        return max(self.first_pruning_layer, 2 if self.retention_ratio * self.num_layers > 2 else 1)
+
+    @property
+    def _kept_share(self) -> float:
+        upper = self.num_layers - self._layer
+        return (self.retention_ratio * self.num_layers - self._layer) / upper if upper > 0 else 0.0

@@ -1,0 +1,180 @@
+"""FastVID: keep salient tokens of every frame, and merge the others of a segment into those of its anchor frames."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..compression.budget import indices_of, share_out
+from ..compression.density_peaks import density_scores
+from ..compression.frame_chunks import frames_per_chunk, map_frames
+from ..compression.segmentation import segment_video
+from ..compression.similarity import inverse_norms
+from ..compression.validation import check_number
+from ..compression.weighted_rows import weighted_sums
+from .compression_method import CompressionMethod, Kept
+
+# Nearest neighbours in the density estimate; the source's constant.
+_NUM_NEIGHBORS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastVID(CompressionMethod):
+    """FastVID: dynamic density pruning for fast video large language models (arXiv 2503.11187).
+
+    The video is cut into segments where neighbouring frames differ (`segment_video`). Of the M kept tokens the share
+    1 - d is salient: in every frame the tokens with the largest attention, unchanged. The share d is context. It lies
+    in anchor frames, every p-th of a segment counted back from its last; a segment has context in proportion to its
+    frames, and its anchors alike. The targets of an anchor are those of its tokens that are not salient and have the
+    largest density * separation (`density_scores`, k = 4).
+
+    Every anchor by itself then merges all tokens of its segment that are not salient, the targets included: each goes
+    to the target of largest cosine. A target x that n tokens of mean m went to becomes w * x + (1 - w) * m with
+    w = max(1 / (n + 1), beta). A token thus goes into one row for each anchor of its segment.
+
+    Differs from the source: the attention is what a token receives in the last vision block, not that of a pooling
+    head, and the similarity of frames that of their mean tokens, not of what that head makes of them. The context
+    takes floor(d * M) tokens of the video, and both shares are spread by largest remainder, where the source rounds
+    down for every frame and anchor; context that does not fit into the anchors goes to the other ones, and then to
+    salient tokens. Ties go to the lower index instead of to noise. LLaVA families number what is kept consecutively,
+    where the source keeps the positions. Its port to Qwen2.5-VL (another attention, near-identical frames left out, a
+    threshold of 0.84) is not followed.
+
+    Args:
+        segment_threshold: cosine of neighbouring frames below which a segment ends; at least -1.
+        min_segment_num: segments to cut at least, where there are as many frames; at least 1.
+        contextual_ratio: d, the share of the kept tokens that is context; 0 to 1.
+        anchor_interval: p, an anchor for every so many frames of a segment; at least 1.
+        target_weight: beta, the least weight of a target against what is merged into it; 0 to 1.
+    """
+
+    name = "fastvid"
+
+    segment_threshold: float = 0.9
+    min_segment_num: int = 8
+    contextual_ratio: float = 0.4
+    anchor_interval: int = 4
+    target_weight: float = 0.6
+
+    def check(self) -> None:
+        check_number("segment_threshold", self.segment_threshold, least=-1)
+        check_number("min_segment_num", self.min_segment_num, least=1, integer=True)
+        check_number("contextual_ratio", self.contextual_ratio, least=0, most=1)
+        check_number("anchor_interval", self.anchor_interval, least=1, integer=True)
+        check_number("target_weight", self.target_weight, least=0, most=1)
+
+    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
+        with torch.no_grad():
+            starts = segment_video(
+                features.mean(1), segment_threshold=self.segment_threshold, min_segment_num=self.min_segment_num
+            )
+            segment = starts.cumsum(0)
+            first = torch.searchsorted(segment, segment)  # frame of the segment of each frame, (T,)
+            last = torch.searchsorted(segment, segment, right=True) - 1
+            salient, context = self._share_budget(num_tokens, first, last, attention.shape[1])
+            selected = rank(attention) < salient[:, None]
+            is_target = rank(self._score(features, ~selected)) < context[:, None]
+            kept = (selected | is_target).view(-1)
+            indices = indices_of(kept, num_tokens)
+            row = kept.cumsum(0) - 1  # of `indices`
+            slots = torch.where(kept, row, -1)
+            if int(num_tokens * self.contextual_ratio) == 0:
+                return Kept(features.flatten(0, 1)[indices], indices, selected, slots.view_as(selected), starts)
+
+            # Anchors of the segment of each frame, as many as the longest one has, with shape (T, J). Waits for the
+            # device once: without knowing the segments, there would be T / p of them.
+            longest = int((last - first).max()) + 1
+            anchor = last[:, None] - torch.arange(0, longest, self.anchor_interval, device=last.device)
+            is_anchor = anchor >= first[:, None]
+            anchor = anchor.clamp(min=0)
+            is_anchor &= context[anchor] > 0
+            target = find_targets(features, is_target, anchor, self._most_targets(num_tokens, *attention.shape))
+            joins = (is_anchor[:, None] & ~selected[..., None]).view(len(row), -1)  # (T * N, J)
+            into = row[target].view_as(joins)
+            earliest = torch.where(joins, into, num_tokens).amin(-1)
+            slots = torch.where(kept | ~joins.any(-1), slots, earliest)
+
+            # One entry for each token and anchor. What joins nothing counts with weight 0, spread over the rows so
+            # that none gets many.
+            entry = torch.arange(joins.numel(), device=row.device)
+            joins, spread, rows = joins.view(-1), entry % num_tokens, entry[:num_tokens]
+            slot = torch.where(joins, into.view(-1), spread)
+            source = torch.where(joins, entry // anchor.shape[1], indices[spread])
+            count = torch.zeros_like(rows).index_add_(0, slot, joins.long())
+            weight = (count + 1).float().reciprocal().clamp(min=self.target_weight)
+            weight = weight.masked_fill_(count == 0, 1.0)  # salient tokens, and targets that nothing went to
+            weights = torch.cat([weight, joins * ((1 - weight) / count.clamp(min=1))[slot]])
+            source, slot = torch.cat([indices, source]), torch.cat([rows, slot])
+        tokens = weighted_sums(features.flatten(0, 1), source, slot, weights, rows)
+        return Kept(tokens, indices, selected, slots.view_as(selected), starts)
+
+    def _share_budget(
+        self, num_tokens: int, first: torch.Tensor, last: torch.Tensor, tokens_per_frame: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Salient and context tokens of every frame, with shape (T,) each, `num_tokens` together.
+
+        Args:
+            first, last: frame of the segment of each frame, with shape (T,).
+        """
+        num_context = int(num_tokens * self.contextual_ratio)
+        evenly, length = torch.ones_like(first), last - first + 1
+        salient = share_out(num_tokens - num_context, evenly, evenly * tokens_per_frame)
+        is_anchor = (last - torch.arange(len(last), device=last.device)) % self.anchor_interval == 0
+        num_anchors = (length + self.anchor_interval - 1) // self.anchor_interval
+        room = (tokens_per_frame - salient) * is_anchor
+        context = share_out(room.sum().clamp(max=num_context), is_anchor * (length.double() / num_anchors), room)
+        # Where the anchors are full, salient tokens of the other frames take the rest.
+        left = share_out(num_context - context.sum(), evenly, tokens_per_frame - salient - context)
+        return salient + left, context
+
+    def _score(self, features: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """Density * separation among the candidates of a frame, with shape (T, N)."""
+        num_neighbors = candidates.sum(1).clamp(1, _NUM_NEIGHBORS)
+        index = torch.arange(candidates.shape[1], device=features.device)
+
+        def score(features: torch.Tensor, candidates: torch.Tensor, num_neighbors: torch.Tensor) -> torch.Tensor:
+            return density_scores(features, candidates, num_neighbors, index)[0]
+
+        return map_frames(score, frames_per_chunk(features), features, candidates, num_neighbors)
+
+    def _most_targets(self, num_tokens: int, num_frames: int, tokens_per_frame: int) -> int:
+        """More targets no anchor has, whatever the segments are."""
+        num_context = int(num_tokens * self.contextual_ratio)
+        share = -(-num_context * min(self.anchor_interval, num_frames) // num_frames)
+        return min(share, tokens_per_frame - (num_tokens - num_context) // num_frames)
+
+
+def rank(scores: torch.Tensor) -> torch.Tensor:
+    """Place of every token among those of its frame, the largest score first, with shape (T, N)."""
+    return scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+
+
+def find_targets(features: torch.Tensor, is_target: torch.Tensor, anchor: torch.Tensor, most: int) -> torch.Tensor:
+    """Flat index of the target that every token is most similar to, in each anchor of its segment.
+
+    Meaningless for an anchor without targets.
+
+    Args:
+        features: with shape (T, N, D).
+        is_target: with shape (T, N).
+        anchor: frames of the anchors of each frame, with shape (T, J).
+        most: targets of a frame, at most.
+
+    Returns:
+        Indices with shape (T, N, J).
+    """
+    num_frames, tokens_per_frame, width = features.shape
+    frame = torch.arange(num_frames, device=anchor.device)[:, None]
+    place = is_target.view(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :most]  # ascending, (T, K)
+    targets = features[frame, place]
+    targets = targets * inverse_norms(targets.square().sum(-1, keepdim=True))
+    missing = ~is_target.gather(1, place)
+    place = place + frame * tokens_per_frame
+
+    def nearest(of_frames: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
+        similarity = torch.bmm(of_frames, targets[anchor].flatten(1, 2).mT).unflatten(-1, (-1, most))  # (T, N, J, K)
+        return similarity.masked_fill_(missing[anchor][:, None], float("-inf")).argmax(-1)
+
+    # As many target features at once as `frames_per_chunk` allows.
+    size = max(1, frames_per_chunk(features) * tokens_per_frame // (anchor.shape[1] * most))
+    chosen = map_frames(nearest, size, features, anchor)
+    return place[anchor[:, None], chosen]

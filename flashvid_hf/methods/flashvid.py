@@ -1,0 +1,92 @@
+"""FlashVID as a compression method: DySeg, ADTS and TSTM before the language model, pruning inside it."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..compression.compress_video import CompressionConfig, compress_video, exact_num_tokens
+from ..compression.compressed_video import CompressedVideo
+from ..compression.validation import check_number
+from .compression_method import CompressionMethod, LayerPruning
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlashVID(CompressionConfig, CompressionMethod):
+    """FlashVID (arXiv 2602.08024), see `compress_video`.
+
+    Args:
+        retention_ratio ... behavior: see `CompressionConfig`.
+        pruning_layer: the first layer that sees only part of the video tokens that entered; at least 1. Default: near
+            5/7 of the depth.
+        llm_retention_ratio: the part that it sees; above 0, at most 1, which is no pruning. Default: what makes
+            `retention_ratio` the average over all layers.
+    """
+
+    name = "flashvid"
+
+    pruning_layer: int | None = None
+    llm_retention_ratio: float | None = None
+
+    def __post_init__(self):
+        CompressionConfig.__post_init__(self)
+        CompressionMethod.__post_init__(self)
+
+    def check(self) -> None:
+        if self.pruning_layer is not None:
+            check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
+        if self.llm_retention_ratio is not None:
+            check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
+
+    @property
+    def compresses(self) -> bool:
+        return self.retention_ratio * self.expansion < 1
+
+    @property
+    def entering_ratio(self) -> float:
+        return min(1.0, self.retention_ratio * self.expansion)
+
+    @property
+    def pruning(self) -> LayerPruning | None:
+        layer, ratio = self.pruning_layer, self.llm_retention_ratio
+        if layer is None:
+            layer = default_pruning_layer(self.num_layers, self.expansion, 5 / 7)
+        if ratio is None:
+            ratio = default_llm_retention_ratio(self.num_layers, layer, self.expansion)
+        return LayerPruning(layer, ratio) if layer < self.num_layers and ratio < 1 else None
+
+    def without_pruning(self) -> CompressionMethod:
+        return replace(self, expansion=1.0, pruning_layer=self.num_layers, llm_retention_ratio=1.0)
+
+    def exact_num_tokens(self, num_frames: int, tokens_per_frame: int) -> int:
+        return exact_num_tokens(num_frames, tokens_per_frame, self)
+
+    def compress(self, video_features: torch.Tensor, attention: torch.Tensor) -> CompressedVideo:
+        return compress_video(video_features, attention, self)
+
+
+def default_pruning_layer(num_layers: int, expansion: float, pruning_depth: float) -> int:
+    """The layer nearest `pruning_depth` of all, or the last at which pruning can still make up for the expansion."""
+    deepest = math.ceil(num_layers / expansion) - 1
+    return max(1, min(round(num_layers * pruning_depth), deepest))
+
+
+def default_llm_retention_ratio(num_layers: int, pruning_layer: int, expansion: float) -> float:
+    """The share that layers from `pruning_layer` on keep, so that `retention_ratio` is the average over the layers.
+
+    With L layers, r solves expansion * (pruning_layer + r * (L - pruning_layer)) = L.
+
+    Raises:
+        ValueError: no r above 0 does, to six digits.
+    """
+    if pruning_layer >= num_layers:
+        return 1.0
+    remaining = num_layers - expansion * pruning_layer
+    ratio = round(min(1.0, remaining / (expansion * (num_layers - pruning_layer))), 6)
+    if ratio <= 0:
+        raise ValueError(
+            f"`pruning_layer` is {pruning_layer} and `expansion` is {expansion}: with {num_layers} layers no pruning "
+            f"keeps the average at `retention_ratio`. Choose a `pruning_layer` below {num_layers / expansion:g}, a "
+            "smaller `expansion`, or set `llm_retention_ratio` yourself."
+        )
+    return ratio

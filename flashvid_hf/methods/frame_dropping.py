@@ -1,0 +1,32 @@
+"""Control: whole frames at even distances."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .compression_method import CompressionMethod, Kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameDropping(CompressionMethod):
+    """Whole frames at even distances; a control, without a source.
+
+    As many frames as the budget needs; of the last one only as many tokens as are left of it, at even distances, so
+    that the budget is met.
+    """
+
+    name = "frame_dropping"
+    needs_attention = False
+
+    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
+        num_frames, tokens_per_frame = attention.shape
+        num_kept = -(-num_tokens // tokens_per_frame)
+        num_left = num_tokens - (num_kept - 1) * tokens_per_frame  # of the last frame
+        frames = torch.arange(num_kept, device=features.device)
+        frames = (2 * frames + 1) * num_frames // (2 * num_kept)  # the middle of as many equal parts
+        whole = torch.arange(tokens_per_frame, device=features.device)
+        last = torch.arange(num_left, device=features.device) * tokens_per_frame // num_left
+        indices = torch.cat(
+            [(frames[:-1, None] * tokens_per_frame + whole).flatten(), frames[-1] * tokens_per_frame + last]
+        )
+        return Kept(features.flatten(0, 1)[indices], indices)

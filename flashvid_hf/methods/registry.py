@@ -1,0 +1,62 @@
+"""The compression methods by name.
+
+Published code knows FlashVID. The package adds the others, and users add theirs by `register_method`.
+"""
+
+from typing import Any
+
+from ..compression.validation import check_choice
+from .compression_method import SHARED_SETTINGS, CompressionMethod
+from .flashvid import FlashVID
+
+METHODS: dict[str, type[CompressionMethod]] = {}
+
+
+def register_method(method: type[CompressionMethod]) -> type[CompressionMethod]:
+    """Let `compression_method` choose a method by its name; also as a decorator.
+
+    Raises:
+        ValueError: it is no dataclass that derives from `CompressionMethod`, or its name is missing or taken.
+    """
+    is_method = isinstance(method, type) and issubclass(method, CompressionMethod)
+    if not is_method or "__dataclass_fields__" not in vars(method):  # a base's fields would hide the class's own
+        raise ValueError(
+            f"`method` is {method!r}: it must be a class that derives from `CompressionMethod`. Derive from it, and "
+            "decorate the class with `@dataclass(frozen=True, kw_only=True)`."
+        )
+    name = getattr(method, "name", None)
+    if not isinstance(name, str) or METHODS.get(name, method) is not method:
+        raise ValueError(
+            f"`name` of `{method.__name__}` is {name!r}: it must be a string that no other method has; taken are "
+            f"{', '.join(map(repr, METHODS))}. Choose another."
+        )
+    METHODS[name] = method
+    return method
+
+
+register_method(FlashVID)  # the others come with the package, see `methods/__init__.py`
+
+
+def available_methods() -> tuple[str, ...]:
+    """The names that `compression_method` takes."""
+    return tuple(METHODS)
+
+
+def make_method(name: str, **settings: Any) -> CompressionMethod:
+    """A method with its settings.
+
+    Args:
+        name: one of `available_methods()`.
+        settings: those of `CompressionMethod` and those of the method.
+
+    Raises:
+        ValueError: there is no such method, it has no such setting, or a setting is outside of its range.
+    """
+    check_choice("compression_method", name, tuple(METHODS))
+    known = METHODS[name].settings()
+    for setting in sorted(settings.keys() - known.keys() - SHARED_SETTINGS):
+        raise ValueError(
+            f"`method_settings` has {setting!r}: the method {name!r} has "
+            f"{', '.join(map(repr, known)) or 'no settings'}. Leave it out, or choose another `compression_method`."
+        )
+    return METHODS[name](**settings)

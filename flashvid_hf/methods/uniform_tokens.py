@@ -1,0 +1,33 @@
+"""Control: tokens at even distances in every frame."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .compression_method import CompressionMethod, Kept
+
+# 1 / golden ratio: multiples of it are spread evenly over the unit interval, however many there are.
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformTokens(CompressionMethod):
+    """Tokens at even distances in every frame, unchanged; a control, without a source.
+
+    From frame to frame they move on by 0.618 of the distance, so that a video is not seen through a fixed grid.
+    """
+
+    name = "uniform"
+    needs_attention = False
+
+    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
+        num_frames, tokens_per_frame = attention.shape
+        # The m-th token of the video lies in frame m * T // M, and every frame has M / T of them, rounded.
+        order = torch.arange(num_tokens, device=features.device)
+        frame = order * num_frames // num_tokens
+        first = -(-frame * num_tokens // num_frames)  # the first m of the frame, rounded up
+        count = -(-(frame + 1) * num_tokens // num_frames) - first
+        phase = (frame.double() * _GOLDEN).frac()
+        place = ((order - first + phase) * tokens_per_frame / count).floor().long()
+        indices = frame * tokens_per_frame + place.clamp(max=tokens_per_frame - 1)
+        return Kept(features.flatten(0, 1)[indices], indices)

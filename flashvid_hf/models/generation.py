@@ -1,0 +1,157 @@
+"""`generate` on a compressed prompt."""
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache, GenerationConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+
+from .cache import FlashVIDCache, check_cache
+from .report import CompressionReport
+from .upstream import CACHE, rename_cache
+
+# Values of `cache_implementation` that a compressed prompt can do with.
+_CACHE_IMPLEMENTATIONS = (None, "dynamic", "offloaded")
+# What `generate` passes on to `forward` beside the model's inputs.
+_CALL_ARGUMENTS = ("settings", "reports")
+
+
+class FlashVIDGenerationMixin:
+    """Cache, ranking query and multimodal inputs of `generate`."""
+
+    config: Any
+    generation_config: GenerationConfig
+    model: Any
+
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ):
+        """Upstream's `generate`, with the end of the prompt as the token that ranks the video tokens.
+
+        The ranking token is the same in every step, so that decoding without a cache, with candidates or on from an
+        earlier turn drops the same tokens as plain decoding.
+
+        Args:
+            kwargs: as upstream, with the cache under either of its names, and FlashVID's fields that are to differ from
+                the configuration's in this call (`retention_ratio=0.2`; 1.0 is off). An assistant model has settings of
+                its own.
+
+        Returns:
+            As upstream; with `return_dict_in_generate=True` the output has a `report` of what was compressed.
+
+        Raises:
+            ValueError: before anything is encoded, if a setting is out of range, if placeholders and videos do not fit
+                together, or if the call asks for what a compressed prompt cannot do: a static, quantized or foreign
+                cache, a prefill in chunks, an assistant without FlashVID, in the Qwen families a second video on the
+                cache of a first.
+        """
+        kwargs = rename_cache(kwargs)
+        settings = self.model.find_settings(kwargs.get("mm_encoder_outputs") or {}, kwargs)
+        input_ids = inputs if inputs is not None else kwargs.get("input_ids")
+        if settings.compresses:
+            prompt = kwargs.get("inputs_embeds") if input_ids is None else input_ids
+            if prompt is not None:
+                kwargs.setdefault("query_index", prompt.shape[1] - 1)
+            if self.has_videos(kwargs):
+                self._check_generation(generation_config or self.generation_config, kwargs)
+            self._check_placeholders(input_ids, kwargs)
+        reports: list[CompressionReport] = []
+        outputs = super().generate(inputs, generation_config, *args, **kwargs, settings=settings, reports=reports)
+        if isinstance(outputs, ModelOutput):
+            outputs.report = reports[0] if reports else CompressionReport.without_videos(len(outputs.sequences))
+        return outputs
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        super()._validate_model_kwargs({name: v for name, v in model_kwargs.items() if name not in _CALL_ARGUMENTS})
+
+    def _check_generation(self, generation_config: GenerationConfig, kwargs: dict[str, Any]) -> None:
+        def setting(name: str) -> Any:
+            return kwargs.get(name, getattr(generation_config, name, None))
+
+        if setting("prefill_chunk_size") is not None:
+            raise ValueError(
+                f"`prefill_chunk_size` is {setting('prefill_chunk_size')!r}: a compressed prompt is ranked as a whole. "
+                "Leave it at None; the compression makes the prefill short."
+            )
+        if setting("cache_implementation") not in _CACHE_IMPLEMENTATIONS:
+            raise ValueError(
+                f"`cache_implementation` is {setting('cache_implementation')!r}: a compressed prompt can be cached by "
+                f"{', '.join(map(repr, _CACHE_IMPLEMENTATIONS))}. Choose one of them."
+            )
+        cache = kwargs.get(CACHE)
+        check_cache(cache)
+        if cache is not None and self.model.positions_need_grids and any(report.tokens for report in cache.reports):
+            raise ValueError(
+                f"`{CACHE}` holds a video and the call brings another: `generate` of transformers cannot place "
+                "it. Pass the whole conversation without a cache, or call the model itself with `position_ids`."
+            )
+        assistant = kwargs.get("assistant_model")
+        if hasattr(assistant, "get_video_features") and not hasattr(assistant.config, "retention_ratio"):
+            raise ValueError(
+                f"`assistant_model` is a `{type(assistant).__name__}`: it would be handed videos that are compressed. "
+                "Pass a FlashVID model of the family, or `retention_ratio=1.0` to run without compression."
+            )
+
+    def _get_candidate_generator(self, *args: Any, model_kwargs: dict[str, Any], **kwargs: Any):
+        # An assistant is called with these: it finds its own settings, and others than FlashVID's know none of them.
+        if kwargs.get("assistant_model") is not None:
+            private = {*_CALL_ARGUMENTS, "query_index"}
+            model_kwargs = {name: value for name, value in model_kwargs.items() if name not in private}
+        return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)
+
+    def _check_placeholders(self, input_ids: torch.Tensor | None, model_kwargs: dict[str, Any]) -> None:
+        cache = model_kwargs.get(CACHE)
+        if input_ids is None or (cache is not None and cache.get_seq_length()):  # of later turns, `forward` sees more
+            return
+        for kind, mask in zip(("image", "video"), self.model.placeholder_masks(input_ids, None), strict=True):
+            if model_kwargs.get(self.model.encoder_inputs[kind][0]) is not None:
+                self.model.check_placeholders(kind, mask, model_kwargs)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get(CACHE)
+        if type(cache) is DynamicCache and not getattr(cache, "_is_user_defined", False):
+            config = self.config.get_text_config(decoder=True)
+            model_kwargs[CACHE] = FlashVIDCache(config=config, offloading=cache.offloading)
+
+    def prepare_inputs_for_generation(
+        self,
+        *args: Any,
+        inputs_embeds: torch.Tensor | None = None,  # `generate` looks for the name before it takes embeddings
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ):
+        # Encoded videos are in the cache after the first step; some versions hand them on in every step.
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            kwargs.pop("mm_encoder_outputs", None)
+        return super().prepare_inputs_for_generation(
+            *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+
+    def has_videos(self, model_kwargs: dict[str, Any]) -> bool:
+        """Whether the arguments of a call bring videos, as pixels or encoded."""
+        encoded = model_kwargs.get("mm_encoder_outputs") or {}
+        return model_kwargs.get("pixel_values_videos") is not None or encoded.get("video") is not None
+
+    def _expand_multimodal_outputs(
+        self, input_ids: torch.Tensor, mm_encoder_output: dict[str, BaseModelOutputWithPooling], *args, **kwargs
+    ):
+        video = mm_encoder_output.get("video")
+        if getattr(video, "videos", None) is None:
+            return super()._expand_multimodal_outputs(input_ids, mm_encoder_output, *args, **kwargs)
+        # Upstream orders the features for the expanded batch by their lengths before the compression: let it order
+        # stand-ins of those lengths that hold the video's number, and follow.
+        tokens, videos = video.pooler_output, video.videos
+        settings = video.settings or self.config
+        lengths = [len(self.model.lay_out(video, settings).counts) for video in videos]
+        video.pooler_output = [torch.full((length, 1), i) for i, length in enumerate(lengths)]
+        expanded = super()._expand_multimodal_outputs(input_ids, mm_encoder_output, *args, **kwargs)
+        order = [int(stand_in[0, 0]) for stand_in in expanded["video"].pooler_output]
+        expanded["video"].pooler_output = tuple(tokens[i] for i in order)
+        expanded["video"].videos = tuple(videos[i] for i in order)
+        return expanded

@@ -1,0 +1,255 @@
+"""Pruning inside the language model: from one layer on, only the best video tokens are left, as `LayerPruning` says.
+
+The layers of upstream's language models pass unknown keyword arguments on. One of them carries the decision of the
+call; hooks on the layers of this one model instance apply it and do nothing in calls without it.
+
+Legend: B batch, M columns that entered the language model, L columns that are left from the pruning layer on.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.masking_utils import create_causal_mask
+
+from ..compression.weighted_rows import weighted_sums
+from ..methods.compression_method import LayerPruning
+from .cache import FlashVIDCache
+from .columns import find_columns, gather_columns
+from .hooks import add_pre_hook
+from .tensor_parallel import mean_over_heads
+from .upstream import CACHE
+from .vision_attention import rotate
+
+# Name of the keyword argument that carries the decision through the language model.
+PRUNING = "pruning"
+# Most bytes of the attention weights (float32) of text tokens that exist at once.
+_MAX_SCORE_BYTES = 64 * 2**20
+
+
+class UpperLayers:
+    """What the layers from the pruning layer on see in one call: their attention mask, and after pruning their tokens.
+
+    Args:
+        config: configuration of the language model.
+        layer: the first layer that sees less.
+        cache: cache of the call, if any.
+        past_mask: which columns these layers have cached are real, with shape (B, cached); `None` if all are.
+        new_mask: which of the new columns are real, with shape (B, M); `None` if all are.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        layer: int,
+        cache: FlashVIDCache | None,
+        past_mask: torch.Tensor | None,
+        new_mask: torch.Tensor | None,
+    ):
+        self.config, self.layer, self.cache = config, layer, cache
+        self.past_mask, self.new_mask = past_mask, new_mask
+        self.mask: torch.Tensor | None = None  # over cached and new columns
+        self.attention_mask: Any = None  # the same in the form of the attention implementation
+        self.entered = False
+
+    def start_layer(self, layer_idx: int, hidden_states: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+        """Adapt the inputs of a layer from `layer` on; returns its hidden states."""
+        if not self.entered:
+            self.entered = True
+            past = self.cache.num_cached(self.layer) if self.cache is not None else 0
+            self.mask = join_masks(self.past_mask, past, self.new_mask, hidden_states)
+            self.attention_mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=self.mask,
+                layer_idx=self.layer,
+                **{CACHE: self.cache},
+            )
+        mask = self.attention_mask
+        kwargs["attention_mask"] = mask.to(hidden_states.device) if isinstance(mask, torch.Tensor) else mask
+        return hidden_states
+
+
+class TokenPruning(UpperLayers):
+    """The decision which video tokens the layers from the pruning layer on see, for one call.
+
+    The score of a token is the attention that it gets in the layer below, softmax over all visible keys, mean over
+    heads, those of other ranks too, in float32: from the query, or the most that any token behind the last video up to
+    the query pays. Of every sample the best `ceil(ratio * video tokens)` stay, and all other tokens.
+
+    Args:
+        rule: the share of the prunable tokens to keep, who ranks them, and whether the others are merged into them.
+        prunable: which of the new columns may be dropped, with shape (B, M).
+        query: column of the token that ranks the others, with shape (B,): the end of the prompt.
+        past_lower_mask: which columns the layers below have cached are real; `None` if all are.
+        padding_side: where shorter samples are padded.
+        is_video: which of the new columns are of videos, newlines included, with shape (B, M); by default those that
+            may be dropped.
+    """
+
+    def __init__(
+        self,
+        *upper: Any,
+        rule: LayerPruning,
+        prunable: torch.Tensor,
+        query: torch.Tensor,
+        past_lower_mask: torch.Tensor | None,
+        padding_side: str,
+        is_video: torch.Tensor | None = None,
+    ):
+        super().__init__(*upper)
+        self.rule, self.prunable, self.query = rule, prunable, query
+        self.past_lower_mask, self.padding_side = past_lower_mask, padding_side
+        self.is_video = prunable if is_video is None else is_video
+        self.scores: torch.Tensor | None = None  # (B, M)
+        self.keep: torch.Tensor | None = None  # (B, M)
+        self.columns: torch.Tensor | None = None  # (B, L) into the columns that entered
+
+    @torch.no_grad()
+    def score(self, layer: Any, hidden_states: torch.Tensor, position_embeddings: tuple) -> None:
+        """Rank the columns by the self-attention of the layer below the pruning layer, given that layer's input."""
+        if self.scores is not None:  # recomputation of a checkpointed layer
+            return
+        attention, hidden_states = layer.self_attn, layer.input_layernorm(hidden_states)
+        cos, sin = position_embeddings
+        batch, length, _ = hidden_states.shape
+        rows, is_row = self._find_queries(hidden_states.device)  # (B, Q)
+        query = attention.q_proj(gather_columns(hidden_states, rows)).view(batch, rows.shape[1], -1, attention.head_dim)
+        key = attention.k_proj(hidden_states).view(batch, length, -1, attention.head_dim)
+        if hasattr(attention, "q_norm"):
+            query, key = attention.q_norm(query), attention.k_norm(key)
+        query = rotate(query.transpose(1, 2), gather_columns(cos, rows)[:, None], gather_columns(sin, rows)[:, None])
+        key = rotate(key.transpose(1, 2), cos[:, None], sin[:, None])
+        past = self.cache.num_cached(self.layer - 1) if self.cache is not None else 0
+        if self.cache is not None and past:  # earlier turns take part in the softmax
+            key = torch.cat([self.cache.layers[self.layer - 1].keys.to(key), key], dim=2)
+        real = join_masks(self.past_lower_mask, past, self.new_mask, hidden_states)
+        real = None if real is None else real.to(key.device)
+
+        num_local, num_heads = query.shape[1], self.config.num_attention_heads
+        size = max(1, _MAX_SCORE_BYTES // (4 * batch * num_local * key.shape[2]))
+        most = None
+        with torch.autocast(key.device.type, enabled=False):
+            key = key.float().mT
+            for part, at, is_part in zip(query.split(size, 2), rows.split(size, 1), is_row.split(size, 1), strict=True):
+                visible = torch.arange(past + length, device=key.device) <= at[..., None] + past  # (B, Q, past + M)
+                if real is not None:
+                    visible = visible & real[:, None]
+                # (B, key heads, queries a key * Q, width)
+                logits = part.float().reshape(batch, key.shape[1], -1, key.shape[2]) @ key * attention.scaling
+                logits = logits.unflatten(2, (-1, at.shape[1])).masked_fill(~visible[:, None, None], float("-inf"))
+                weights = logits.softmax(-1).mean((1, 2))[..., past:]
+                weights = mean_over_heads(weights, num_local, num_heads, attention.q_proj)
+                scores = weights.masked_fill(~is_part[..., None], 0).amax(1)
+                most = scores if most is None else torch.maximum(most, scores)
+        self.scores = most
+
+    def _find_queries(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The columns whose attention counts, and which of them are real rather than padding, with shape (B, Q)."""
+        last = self.query.to(device)[:, None]
+        if self.rule.scored_by == "last_token":
+            return last, torch.ones_like(last, dtype=torch.bool)
+        is_video = self.is_video.to(device)
+        place = torch.arange(is_video.shape[1], device=device)
+        behind = (place > (is_video * place).amax(-1, keepdim=True)) & (place < last)
+        if self.new_mask is not None:
+            behind = behind & self.new_mask.to(device)
+        rows, is_row = find_columns(behind | (place == last), self.padding_side)
+        return rows, torch.ones_like(rows, dtype=torch.bool) if is_row is None else is_row
+
+    def start_layer(self, layer_idx: int, hidden_states: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+        if self.columns is None:
+            self._select()
+        if layer_idx == self.layer:
+            if self.rule.merges:
+                prunable = self.prunable.to(hidden_states.device)
+                hidden_states = merge_dropped(hidden_states, prunable, self.keep.to(hidden_states.device))
+            hidden_states = gather_columns(hidden_states, self.columns)
+        kwargs["position_embeddings"] = tuple(
+            gather_columns(table, self.columns) for table in kwargs["position_embeddings"]
+        )
+        kwargs["position_ids"] = None  # only read to detect packed sequences, which gaps would look like
+        return super().start_layer(layer_idx, hidden_states, kwargs)
+
+    def _select(self) -> None:
+        assert self.scores is not None, "the layer below the pruning layer has scored the tokens"
+        prunable = self.prunable.to(self.scores.device)
+        scores = self.scores.masked_fill(~prunable, float("-inf"))
+        rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+        budget = (prunable.sum(-1, keepdim=True).double() * self.rule.ratio).ceil()
+        self.keep = ~prunable | (rank < budget)
+        if self.new_mask is not None:
+            self.keep = self.keep & self.new_mask.to(self.keep.device)
+        self.columns, self.new_mask = find_columns(self.keep, self.padding_side)
+
+
+def merge_dropped(hidden_states: torch.Tensor, prunable: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Average every dropped token into the kept video token that it is most similar to.
+
+    One after the other, x becoming (x + y) / 2, so that of m tokens the last counts 1/2, the one before 1/4, and x
+    itself 2**-m.
+
+    Args:
+        hidden_states: with shape (B, M, D).
+        prunable: which columns are video tokens that may be dropped, with shape (B, M).
+        keep: which columns stay, with shape (B, M).
+
+    Returns:
+        Hidden states with shape (B, M, D); those of columns that do not stay mean nothing.
+    """
+    batch, length, width = hidden_states.shape
+    column = torch.arange(batch * length, device=hidden_states.device).view(batch, length)
+    states = hidden_states.float()
+    unit = nn.functional.normalize(states, dim=-1)
+    is_target = keep & prunable
+    dropped = prunable & ~keep & is_target.any(-1, keepdim=True)
+    # One sample at a time: the similarities of a long video are as large as one attention head's weights.
+    nearest = torch.stack(
+        [(u @ u.mT).masked_fill_(~target, float("-inf")).argmax(-1) for u, target in zip(unit, is_target, strict=True)]
+    )
+    slot = torch.where(dropped, nearest + column[:, :1], column).flatten()
+    # Every row is followed by what is averaged into it, in order.
+    counted = (dropped | keep).flatten()
+    order = (slot * 2 + dropped.flatten()).argsort(stable=True)
+    ends = torch.searchsorted(slot[order], slot, right=True)
+    behind = ends - 1 - order.argsort()  # entries of the same slot behind this one
+    is_first = ~dropped.flatten()
+    weight = torch.where(is_first, 0.5 ** behind.float(), 0.5 ** (behind + 1).float()) * counted
+    merged = weighted_sums(states.view(-1, width), None, slot, weight, column.flatten())
+    return merged.view(batch, length, width).to(hidden_states.dtype)
+
+
+def join_masks(
+    past: torch.Tensor | None, num_past: int, new: torch.Tensor | None, like: torch.Tensor
+) -> torch.Tensor | None:
+    """Mask over cached and new columns, with shape (B, num_past + M); `None` where every column is real.
+
+    Args:
+        past, new: mask of either part; `None` if all of it is real.
+        like: hidden states of the new columns, with shape (B, M, width).
+    """
+    if past is None and new is None:
+        return None
+    batch, length = like.shape[:2]
+    past = torch.ones(batch, num_past, dtype=torch.bool, device=like.device) if past is None else past
+    new = torch.ones(batch, length, dtype=torch.bool, device=like.device) if new is None else new
+    return torch.cat([past.to(like.device), new.to(like.device)], dim=-1)
+
+
+def install_pruning(layers: nn.ModuleList) -> None:
+    """Let calls with a `pruning` argument prune between these layers of a language model."""
+    for layer in layers:
+        add_pre_hook(layer, _enter_layer)
+
+
+def _enter_layer(layer: Any, args: tuple, kwargs: dict[str, Any]):
+    decision = kwargs.pop(PRUNING, None)
+    if decision is None:
+        return args, kwargs
+    layer_idx, hidden_states = layer.self_attn.layer_idx, args[0]
+    if layer_idx == decision.layer - 1 and isinstance(decision, TokenPruning):
+        decision.score(layer, hidden_states, kwargs["position_embeddings"])
+    if layer_idx >= decision.layer:
+        args = (decision.start_layer(layer_idx, hidden_states, kwargs), *args[1:])
+    return args, kwargs

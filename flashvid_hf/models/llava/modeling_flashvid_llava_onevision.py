@@ -1,0 +1,401 @@
+"""LLaVA-OneVision with FlashVID: attention from the SigLIP layer whose output is used, a newline after the video."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
+
+from ...compression.compressed_video import CompressedVideo
+from ...hub.loading import FlashVIDPreTrainedMixin
+from ..cache import is_compressed
+from ..generation import FlashVIDGenerationMixin
+from ..layer_pruning import join_masks
+from ..modeling import FlashVIDLanguageModelingMixin, FlashVIDModelMixin, past_masks
+from ..outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput, FlashVIDVideoOutput
+from ..prompt import Prompt, VideoLayout, count_occurrences
+from ..stopwatch import Stopwatch
+from ..upstream import FEATURES_END_WITH_NEWLINE, accepts_both_cache_names, complete_outputs, output_class
+from ..vision_attention import RECORD, VisionRecord, install_layer_recording
+from ..vision_chunks import join_rows, tower_device
+from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
+from .newlines import Rows, count_rows, lay_out_rows, pooled_side
+from .original_checkpoints import ORIGINAL_KEY_MAPPING
+
+# Names in the checkpoints of llava-hf and what they are called in the model since transformers 4.52, and those of the
+# original code.
+CHECKPOINT_KEY_MAPPING = {
+    r"^language_model\.lm_head": "lm_head",
+    r"^language_model\.model": "model.language_model",
+    r"^vision_tower": "model.vision_tower",
+    r"^multi_modal_projector": "model.multi_modal_projector",
+    r"^image_newline": "model.image_newline",
+    **ORIGINAL_KEY_MAPPING,
+}
+
+
+@dataclass
+class FlashVIDLlavaOnevisionModelOutput(FlashVIDModelOutput, output_class(LlavaOnevisionModel)):
+    """Upstream's fields and those of `FlashVIDModelOutput`."""
+
+
+@dataclass
+class FlashVIDLlavaOnevisionCausalLMOutput(
+    FlashVIDCausalLMOutput, output_class(LlavaOnevisionForConditionalGeneration)
+):
+    """Upstream's fields and those of `FlashVIDCausalLMOutput`."""
+
+
+class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, LlavaOnevisionModel):
+    """LLaVA-OneVision's base model, compressing its videos. Other inputs run as upstream runs them.
+
+    The videos of a call may have different numbers of frames: they come as a list then.
+    """
+
+    config: FlashVIDLlavaOnevisionConfig
+    config_class = FlashVIDLlavaOnevisionConfig
+    checkpoint_key_mapping = CHECKPOINT_KEY_MAPPING
+    output_class = FlashVIDLlavaOnevisionModelOutput
+    encoder_inputs = {
+        "image": (
+            "pixel_values",
+            "image_sizes",
+            "vision_feature_layer",
+            "vision_feature_select_strategy",
+            "vision_aspect_ratio",
+            "batch_num_images",
+        ),
+        "video": ("pixel_values_videos", "vision_feature_layer", "vision_feature_select_strategy"),
+    }
+
+    def __init__(self, config: FlashVIDLlavaOnevisionConfig):
+        super().__init__(config)
+        self.install_hooks()
+
+    def install_hooks(self) -> None:
+        tower = self.config.vision_config.model_type
+        if tower != "siglip_vision_model":
+            raise ValueError(
+                f"`vision_config.model_type` is {tower!r}: the attention of a 'siglip_vision_model' is what FlashVID "
+                "knows how to read here. Choose a checkpoint with such a vision tower."
+            )
+        super().install_hooks()
+        install_layer_recording(self.vision_tower.encoder.layers)
+
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.Tensor | Sequence[torch.Tensor],
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        settings: Any = None,
+        **kwargs: Any,
+    ) -> tuple | FlashVIDVideoOutput:
+        """Encode the videos, compress each, and add its newlines.
+
+        Args:
+            pixel_values_videos: frames of all videos, with shape (V, T, channels, height, width), or a list of videos
+                with shape (T, channels, height, width) each. Those of compressed videos may lie on the CPU: every
+                chunk goes to the device of the vision tower by itself.
+            vision_feature_layer: index of the hidden states of the vision tower to use, as upstream counts them; the
+                attention is that of the layer which made them, with several that of the last one named.
+            vision_feature_select_strategy: "full", or "default" to leave out the first patch.
+            settings: a configuration whose settings of the compression apply in place of the model's.
+            kwargs: single fields of it (`retention_ratio=0.2`), and what upstream takes.
+
+        Raises:
+            ValueError: the layer has no attention, or does not exist; a video has another number of dimensions.
+        """
+        settings = self.take_settings(settings, kwargs)
+        return_dict = kwargs.pop("return_dict", None)
+        _check_videos(pixel_values_videos)
+        if not settings.compresses and self._is_as_upstreams(pixel_values_videos):
+            outputs = super().get_video_features(
+                pixel_values_videos,
+                vision_feature_layer=vision_feature_layer,
+                vision_feature_select_strategy=vision_feature_select_strategy,
+                return_dict=True,
+                **kwargs,
+            )
+            outputs = FlashVIDVideoOutput.uncompressed(outputs, settings)
+            return outputs if return_dict is not False else outputs.to_tuple()
+        num_frames = [len(video) for video in pixel_values_videos]
+        if isinstance(pixel_values_videos, torch.Tensor):
+            frames = pixel_values_videos.flatten(0, 1)
+        else:
+            frames = pixel_values_videos[0] if len(num_frames) == 1 else torch.cat(tuple(pixel_values_videos))
+        strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
+        stopwatch = Stopwatch()
+        with stopwatch.stage("vision", tower_device(self.vision_tower, frames)):
+            layers = self._feature_layers(vision_feature_layer)
+            chunks = self._encode_chunks(frames, layers, strategy == "default", settings, **kwargs)
+            features, of_frames = join_rows(chunks, len(frames))
+        videos = list(features.split(num_frames))
+        if settings.compresses:
+            video_output = self.compress_videos(videos, list(of_frames.split(num_frames)), settings, stopwatch)
+            indices = [video.indices for video in video_output.videos]
+        else:
+            tokens = tuple(video.flatten(0, 1) for video in videos)
+            video_output = FlashVIDVideoOutput(last_hidden_state=of_frames, pooler_output=tokens, settings=settings)
+            indices = [torch.arange(len(video), device=video.device) for video in tokens]
+        video_output.pooler_output = tuple(
+            torch.cat([tokens, self.image_newline[None].to(tokens)])[self._rows(kept, frames).order]
+            for tokens, kept, frames in zip(video_output.pooler_output, indices, num_frames, strict=True)
+        )
+        return video_output if return_dict is not False else video_output.to_tuple()
+
+    def _encode_chunks(
+        self, frames: torch.Tensor, layers: tuple[Any, ...], drops_first: bool, settings: Any, **kwargs: Any
+    ) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Features (T, N, D) of chunks of frames, and the attention (T, N) that they receive, 0 if no method asks.
+
+        In place of the attention, the tower's last hidden states if the videos are not to be compressed.
+
+        Args:
+            frames: with shape (T, channels, height, width).
+            layers: the layers whose outputs are the features, side by side.
+            drops_first: leave out the first patch of every frame.
+        """
+        size = settings.vision_chunk_size if settings.compresses else None
+        device, first = tower_device(self.vision_tower, frames), int(drops_first)
+        records = settings.compresses and settings.method.needs_attention
+        for chunk in frames.split(size or len(frames)):
+            record = VisionRecord(layers[-1].self_attn if records else None, layers)
+            outputs = self.vision_tower(chunk.to(device), **{RECORD: record}, **kwargs)
+            hidden_states = torch.cat([record.hidden_states[layer] for layer in layers], dim=-1)[:, first:]
+            features = self.apply_pooling(self.multi_modal_projector(hidden_states))
+            if not settings.compresses:
+                yield features, outputs.last_hidden_state
+            elif record.received is None:
+                yield features, features.new_zeros(features.shape[:2])
+            else:
+                received = record.received.view(len(chunk), -1)[:, first:, None]
+                yield features, self.apply_pooling(received)[..., 0]
+
+    def lay_out(self, video: CompressedVideo, settings: Any) -> VideoLayout:
+        num_frames, num_tokens = video.selected.shape
+        rows = self._rows(video.indices, num_frames)
+        is_newline = rows.order == len(video.indices)
+        # In the released code the newlines count as tokens of the video, but for the single one at its end.
+        prunes_newlines = settings.behavior == "released" and self.config.mm_newline_position != "one_token"
+        prunable = torch.ones_like(is_newline) if prunes_newlines else ~is_newline
+        counts = count_occurrences(rows.placeholders, rows.num_placeholders)
+        return VideoLayout(counts, prunable & video.prunable, is_token=~is_newline)
+
+    def find_positions(self, prompt: Prompt, inputs: dict[str, Any]) -> torch.Tensor:
+        """Consecutive positions of the tokens that are left, as in the reference, whatever the caller's positions.
+
+        Where nothing is compressed the caller's, as upstream.
+        """
+        cache, mask = inputs["cache"], inputs["attention_mask"]
+        if not prompt.videos and not is_compressed(cache):
+            return inputs["position_ids"]
+        like = inputs["input_ids"] if inputs["inputs_embeds"] is None else inputs["inputs_embeds"][..., 0]
+        num_new = prompt.num_columns if prompt.columns is None else prompt.columns.shape[1]
+        num_cached = 0 if cache is None else cache.num_cached()
+        real = join_masks(past_masks(cache, mask)[0], num_cached, prompt.mask, like[:, :1].expand(-1, num_new))
+        if real is None:
+            return torch.arange(num_cached, num_cached + num_new, device=like.device).expand(len(like), -1)
+        return (real.long().cumsum(-1) - 1).clamp(min=0)[:, num_cached:]
+
+    def placeholder_counts(self, kind: str, inputs: dict[str, Any]) -> tuple[int, ...] | None:
+        if kind == "image":  # depends on how upstream unpads each
+            return None
+        videos, position, side = inputs["pixel_values_videos"], self.config.mm_newline_position, self._side()
+        _check_videos(videos)
+        return tuple(count_rows(position, len(video), side) for video in videos)
+
+    def _is_as_upstreams(self, videos: torch.Tensor | Sequence[torch.Tensor]) -> bool:
+        """Whether upstream encodes these videos alike: all of one length, and one newline at the end of each."""
+        ends_with_newline = FEATURES_END_WITH_NEWLINE and self.config.mm_newline_position == "one_token"
+        return ends_with_newline and isinstance(videos, torch.Tensor)
+
+    def _rows(self, indices: torch.Tensor, num_frames: int) -> Rows:
+        return lay_out_rows(indices, self.config.mm_newline_position, num_frames, self._side())
+
+    def _side(self) -> int:
+        """Tokens a side of a pooled frame."""
+        vision = self.config.vision_config
+        return pooled_side(self.config.mm_spatial_pool_mode, vision.image_size // vision.patch_size)
+
+    def _feature_layers(self, vision_feature_layer: int | list[int] | None) -> tuple[Any, ...]:
+        """The encoder layers that make the hidden states which upstream counts from the embeddings on."""
+        chosen = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        layers = self.vision_tower.encoder.layers
+        indices = [chosen] if isinstance(chosen, int) else list(chosen)
+        for index in indices:
+            if not (-len(layers) <= index < 0 or 0 < index <= len(layers)):
+                raise ValueError(
+                    f"`vision_feature_layer` is {chosen!r}: FlashVID uses the attention of the layer that makes the "
+                    f"features, so it must lie in 1 ... {len(layers)} or -{len(layers)} ... -1. Choose such a layer."
+                )
+        return tuple(layers[index if index < 0 else index - 1] for index in indices)
+
+    def _upstream_forward(self, **inputs: Any) -> BaseModelOutputWithPast:
+        """Upstream's `forward` on whole videos: it has neither lists of videos nor other newlines than its own."""
+        encoded = dict(inputs.get("mm_encoder_outputs") or {})
+        if inputs.get("pixel_values_videos") is None and encoded.get("video") is None:
+            return super().forward(**inputs)
+        input_ids, inputs_embeds = inputs.pop("input_ids", None), inputs.pop("inputs_embeds", None)
+        masks = self.placeholder_masks(input_ids, inputs_embeds)
+        names = {name for given in self.encoder_inputs.values() for name in given} | {"mm_encoder_outputs"}
+        self.encode({name: inputs.pop(name, None) for name in names}, encoded, self.config, *masks)
+        prompt = Prompt(masks[0].shape[1])
+        embeddings = self.embed_prompt(prompt, input_ids, inputs_embeds, *masks, encoded)
+        return complete_outputs(self, super().forward(inputs_embeds=embeddings, **inputs), encoded)
+
+    @can_return_tuple
+    @accepts_both_cache_names
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        image_sizes_videos: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        vision_aspect_ratio: str | None = None,
+        batch_num_images: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        query_index: int | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple | FlashVIDModelOutput:
+        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`.
+
+        `pixel_values_videos` may be a list, see `get_video_features`. With a compressed prompt the positions are
+        counted anew, and `position_ids` are not looked at.
+        """
+        inputs = {
+            "input_ids": input_ids,
+            "pixel_values": pixel_values,
+            "image_sizes": image_sizes,
+            "pixel_values_videos": pixel_values_videos,
+            "image_sizes_videos": image_sizes_videos,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "cache": cache,
+            "inputs_embeds": inputs_embeds,
+            "vision_feature_layer": vision_feature_layer,
+            "vision_feature_select_strategy": vision_feature_select_strategy,
+            "vision_aspect_ratio": vision_aspect_ratio,
+            "batch_num_images": batch_num_images,
+            "use_cache": use_cache,
+            "mm_encoder_outputs": mm_encoder_outputs,
+        }
+        return self.forward_flashvid(self._upstream_forward, inputs, query_index, **kwargs)
+
+
+def _check_videos(videos: torch.Tensor | Sequence[torch.Tensor]) -> None:
+    for video in videos:
+        if video.ndim != 4:
+            raise ValueError(
+                f"`pixel_values_videos` holds a video of shape {tuple(video.shape)}: a video has 4 dimensions, frames "
+                "x channels x height x width. Pass a 5D tensor of all videos, or a list of them."
+            )
+
+
+class FlashVIDLlavaOnevisionForConditionalGeneration(
+    FlashVIDPreTrainedMixin,
+    FlashVIDGenerationMixin,
+    FlashVIDLanguageModelingMixin,
+    LlavaOnevisionForConditionalGeneration,
+):
+    """LLaVA-OneVision with a language modeling head, compressing its videos."""
+
+    config: FlashVIDLlavaOnevisionConfig
+    config_class = FlashVIDLlavaOnevisionConfig
+    checkpoint_key_mapping = CHECKPOINT_KEY_MAPPING
+    output_class = FlashVIDLlavaOnevisionCausalLMOutput
+    base_model_class = FlashVIDLlavaOnevisionModel
+
+    def __init__(self, config: FlashVIDLlavaOnevisionConfig):
+        super(LlavaOnevisionForConditionalGeneration, self).__init__(config)  # not upstream's, which builds its own
+        self.model = self.base_model_class(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_video_features(self, *args: Any, **kwargs: Any) -> tuple | FlashVIDVideoOutput:
+        """See `FlashVIDLlavaOnevisionModel.get_video_features`."""
+        return self.model.get_video_features(*args, **kwargs)
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        # Where the videos are not encoded by now, upstream would repeat every video by itself, and it takes no lists.
+        # The videos of a prompt have to stay together.
+        videos = model_kwargs.pop("pixel_values_videos", None)
+        if videos is not None and expand_size > 1:
+            embeds = model_kwargs.get("inputs_embeds")  # beside them `input_ids` may be empty
+            mask = self.model.placeholder_masks(input_ids if embeds is None else None, embeds)[1]
+            sizes = self.model.placeholder_counts("video", {"pixel_values_videos": videos})
+            ends = torch.tensor(sizes).cumsum(0)
+            of_prompt = torch.searchsorted(mask.sum(-1).cumsum(0).cpu(), ends).tolist()
+            groups = [[v for v, p in zip(videos, of_prompt, strict=True) if p == prompt] for prompt in range(len(mask))]
+            videos = [video for group in groups for video in group * expand_size]
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        return input_ids, {**model_kwargs, **({} if videos is None else {"pixel_values_videos": videos})}
+
+    @can_return_tuple
+    @accepts_both_cache_names
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        image_sizes_videos: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        vision_aspect_ratio: str | None = None,
+        batch_num_images: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        query_index: int | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple | FlashVIDCausalLMOutput:
+        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            image_sizes=image_sizes,
+            pixel_values_videos=pixel_values_videos,
+            image_sizes_videos=image_sizes_videos,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            vision_aspect_ratio=vision_aspect_ratio,
+            batch_num_images=batch_num_images,
+            use_cache=use_cache,
+            mm_encoder_outputs=mm_encoder_outputs,
+            query_index=query_index,
+            **kwargs,
+        )
+        return self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
+
+
+__all__ = ["FlashVIDLlavaOnevisionForConditionalGeneration", "FlashVIDLlavaOnevisionModel"]

@@ -1,0 +1,187 @@
+"""Processor of LLaVA-Video: as many placeholders as its pooling and newlines make, and the original's prompt."""
+
+import math
+import os
+from typing import Any
+
+from transformers import (
+    AddedToken,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
+    Qwen2Tokenizer,
+)
+
+from ...compression.validation import check_choice
+from ...hub.code_writer import save_code
+from ...hub.weightless import follow_base, hub_arguments, read_config
+from ...video.batching import convert_to_tensors
+from .configuration_flashvid_llava_video import NEWLINE_POSITIONS, POOL_MODES, FlashVIDLlavaVideoConfig
+from .newlines import count_rows, pooled_side
+from .original_checkpoints import is_original
+
+# The conversation "qwen_1_5" of the original code, with its system prompt.
+CHAT_TEMPLATE = """\
+{%- if messages[0].role != 'system' -%}
+<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif -%}
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{% if message.content is string -%}
+{{ message.content }}
+{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'video' -%}<video>
+{% elif part.type == 'image' -%}<image>
+{% elif part.type == 'text' -%}{{ part.text }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+_SIGLIP_PIXELS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+
+
+class FlashVIDLlavaVideoProcessor(LlavaOnevisionProcessor):
+    """LLaVA-OneVision's processor, with the placeholders of LLaVA-Video.
+
+    F frames of s * s tokens take F * (s * s + 1) placeholders with newlines after each "frame", F * s * (s + 1) with
+    "grid", F * s * s + 1 with "one_token" and F * s * s with "no_token". Videos of one call may have different numbers
+    of frames: `pixel_values_videos` is a list of tensors then.
+
+    Args:
+        mm_spatial_pool_mode, mm_newline_position: as in the configuration of the model.
+
+    Raises:
+        ValueError: one of them is unknown.
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        video_processor=None,
+        num_image_tokens=None,
+        vision_feature_select_strategy=None,
+        chat_template=None,
+        image_token="<image>",
+        video_token="<video>",
+        vision_aspect_ratio="anyres_max_9",
+        mm_spatial_pool_mode="average",
+        mm_newline_position="frame",
+        **kwargs,
+    ):
+        check_choice("mm_spatial_pool_mode", mm_spatial_pool_mode, POOL_MODES)
+        check_choice("mm_newline_position", mm_newline_position, NEWLINE_POSITIONS)
+        self.mm_spatial_pool_mode, self.mm_newline_position = mm_spatial_pool_mode, mm_newline_position
+        super().__init__(
+            image_processor,
+            tokenizer,
+            video_processor,
+            num_image_tokens=num_image_tokens,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            chat_template=chat_template,
+            image_token=image_token,
+            video_token=video_token,
+            vision_aspect_ratio=vision_aspect_ratio,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """Load the processor of a folder, or make that of an original checkpoint, which brings only a tokenizer.
+
+        So it does for a weightless folder, whose base is an original checkpoint.
+
+        Args:
+            kwargs: as upstream; for an original checkpoint also `mm_spatial_pool_mode` and `mm_newline_position`.
+        """
+        hub = hub_arguments(kwargs)
+        config_dict = read_config(pretrained_model_name_or_path, hub)
+        base = follow_base(config_dict, hub)
+        if base is None and not is_original(config_dict):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        layout = {name: value for name, value in kwargs.items() if name.startswith("mm_")}
+        config = FlashVIDLlavaVideoConfig.from_dict(config_dict, **layout)
+        source, found_by = base or (pretrained_model_name_or_path, hub)
+        return cls.from_config(config, Qwen2Tokenizer.from_pretrained(source, **found_by))
+
+    @classmethod
+    def from_config(cls, config: Any, tokenizer: Any) -> "FlashVIDLlavaVideoProcessor":
+        """The processor for a model's configuration and the tokenizer of its language model; see `upstream_arguments`.
+
+        Raises:
+            ValueError: the placeholders do not get the numbers that the configuration has for them.
+        """
+        return cls(
+            **upstream_arguments(config, tokenizer),
+            mm_spatial_pool_mode=config.mm_spatial_pool_mode,
+            mm_newline_position=config.mm_newline_position,
+        )
+
+    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+        """Save the processor with its code, so that it loads without this package by `trust_remote_code=True`."""
+        self.auto_map = {"AutoProcessor": "processing_flashvid_llava_video.FlashVIDLlavaVideoProcessor"}
+        os.makedirs(save_directory, exist_ok=True)
+        save_code(self, save_directory)  # before upstream uploads the folder
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoProcessor"):
+        """Does nothing: `save_pretrained` writes the code and names the class in any case."""
+
+    def __call__(self, *args, return_tensors=None, **kwargs):
+        return convert_to_tensors(super().__call__(*args, **kwargs), return_tensors)
+
+    def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
+        return self.video_token * self._count_placeholders(len(video_inputs["pixel_values_videos"][video_idx]))
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs):
+        counts = super()._get_num_multimodal_tokens(image_sizes, **kwargs)
+        if video_sizes is not None:
+            counts.num_video_tokens = [self._count_placeholders(num_frames) for num_frames, *_ in video_sizes]
+        return counts
+
+    def _count_placeholders(self, num_frames: int) -> int:
+        side = pooled_side(self.mm_spatial_pool_mode, math.isqrt(self.num_image_tokens))
+        return count_rows(self.mm_newline_position, num_frames, side)
+
+
+def upstream_arguments(config: Any, tokenizer: Any) -> dict[str, Any]:
+    """What upstream's `LlavaOnevisionProcessor` takes, for a model's configuration and the tokenizer of its text.
+
+    `<image>` and `<video>` are added to the tokenizer, which then pads on the left.
+
+    Raises:
+        ValueError: the tokens do not get the numbers that the configuration has for them.
+    """
+    vision = config.vision_config
+    for token, name in (("<image>", "image_token_index"), ("<video>", "video_token_index")):
+        tokenizer.add_tokens(AddedToken(token, special=True, normalized=False))
+        index = tokenizer.convert_tokens_to_ids(token)
+        if index != getattr(config, name):
+            raise ValueError(
+                f"`{name}` is {getattr(config, name)}, and the tokenizer's number of {token!r} is {index}. Set "
+                f"`{name}` of the configuration to {index}."
+            )
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # what runs, and what is saved
+    size = {"height": vision.image_size, "width": vision.image_size}
+    return {
+        "image_processor": LlavaOnevisionImageProcessor(
+            size=size, image_grid_pinpoints=config.image_grid_pinpoints, **_SIGLIP_PIXELS
+        ),
+        "tokenizer": tokenizer,
+        "video_processor": LlavaOnevisionVideoProcessor(size=size, do_sample_frames=False, **_SIGLIP_PIXELS),
+        "num_image_tokens": (vision.image_size // vision.patch_size) ** 2,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "chat_template": CHAT_TEMPLATE,
+        "vision_aspect_ratio": config.vision_aspect_ratio,
+    }
+
+
+__all__ = ["FlashVIDLlavaVideoProcessor"]

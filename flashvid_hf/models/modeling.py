@@ -1,0 +1,478 @@
+"""What the models of all families share: `forward` on compressed videos, the language model, the loss.
+
+Legend: B batch, S columns of the input, M columns that enter the language model, L columns that are left from the
+pruning layer on.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import fields
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+
+from ..compression.compressed_video import CompressedVideo
+from ..compression.released_deviations import released_repeats
+from .cache import FlashVIDCache, check_cache, is_compressed
+from .columns import gather_columns
+from .configuration import CALL_FIELDS
+from .layer_pruning import PRUNING, TokenPruning, UpperLayers, install_pruning, join_masks
+from .outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput, FlashVIDVideoOutput
+from .prompt import Prompt, VideoLayout, count_occurrences
+from .report import CompressionReport
+from .stopwatch import Stopwatch
+from .upstream import CACHE, complete_outputs, rename_cache
+
+
+class FlashVIDModelMixin:
+    """Compression inside the `forward` of a multimodal model that has a `language_model`.
+
+    A family says what its vision tower is called with and gives, and which positions the columns have.
+    """
+
+    config: Any
+    language_model: Any
+    training: bool
+    get_input_embeddings: Any
+    get_placeholder_mask: Any
+    get_image_features: Any
+    get_video_features: Any
+
+    # Inputs of `forward` that `get_image_features` and `get_video_features` take, the pixels first.
+    encoder_inputs: ClassVar[dict[str, tuple[str, ...]]]
+    # Keyword arguments of `forward` that upstream hands to the vision tower too.
+    tower_arguments: ClassVar[tuple[str, ...]] = ()
+    # Of a repeated index, the released code of some families enters the last vector only (`released_repeats`).
+    released_code_overwrites_repeats = False
+    # Whether upstream's `forward` takes `mm_encoder_outputs`.
+    upstream_takes_encoded = True
+    # Whether positions depend on the grids of all images and videos of a conversation.
+    positions_need_grids = False
+    # The class of the outputs: upstream's fields and those of `FlashVIDModelOutput`.
+    output_class: type[FlashVIDModelOutput]
+
+    def install_hooks(self) -> None:
+        """Install what this model needs on its submodules; once is enough, also for models that share them."""
+        install_pruning(self.language_model.layers)
+
+    def forward_flashvid(
+        self,
+        upstream_forward: Callable[..., BaseModelOutputWithPast],
+        inputs: dict[str, Any],
+        query_index: int | torch.Tensor | None,
+        **kwargs: Any,
+    ) -> Any:
+        """Upstream's `forward`, on the kept video tokens.
+
+        Args:
+            upstream_forward: what runs calls that neither bring a video to compress nor build on a compressed cache.
+            inputs: the named arguments of `forward`.
+            query_index: column of the whole sequence, earlier turns included, whose attention ranks the video tokens
+                inside the language model; an integer, or one for each sample. Default: the last real column.
+            kwargs: FlashVID's fields that are to differ from the configuration's in this call
+                (`retention_ratio=0.2`), or all of them as `settings`; `reports`, a list that takes the report of the
+                call; and what upstream takes.
+
+        Returns:
+            `FlashVIDModelOutput`, or upstream's output; either with a `report`, except in calls that continue a cache
+            without a video of their own.
+        """
+        encoded = dict(inputs["mm_encoder_outputs"] or {})
+        settings, reports = self.find_settings(encoded, kwargs), kwargs.pop("reports", None)
+        has_videos = inputs["pixel_values_videos"] is not None or encoded.get("video") is not None
+        cache, use_cache = self.prepare_cache(inputs["cache"], inputs["use_cache"])
+        inputs = {**inputs, "cache": cache, "use_cache": use_cache}
+        is_new = cache is None or not cache.get_seq_length()
+        if has_videos and settings.compresses:
+            check_cache(cache)
+        # Upstream encodes videos by the configuration, whatever the settings of the call. Not every version of it looks
+        # at what has been encoded.
+        is_own = has_videos and (settings.compresses or self.config.compresses)
+        is_own |= any(value is not None for value in encoded.values()) and not self.upstream_takes_encoded
+        if is_compressed(cache) or is_own:
+            outputs = self._forward(inputs, encoded, settings, query_index, **kwargs)
+        else:
+            given = {name: value for name, value in inputs.items() if value is not None}
+            outputs = upstream_forward(**rename_cache(given), return_dict=True, **kwargs)
+        report = getattr(outputs, "report", None)
+        if report is None and (has_videos or is_new):
+            report = outputs.report = self._report_uncompressed(inputs, encoded)
+        if report is not None:
+            if isinstance(cache, FlashVIDCache):
+                cache.reports = (*cache.reports, report)
+            if reports is not None:
+                reports.append(report)
+        return outputs
+
+    def find_settings(self, encoded: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+        """The configuration with the settings of a call, which are taken out of its keyword arguments.
+
+        Raises:
+            ValueError: a field is outside of its range, or the videos have been encoded with other settings.
+        """
+        carried = getattr(encoded.get("video"), "settings", None)
+        if carried is None:
+            return self.take_settings(kwargs.pop("settings", None), kwargs)
+        kwargs.pop("settings", None)
+        for name in sorted(CALL_FIELDS & kwargs.keys()):
+            value = kwargs[name]
+            raise ValueError(
+                f"`{name}` is {value!r} and `mm_encoder_outputs` has videos: they were compressed when they were "
+                "encoded. Give the settings to `get_video_features`, or pass the pixels."
+            )
+        return carried
+
+    def take_settings(self, settings: Any, kwargs: dict[str, Any]) -> Any:
+        """`settings`, or the configuration, with single fields that are taken out of keyword arguments."""
+        overrides = {name: kwargs.pop(name) for name in CALL_FIELDS & kwargs.keys()}
+        return (settings or self.config).override(**overrides)
+
+    def _forward(
+        self,
+        inputs: dict[str, Any],
+        encoded: dict[str, Any],
+        settings: Any,
+        query_index: int | torch.Tensor | None,
+        **kwargs: Any,
+    ) -> FlashVIDModelOutput:
+        """`forward` of calls that bring videos or build on a compressed cache."""
+        input_ids, inputs_embeds = inputs["input_ids"], inputs["inputs_embeds"]
+        attention_mask = inputs["attention_mask"]
+        image_mask, video_mask = self.placeholder_masks(input_ids, inputs_embeds)
+        comes_encoded = encoded.get("video") is not None  # pixels are checked before they are encoded
+        # Of compressed videos the inside of the tower is not returned: it is encoded in chunks, to be forgotten.
+        recorded = () if settings.compresses else self.tower_arguments
+        asked = {name: kwargs[name] for name in recorded if name in kwargs}
+        self.encode(inputs, encoded, settings, image_mask, video_mask, **asked)
+        videos = getattr(encoded.get("video"), "videos", None)
+        if videos:
+            layouts = tuple(self.lay_out(video, settings) for video in videos)
+            if comes_encoded:
+                check_placeholders("video", video_mask, sum(len(layout.counts) for layout in layouts))
+            dropped = self.dropped_columns(input_ids, settings)
+            prompt = Prompt.compressed(video_mask, videos, layouts, attention_mask, dropped)
+        else:
+            prompt = Prompt.uncompressed(image_mask.shape[1], attention_mask)
+        outputs = self.run_language_model(
+            self.embed_prompt(prompt, input_ids, inputs_embeds, image_mask, video_mask, encoded),
+            prompt,
+            settings,
+            attention_mask=attention_mask,
+            position_ids=self.find_positions(prompt, inputs),
+            cache=inputs["cache"],
+            use_cache=inputs["use_cache"],
+            query_index=query_index,
+            stopwatch=Stopwatch(getattr(encoded.get("video"), "stopwatch", None)),
+            **self.language_model_inputs(prompt, image_mask, video_mask, encoded),
+            **kwargs,
+        )
+        return complete_outputs(self, outputs, encoded)
+
+    def _report_uncompressed(self, inputs: dict[str, Any], encoded: dict[str, Any]) -> CompressionReport:
+        """The report of a call that brought no video, or compressed none."""
+        _, video_mask = self.placeholder_masks(inputs["input_ids"], inputs["inputs_embeds"])
+        tokens: tuple | torch.Tensor = ()
+        if encoded.get("video") is not None:
+            tokens = tuple(map(len, encoded["video"].pooler_output))
+        elif inputs["pixel_values_videos"] is not None:
+            tokens = self.placeholder_counts("video", inputs)
+        return CompressionReport.uncompressed(video_mask.sum(-1), tokens)
+
+    def find_positions(self, prompt: Prompt, inputs: dict[str, Any]) -> torch.Tensor:
+        """Positions of the columns that enter, with shape (..., B, M)."""
+        raise NotImplementedError
+
+    def placeholder_counts(self, kind: str, inputs: dict[str, Any]) -> tuple[int, ...] | torch.Tensor | None:
+        """Placeholders that each of the images or videos in the inputs of `forward` needs, before they are encoded.
+
+        `None` where only encoding them shows it.
+        """
+        raise NotImplementedError
+
+    def check_placeholders(self, kind: str, mask: torch.Tensor, inputs: dict[str, Any]) -> bool:
+        """Raise a `ValueError` if the placeholders (B, S) do not fit the pixels; False if that cannot be told yet."""
+        counts = self.placeholder_counts(kind, inputs)
+        if counts is not None:
+            check_placeholders(kind, mask, int(torch.as_tensor(counts).sum()))
+        return counts is not None
+
+    def lay_out(self, video: CompressedVideo, settings: Any) -> VideoLayout:
+        """How the rows of a compressed video lie in its placeholders: one for each token."""
+        prunable = torch.full_like(video.indices, video.prunable, dtype=torch.bool)
+        return VideoLayout(
+            count_occurrences(video.indices, video.selected.numel()), prunable, is_token=torch.ones_like(prunable)
+        )
+
+    def dropped_columns(self, input_ids: torch.Tensor | None, settings: Any) -> torch.Tensor | None:
+        """Columns beside those of video tokens that do not enter, with shape (B, S); `None` for none."""
+        return None
+
+    def language_model_inputs(
+        self, prompt: Prompt, image_mask: torch.Tensor, video_mask: torch.Tensor, encoded: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What the family's language model takes beside embeddings and positions."""
+        return {}
+
+    def encode(
+        self,
+        inputs: dict[str, Any],
+        encoded: dict[str, Any],
+        settings: Any,
+        image_mask: torch.Tensor,
+        video_mask: torch.Tensor,
+        **kwargs: Any,
+    ) -> None:
+        """Fill `encoded` with the outputs of the vision tower that the caller has not computed already.
+
+        Looks at the placeholders first: a mistake in the inputs should not cost a run of the vision tower.
+        """
+        for kind, mask in (("image", image_mask), ("video", video_mask)):
+            if encoded.get(kind) is not None:
+                if getattr(encoded[kind], "videos", None) is None:  # those of compressed videos are in their layouts
+                    check_placeholders(kind, mask, sum(map(len, encoded[kind].pooler_output)))
+                continue
+            if inputs[self.encoder_inputs[kind][0]] is None:
+                continue
+            checked = self.check_placeholders(kind, mask, inputs)
+            given = {name: inputs[name] for name in self.encoder_inputs[kind] if inputs[name] is not None}
+            if kind == "image":
+                encoded[kind] = self.get_image_features(**given, return_dict=True, **kwargs)
+            else:
+                encoded[kind] = self.get_video_features(**given, settings=settings, return_dict=True, **kwargs)
+            if not checked:
+                check_placeholders(kind, mask, sum(map(len, encoded[kind].pooler_output)))
+
+    def compress_videos(
+        self,
+        features: list[torch.Tensor],
+        attention: list[torch.Tensor],
+        settings: Any,
+        stopwatch: Stopwatch,
+    ) -> FlashVIDVideoOutput:
+        """Compress the features (T, N, D) of each video by the attention (T, N) that its tokens receive."""
+        method = settings.method
+        with stopwatch.stage("compression", features[0].device):
+            videos = tuple(method.compress(*video) for video in zip(features, attention, strict=True))
+        tokens = tuple(video.tokens for video in videos)
+        if settings.behavior == "released" and self.released_code_overwrites_repeats:
+            tokens = tuple(released_repeats(video.tokens, video.indices) for video in videos)
+        return FlashVIDVideoOutput(pooler_output=tokens, videos=videos, settings=settings, stopwatch=stopwatch)
+
+    def placeholder_masks(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which columns are placeholders of images and of videos, with shape (B, S) each."""
+        if input_ids is not None:
+            return input_ids == self.config.image_token_id, input_ids == self.config.video_token_id
+        image_mask, video_mask = self.get_placeholder_mask(None, inputs_embeds=inputs_embeds)
+        return image_mask[..., 0], video_mask[..., 0]
+
+    def embed_prompt(
+        self,
+        prompt: Prompt,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        image_mask: torch.Tensor,
+        video_mask: torch.Tensor,
+        encoded: dict[str, BaseModelOutputWithPooling],
+    ) -> torch.Tensor:
+        """Embeddings of the columns that enter, images and kept video tokens in place, with shape (B, M, D)."""
+        if inputs_embeds is None:
+            embeddings = self.get_input_embeddings()(prompt.gather(input_ids))
+        else:
+            embeddings = prompt.gather(inputs_embeds)
+        if encoded.get("image") is not None:
+            features = torch.cat(tuple(encoded["image"].pooler_output))
+            embeddings = prompt.scatter(embeddings, prompt.gather(image_mask), features)
+        if encoded.get("video") is not None:
+            tokens = torch.cat(tuple(encoded["video"].pooler_output))
+            embeddings = prompt.scatter(embeddings, prompt.find_video_columns(video_mask), tokens)
+        return embeddings
+
+    def prepare_cache(self, cache: Cache | None, use_cache: bool | None) -> tuple[Cache | None, bool]:
+        """The cache of a call, made where the caller wants one and passed none, and whether to use it."""
+        config = self.config.get_text_config()
+        use_cache = config.use_cache if use_cache is None else use_cache
+        if self.training and self.language_model.gradient_checkpointing:
+            use_cache = False
+        if cache is None and use_cache:
+            cache = FlashVIDCache(config=config)
+        return cache, use_cache
+
+    def run_language_model(
+        self,
+        inputs_embeds: torch.Tensor,
+        prompt: Prompt,
+        settings: Any,
+        *,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        cache: FlashVIDCache | None,
+        use_cache: bool,
+        query_index: int | torch.Tensor | None,
+        stopwatch: Stopwatch,
+        **kwargs: Any,
+    ) -> FlashVIDModelOutput:
+        """Run the language model on the columns that entered, prune inside it, and account for both in the cache.
+
+        Args:
+            inputs_embeds: of the columns that entered, with shape (B, M, D); `position_ids` (..., B, M) likewise.
+            attention_mask: 2D mask of the whole sequence, earlier turns included, as the caller passed it.
+            query_index: column of the whole sequence that ranks the video tokens; by default the last.
+            stopwatch: what takes the time of the language model.
+        """
+        if not prompt.videos and not is_compressed(cache):  # as upstream runs it, with the caller's mask and any cache
+            outputs = self.language_model(
+                inputs_embeds=inputs_embeds,
+                position_ids=position_ids,
+                attention_mask=attention_mask,
+                use_cache=use_cache,
+                **{CACHE: cache},
+                **kwargs,
+            )
+            return self.output_class(**outputs)
+        config = self.config.get_text_config()
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            raise ValueError(
+                "`layer_types` of the language model has sliding-window layers: FlashVID needs full attention. "
+                "Set `use_sliding_window=False`, or `retention_ratio=1.0` to run without compression."
+            )
+        seen = cache.get_seq_length() if cache is not None else 0
+        past_lower, past_upper = past_masks(cache, attention_mask)
+        lower_mask = join_masks(past_lower, cache.num_cached() if cache is not None else 0, prompt.mask, inputs_embeds)
+
+        upper: UpperLayers | None = None
+        pruning_layer = cache.pruning_layer if cache is not None else None
+        pruning = settings.pruning if prompt.videos else None
+        if pruning is not None:
+            if pruning_layer not in (None, pruning.layer):
+                raise ValueError(
+                    f"`pruning_layer` is {pruning.layer}, and the cache was pruned from layer {pruning_layer} "
+                    f"on. Keep `pruning_layer={pruning_layer}`, or start a new cache."
+                )
+            pruning_layer = pruning.layer
+        upper_args = (config, pruning_layer, cache, past_upper, prompt.mask)
+        if pruning is not None:
+            upper = TokenPruning(
+                *upper_args,
+                rule=pruning,
+                prunable=prompt.prunable,
+                query=prompt.find_query(query_index, seen),
+                past_lower_mask=past_lower,
+                padding_side=prompt.padding_side,
+                is_video=prompt.row_index >= 0,
+            )
+        elif pruning_layer is not None:
+            upper = UpperLayers(*upper_args)
+        if upper is not None:
+            kwargs[PRUNING] = upper
+
+        with stopwatch.stage("prefill", inputs_embeds.device) if prompt.videos else nullcontext():  # not while decoding
+            outputs = self.language_model(
+                inputs_embeds=inputs_embeds,
+                position_ids=position_ids,
+                attention_mask=lower_mask,
+                use_cache=use_cache,
+                **{CACHE: cache},
+                **kwargs,
+            )
+
+        token_index = report = None
+        if prompt.videos:
+            token_index, row_index, mask = prompt.columns, prompt.row_index, prompt.mask
+            if isinstance(upper, TokenPruning):
+                token_index, row_index = (gather_columns(index, upper.columns) for index in (token_index, row_index))
+                mask = upper.new_mask
+            if mask is not None:
+                padding = ~mask.to(token_index.device)
+                token_index, row_index = (index.masked_fill(padding, -1) for index in (token_index, row_index))
+            report = prompt.report(
+                row_index, stopwatch, (pruning_layer or config.num_hidden_layers, config.num_hidden_layers)
+            )
+        if cache is not None:
+            cache.account(
+                lower_mask=lower_mask,
+                upper_mask=lower_mask if upper is None else upper.mask,
+                num_dropped=prompt.num_columns - inputs_embeds.shape[1],
+                pruning_layer=pruning_layer,
+            )
+        return self.output_class(**outputs, token_index=token_index, report=report)
+
+
+class FlashVIDLanguageModelingMixin:
+    """Logits and loss on the columns that are left."""
+
+    config: Any
+    lm_head: Any
+    loss_function: Any
+
+    # The class of the outputs: upstream's fields and those of `FlashVIDCausalLMOutput`.
+    output_class: type[FlashVIDCausalLMOutput]
+
+    def language_modeling_output(
+        self,
+        outputs: BaseModelOutputWithPast,
+        labels: torch.Tensor | None,
+        logits_to_keep: int | torch.Tensor,
+        **kwargs: Any,
+    ) -> FlashVIDCausalLMOutput:
+        """From the output of the base model to logits and, with labels, the loss.
+
+        Args:
+            labels: with shape (B, S); those of dropped columns and of padding do not count, nor that of a sample's
+                first token.
+            logits_to_keep: the last so many rows, or the indices of the rows to compute logits for; 0 for all.
+
+        Raises:
+            ValueError: `labels` with `logits_to_keep`.
+        """
+        rows = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, rows])
+        token_index = getattr(outputs, "token_index", None)
+        loss = None
+        if labels is not None:
+            if token_index is not None:
+                if logits.shape[1] != token_index.shape[1]:
+                    raise ValueError(
+                        f"`logits_to_keep` is {logits_to_keep!r} and `labels` are given: the loss of a compressed "
+                        "prompt needs the logits of all rows. Leave `logits_to_keep` at 0."
+                    )
+                kept = token_index.to(labels.device)
+                is_padding = kept < 0
+                # The row before a sample's first token may be padding, which is not to predict it.
+                uncounted = is_padding | nn.functional.pad(is_padding[:, :-1], (1, 0))
+                labels = labels.gather(1, kept.clamp(min=0)).masked_fill(uncounted, -100)
+            vocab_size = self.config.get_text_config().vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        own = {field.name for field in fields(self.output_class)}
+        passed_on = {name: value for name, value in outputs.items() if name in own}
+        report = getattr(outputs, "report", None)  # no field of upstream's outputs
+        return self.output_class(**{**passed_on, "loss": loss, "logits": logits, "report": report})
+
+
+def check_placeholders(kind: str, mask: torch.Tensor, expected: int) -> None:
+    """Raise a `ValueError` unless the prompt has one placeholder for every feature of its videos or images."""
+    found = int(mask.sum())
+    if found != expected:
+        raise ValueError(
+            f"`input_ids` has {found} {kind} placeholders: the {kind} inputs need exactly {expected}. Make both with "
+            "one call of the processor, and cut neither; on a cache, pass only those of the new turn."
+        )
+
+
+def past_masks(
+    cache: FlashVIDCache | None, attention_mask: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Which cached columns are real, below and from the pruning layer on; `None` if all are."""
+    if cache is None:
+        return None, None
+    if cache.compressed:
+        return cache.lower_mask, cache.upper_mask
+    seen = cache.num_cached()
+    if attention_mask is None or not seen:
+        return None, None
+    past = attention_mask[:, :seen].bool()
+    return past, past

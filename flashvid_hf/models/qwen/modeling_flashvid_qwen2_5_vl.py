@@ -1,0 +1,158 @@
+"""Qwen2.5-VL with FlashVID."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
+from transformers.vision_utils import get_vision_window_index
+
+from ...hub.loading import FlashVIDPreTrainedMixin
+from ..modeling import FlashVIDLanguageModelingMixin
+from ..outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput
+from ..upstream import accepts_both_cache_names, output_class
+from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
+from .modeling_qwen import FlashVIDQwenGenerationMixin, FlashVIDQwenModelMixin
+
+# Names in the published Qwen2.5-VL checkpoints and what they are called in the model since transformers 4.52.
+CHECKPOINT_KEY_MAPPING = {
+    r"^visual": "model.visual",
+    r"^model(?!\.(language_model|visual))": "model.language_model",
+}
+
+
+@dataclass
+class FlashVIDQwen2_5_VLModelOutput(FlashVIDModelOutput, output_class(Qwen2_5_VLModel)):
+    """Upstream's fields and those of `FlashVIDModelOutput`."""
+
+
+@dataclass
+class FlashVIDQwen2_5_VLCausalLMOutput(FlashVIDCausalLMOutput, output_class(Qwen2_5_VLForConditionalGeneration)):
+    """Upstream's fields and those of `FlashVIDCausalLMOutput`."""
+
+
+class FlashVIDQwen2_5_VLModel(FlashVIDPreTrainedMixin, FlashVIDQwenModelMixin, Qwen2_5_VLModel):
+    """Qwen2.5-VL's base model, compressing its videos. Other inputs run as upstream runs them."""
+
+    config: FlashVIDQwen2_5_VLConfig
+    config_class = FlashVIDQwen2_5_VLConfig
+    checkpoint_key_mapping = CHECKPOINT_KEY_MAPPING
+    output_class = FlashVIDQwen2_5_VLModelOutput
+    position_inputs = (*FlashVIDQwenModelMixin.position_inputs, "second_per_grid_ts")
+
+    def restore_order(self, attention: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
+        # The vision tower sorts its tokens by attention windows.
+        window_index, _ = get_vision_window_index(
+            video_grid_thw,
+            spatial_merge_size=self.visual.spatial_merge_size,
+            window_size=self.visual.window_size,
+            patch_size=self.visual.patch_size,
+        )
+        return attention[window_index.to(attention.device).argsort()]
+
+    @can_return_tuple
+    @accepts_both_cache_names
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        second_per_grid_ts: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        query_index: int | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple | FlashVIDModelOutput:
+        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "cache": cache,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache,
+            "pixel_values": pixel_values,
+            "pixel_values_videos": pixel_values_videos,
+            "image_grid_thw": image_grid_thw,
+            "video_grid_thw": video_grid_thw,
+            "mm_token_type_ids": mm_token_type_ids,
+            "second_per_grid_ts": second_per_grid_ts,
+            "mm_encoder_outputs": mm_encoder_outputs,
+        }
+        return self.forward_flashvid(super().forward, inputs, query_index, **kwargs)
+
+
+class FlashVIDQwen2_5_VLForConditionalGeneration(
+    FlashVIDPreTrainedMixin,
+    FlashVIDQwenGenerationMixin,
+    FlashVIDLanguageModelingMixin,
+    Qwen2_5_VLForConditionalGeneration,
+):
+    """Qwen2.5-VL with a language modeling head, compressing its videos."""
+
+    config: FlashVIDQwen2_5_VLConfig
+    config_class = FlashVIDQwen2_5_VLConfig
+    checkpoint_key_mapping = CHECKPOINT_KEY_MAPPING
+    output_class = FlashVIDQwen2_5_VLCausalLMOutput
+
+    def __init__(self, config: FlashVIDQwen2_5_VLConfig):
+        super(Qwen2_5_VLForConditionalGeneration, self).__init__(config)  # not upstream's, which builds its own model
+        self.model = FlashVIDQwen2_5_VLModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    @accepts_both_cache_names
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        second_per_grid_ts: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        query_index: int | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple | FlashVIDCausalLMOutput:
+        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw,
+            mm_token_type_ids=mm_token_type_ids,
+            second_per_grid_ts=second_per_grid_ts,
+            mm_encoder_outputs=mm_encoder_outputs,
+            query_index=query_index,
+            **kwargs,
+        )
+        return self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
+
+
+__all__ = ["FlashVIDQwen2_5_VLForConditionalGeneration", "FlashVIDQwen2_5_VLModel"]

@@ -1,0 +1,175 @@
+"""Qwen3-VL with FlashVID: deepstack features follow the kept tokens."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
+
+from ...hub.loading import FlashVIDPreTrainedMixin
+from ..modeling import FlashVIDLanguageModelingMixin
+from ..outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput
+from ..prompt import Prompt
+from ..upstream import accepts_both_cache_names, join_level, output_class
+from .configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
+from .modeling_qwen import FlashVIDQwenGenerationMixin, FlashVIDQwenModelMixin
+
+
+@dataclass
+class FlashVIDQwen3VLModelOutput(FlashVIDModelOutput, output_class(Qwen3VLModel)):
+    """Upstream's fields and those of `FlashVIDModelOutput`."""
+
+
+@dataclass
+class FlashVIDQwen3VLCausalLMOutput(FlashVIDCausalLMOutput, output_class(Qwen3VLForConditionalGeneration)):
+    """Upstream's fields and those of `FlashVIDCausalLMOutput`."""
+
+
+class FlashVIDQwen3VLModelMixin(FlashVIDQwenModelMixin):
+    """Base model of Qwen3-VL, dense or with experts, compressing its videos.
+
+    The frames of a video are runs of placeholders of their own, between timestamps. They are compressed over the whole
+    video and return to their runs, because a kept token keeps its column.
+    """
+
+    def deepstack_levels(self, outputs: Any) -> list[torch.Tensor]:
+        return [join_level(level) for level in outputs.deepstack_features]
+
+    def dropped_columns(self, input_ids: torch.Tensor | None, settings: Any) -> torch.Tensor | None:
+        # The released code drops every vision_start and vision_end token. Those around images stay here, and those that
+        # the model itself has written: without a cache it reads them again.
+        if settings.behavior != "released" or input_ids is None:
+            return None
+        is_video = nn.functional.pad(input_ids == self.config.video_token_id, (1, 1))
+        starts = (input_ids == self.config.vision_start_token_id) & is_video[:, 2:]
+        ends = (input_ids == self.config.vision_end_token_id) & is_video[:, :-2]
+        return starts | ends
+
+    def language_model_inputs(
+        self, prompt: Prompt, image_mask: torch.Tensor, video_mask: torch.Tensor, encoded: dict[str, Any]
+    ) -> dict[str, Any]:
+        masks = {"image": prompt.gather(image_mask), "video": prompt.find_video_columns(video_mask)}
+        if prompt.mask is not None:
+            masks = {kind: mask & prompt.mask for kind, mask in masks.items()}
+        outputs = {kind: output for kind, output in encoded.items() if output is not None}
+        if not outputs:
+            return {}
+        visual = torch.stack([masks[kind] for kind in outputs]).any(0)  # (B, M)
+        deepstack = []
+        for level in zip(*(output.deepstack_features for output in outputs.values()), strict=True):
+            rows = [join_level(part) for part in level]
+            joint = rows[0].new_zeros(int(visual.sum()), rows[0].shape[-1])
+            for kind, of_kind in zip(outputs, rows, strict=True):
+                joint[masks[kind][visual].to(joint.device)] = of_kind
+            deepstack.append(joint)
+        return {"visual_pos_masks": visual, "deepstack_visual_embeds": deepstack}
+
+    @can_return_tuple
+    @accepts_both_cache_names
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        use_cache: bool | None = None,
+        query_index: int | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple | FlashVIDModelOutput:
+        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "cache": cache,
+            "inputs_embeds": inputs_embeds,
+            "pixel_values": pixel_values,
+            "pixel_values_videos": pixel_values_videos,
+            "image_grid_thw": image_grid_thw,
+            "video_grid_thw": video_grid_thw,
+            "mm_token_type_ids": mm_token_type_ids,
+            "mm_encoder_outputs": mm_encoder_outputs,
+            "use_cache": use_cache,
+        }
+        return self.forward_flashvid(super().forward, inputs, query_index, **kwargs)
+
+
+class FlashVIDQwen3VLModel(FlashVIDPreTrainedMixin, FlashVIDQwen3VLModelMixin, Qwen3VLModel):
+    """Qwen3-VL's base model, compressing its videos. Other inputs run as upstream runs them."""
+
+    config: FlashVIDQwen3VLConfig
+    config_class = FlashVIDQwen3VLConfig
+    output_class = FlashVIDQwen3VLModelOutput
+
+
+class FlashVIDQwen3VLForConditionalGeneration(
+    FlashVIDPreTrainedMixin,
+    FlashVIDQwenGenerationMixin,
+    FlashVIDLanguageModelingMixin,
+    Qwen3VLForConditionalGeneration,
+):
+    """Qwen3-VL with a language modeling head, compressing its videos."""
+
+    config: FlashVIDQwen3VLConfig
+    config_class = FlashVIDQwen3VLConfig
+    output_class = FlashVIDQwen3VLCausalLMOutput
+
+    def __init__(self, config: FlashVIDQwen3VLConfig):
+        super(Qwen3VLForConditionalGeneration, self).__init__(config)  # not upstream's, which builds its own model
+        self.model = FlashVIDQwen3VLModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    @accepts_both_cache_names
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        use_cache: bool | None = None,
+        query_index: int | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple | FlashVIDCausalLMOutput:
+        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw,
+            mm_token_type_ids=mm_token_type_ids,
+            mm_encoder_outputs=mm_encoder_outputs,
+            use_cache=use_cache,
+            query_index=query_index,
+            **kwargs,
+        )
+        return self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
+
+
+__all__ = ["FlashVIDQwen3VLForConditionalGeneration", "FlashVIDQwen3VLModel", "FlashVIDQwen3VLModelMixin"]

@@ -1,0 +1,184 @@
+"""Qwen3-VL with experts (mixture of experts) with FlashVID: the router sees the tokens that each layer sees."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Qwen3VLMoeForConditionalGeneration, Qwen3VLMoeModel
+from transformers.cache_utils import Cache
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import (
+    Qwen3VLMoeTextSparseMoeBlock,
+    load_balancing_loss_func,
+)
+from transformers.utils import can_return_tuple
+
+from ...hub.loading import FlashVIDPreTrainedMixin
+from ..modeling import FlashVIDLanguageModelingMixin
+from ..outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput
+from ..prompt import Prompt
+from ..upstream import accepts_both_cache_names, default_router_logits, output_class
+from .configuration_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeConfig
+from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLModelMixin
+from .modeling_qwen import FlashVIDQwenGenerationMixin
+
+# Published checkpoints hold the weights of the experts transposed. Upstream mends that for its own classes, and for
+# others under a model type that is registered.
+register_checkpoint_conversion_mapping(
+    FlashVIDQwen3VLMoeConfig.model_type,
+    get_checkpoint_conversion_mapping(FlashVIDQwen3VLMoeConfig.base_model_type),
+    overwrite=True,
+)
+
+
+@dataclass
+class FlashVIDQwen3VLMoeModelOutput(FlashVIDModelOutput, output_class(Qwen3VLMoeModel)):
+    """Upstream's fields, those of `FlashVIDModelOutput`, and `router_masks`.
+
+    Args:
+        router_logits: of every layer with experts, with shape (B * M, experts) below the pruning layer and
+            (B * L, experts) from it on.
+        router_masks: which rows of each are tokens rather than padding, with shape (B * M,) or (B * L,).
+    """
+
+    router_logits: tuple[torch.Tensor, ...] | None = None  # upstream's annotation of `forward` leaves it out
+    router_masks: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class FlashVIDQwen3VLMoeCausalLMOutput(FlashVIDCausalLMOutput, output_class(Qwen3VLMoeForConditionalGeneration)):
+    """Upstream's fields and those of `FlashVIDCausalLMOutput`.
+
+    Args:
+        loss: over the labels of the columns that are left, with the weighted `aux_loss` if there is one.
+        aux_loss: load balancing loss of the router, over the tokens that each layer saw.
+        router_logits: see `FlashVIDQwen3VLMoeModelOutput`.
+    """
+
+
+class FlashVIDExpertsMixin:
+    """Lets `experts_implementation` be set, which upstream allows where the source of a class's module has experts."""
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True
+
+
+class FlashVIDQwen3VLMoeModel(
+    FlashVIDPreTrainedMixin, FlashVIDExpertsMixin, FlashVIDQwen3VLModelMixin, Qwen3VLMoeModel
+):
+    """Qwen3-VL-MoE's base model, compressing its videos. Other inputs run as upstream runs them."""
+
+    config: FlashVIDQwen3VLMoeConfig
+    config_class = FlashVIDQwen3VLMoeConfig
+    output_class = FlashVIDQwen3VLMoeModelOutput
+
+    def run_language_model(
+        self, inputs_embeds: torch.Tensor, prompt: Prompt, settings: Any, **kwargs: Any
+    ) -> FlashVIDModelOutput:
+        outputs = super().run_language_model(inputs_embeds, prompt, settings, **kwargs)
+        if outputs.router_logits is None:
+            return outputs
+        lower = prompt.mask
+        if lower is None:
+            lower = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+        upper = lower if outputs.token_index is None else outputs.token_index >= 0
+        pruning = settings.pruning
+        first_upper = len(self.language_model.layers) if pruning is None else pruning.layer
+        masks = tuple(
+            (lower if layer.self_attn.layer_idx < first_upper else upper).flatten()
+            for layer in self.language_model.layers
+            if isinstance(layer.mlp, Qwen3VLMoeTextSparseMoeBlock)
+        )
+        return self.output_class(**outputs, router_masks=masks)
+
+
+class FlashVIDQwen3VLMoeForConditionalGeneration(
+    FlashVIDPreTrainedMixin,
+    FlashVIDExpertsMixin,
+    FlashVIDQwenGenerationMixin,
+    FlashVIDLanguageModelingMixin,
+    Qwen3VLMoeForConditionalGeneration,
+):
+    """Qwen3-VL-MoE with a language modeling head, compressing its videos."""
+
+    config: FlashVIDQwen3VLMoeConfig
+    config_class = FlashVIDQwen3VLMoeConfig
+    output_class = FlashVIDQwen3VLMoeCausalLMOutput
+
+    def __init__(self, config: FlashVIDQwen3VLMoeConfig):
+        super(Qwen3VLMoeForConditionalGeneration, self).__init__(config)  # not upstream's, which builds its own model
+        self.model = FlashVIDQwen3VLMoeModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    @accepts_both_cache_names
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        output_router_logits: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        use_cache: bool | None = None,
+        query_index: int | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple | FlashVIDQwen3VLMoeCausalLMOutput:
+        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
+        if output_router_logits is None:
+            output_router_logits = default_router_logits(self.config.text_config)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw,
+            mm_token_type_ids=mm_token_type_ids,
+            mm_encoder_outputs=mm_encoder_outputs,
+            use_cache=use_cache,
+            query_index=query_index,
+            output_router_logits=output_router_logits,
+            **kwargs,
+        )
+        output = self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
+        if output_router_logits:
+            loss, aux_loss = output.loss, self.load_balancing_loss(outputs, attention_mask)
+            if loss is not None:
+                loss = loss + self.config.text_config.router_aux_loss_coef * aux_loss.to(loss.device)
+            output = self.output_class(**{**output, "loss": loss, "aux_loss": aux_loss})  # in the order of the fields
+        return output
+
+    def load_balancing_loss(
+        self, outputs: BaseModelOutputWithPast, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Upstream's auxiliary loss. With videos, over the rows that are tokens in each layer; padding is left out.
+
+        Args:
+            outputs: of the base model, with router logits.
+            attention_mask: as the caller passed it, which is what upstream weighs the rows of all layers with.
+        """
+        config, router_logits = self.config.text_config, outputs.router_logits
+        masks = getattr(outputs, "router_masks", None)
+        if masks is not None:  # one mask does not fit the rows of all layers
+            rows = zip(router_logits, masks, strict=True)
+            router_logits, attention_mask = tuple(logits[mask.to(logits.device)] for logits, mask in rows), None
+        return load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, attention_mask)
+
+
+__all__ = ["FlashVIDQwen3VLMoeForConditionalGeneration", "FlashVIDQwen3VLMoeModel"]

@@ -1,0 +1,132 @@
+"""Where the supported versions of transformers differ: found here once, from what upstream itself shows.
+
+The rest of the package is written for the newest version and compares no version numbers. A line that names a version
+which is no longer supported can be deleted, with the code for it.
+
+=======  ==============================================================================================================
+since    difference
+=======  ==============================================================================================================
+5.18     `generate` encodes images and videos before the first step and hands them to `forward` of the Qwen families as
+         `mm_encoder_outputs`: `TAKES_ENCODED_VIDEOS`.
+5.18     the features of a video in LLaVA-OneVision end with its newline, which `forward` added before:
+         `FEATURES_END_WITH_NEWLINE`.
+5.18     a deepstack level of Qwen3-VL is a tuple with the rows of every video; before, one tensor: `join_level`.
+5.18     `output_router_logits` is a field of Qwen3-VL-MoE's text configuration: `default_router_logits`.
+5.20     pipelines prepare the arguments of `generate` by `_prepare_generate_kwargs`: `generate_arguments` in
+         `video/pipeline_flashvid.py`, because the pipeline does not import the models.
+5.23     the outputs of the Qwen families no longer have `rope_deltas`: `output_class`, `complete_outputs`.
+5.24     the outputs have `image_outputs` and `video_outputs`, what the vision tower returned; before, only those of
+         LLaVA-OneVision have `image_hidden_states` and `video_hidden_states`: `output_class`, `complete_outputs`.
+5.24     the cache is called `cache`; before, `past_key_values`, in arguments, outputs and what `generate` passes on:
+         `CACHE`, `rename_cache`, `accepts_both_cache_names`, `CacheAlias`.
+=======  ==============================================================================================================
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, TypeVar, get_args
+
+import torch
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
+from transformers.utils import ModelOutput
+
+_CACHE_NAMES = ("cache", "past_key_values")
+# What upstream calls the cache: `cache` from 5.24 on, `past_key_values` before.
+CACHE = next(name for name in _CACHE_NAMES if name in inspect.signature(create_causal_mask).parameters)
+
+_ENCODES_FIRST = hasattr(GenerationMixin, "_expand_multimodal_outputs")  # from 5.18 on
+# Whether upstream's Qwen families take videos that are encoded already.
+TAKES_ENCODED_VIDEOS = _ENCODES_FIRST
+# Whether the features of a video in upstream's LLaVA-OneVision end with its newline.
+FEATURES_END_WITH_NEWLINE = _ENCODES_FIRST
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def rename_cache(kwargs: dict[str, Any], name: str = CACHE) -> dict[str, Any]:
+    """Keyword arguments in which the cache, if there is one, has one name.
+
+    Args:
+        kwargs: keyword arguments with the cache under either name; stays as it is.
+        name: the name that the cache gets. Default: upstream's.
+
+    Raises:
+        ValueError: a cache is given under both names.
+    """
+    given = [alias for alias in _CACHE_NAMES if alias in kwargs]
+    if not given or given == [name]:
+        return kwargs
+    values = [kwargs[alias] for alias in given if kwargs[alias] is not None]
+    if len(values) > 1:
+        raise ValueError(
+            "`cache` and `past_key_values` are both given, and they are two names of one argument. Pass only one."
+        )
+    others = {key: value for key, value in kwargs.items() if key not in given}
+    return {**others, name: values[0] if values else None}
+
+
+def accepts_both_cache_names(function: F) -> F:
+    """Let a function with a parameter `cache` also be called with `past_key_values`.
+
+    The signature of the result shows upstream's name, because `generate` compares its arguments with it.
+    """
+    signature = inspect.signature(function)
+    shown = [p.replace(name=CACHE) if p.name == "cache" else p for p in signature.parameters.values()]
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **rename_cache(kwargs, "cache"))
+
+    wrapper.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    return wrapper  # type: ignore[return-value]
+
+
+class CacheAlias:
+    """Lets the cache of an output be read as `cache` where upstream's field is called `past_key_values`."""
+
+    if CACHE != "cache":
+
+        @property
+        def cache(self) -> Cache | None:
+            return self.past_key_values  # type: ignore[attr-defined]
+
+
+def output_class(model_class: type) -> Any:
+    """The class of the outputs that `forward` of an upstream model returns, by its annotation."""
+    annotation = inspect.signature(model_class.forward).return_annotation  # type: ignore[attr-defined]
+    (found,) = (part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, ModelOutput))
+    return found
+
+
+def complete_outputs(model: Any, outputs: ModelOutput, encoded: dict[str, Any]) -> Any:
+    """The outputs of a base model, with the fields of its class that its language model does not fill.
+
+    Args:
+        model: the base model.
+        outputs: of an upstream class, or of one with its fields.
+        encoded: outputs of the vision tower, under "image" and "video".
+    """
+    known = {field.name for field in fields(outputs)}  # type: ignore[arg-type]  # every subclass is a dataclass
+    others = {"rope_deltas": model.rope_deltas} if "rope_deltas" in known else {}
+    for kind in ("image", "video"):
+        if encoded.get(kind) is None:
+            continue
+        if f"{kind}_outputs" in known:
+            others[f"{kind}_outputs"] = encoded[kind]
+        elif f"{kind}_hidden_states" in known:
+            others[f"{kind}_hidden_states"] = torch.cat(tuple(encoded[kind].pooler_output))
+    return type(outputs)(**{**outputs, **others})
+
+
+def join_level(level: Any) -> torch.Tensor:
+    """The rows of one deepstack level of all images or videos, with shape (tokens, D)."""
+    return level if isinstance(level, torch.Tensor) else torch.cat(tuple(level))
+
+
+def default_router_logits(text_config: Any) -> bool:
+    """Whether a language model with experts returns its router's logits when the call does not say."""
+    return getattr(text_config, "output_router_logits", False)

@@ -1,0 +1,1 @@
+"""What a Hub repository consists of: export, code, card, checks, upload."""

@@ -1,0 +1,156 @@
+"""`check`: proves that a Hub folder is right.
+
+    for result in run_checks("hub_configs/flashvid-demo"):
+        result.title, result.status, result.message
+
+A recipe of `hub_configs/` gets the checks that need no base model; a folder with code is also loaded and run, in a
+process without the package, and compared with upstream.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from .check_card import check_card_metadata, check_eval_results, check_snippets_compile, check_snippets_run
+from .check_config import check_base_model, check_classes, check_compressing_settings, check_settings
+from .check_model import (
+    check_counts,
+    check_differs_from_upstream,
+    check_equals_upstream,
+    check_keys,
+    check_loads_from_hub,
+    check_loads_from_path,
+)
+from .code_audit import EXECUTION, IMPORTS, NETWORK, RELATIVE, WRITING
+from .hub_folder import FULL, RECIPE, WEIGHTLESS, CheckFailure, CheckSkipped, HubFolder
+from .versions import check_versions
+
+ALL_KINDS = (RECIPE, WEIGHTLESS, FULL)
+WITH_CODE = (WEIGHTLESS, FULL)
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What came of one check.
+
+    Args:
+        title: what is true of a right folder.
+        status: "passed", "failed" or "skipped".
+        message: what is wrong, one line for each fault, or why the check was skipped; empty if it passed.
+    """
+
+    title: str
+    status: Literal["passed", "failed", "skipped"]
+    message: str = ""
+
+
+class Check(NamedTuple):
+    """A check that yields what is wrong with a folder, or raises `CheckFailure` or `CheckSkipped`.
+
+    Args:
+        kinds: of folders that it looks at.
+        runs_code: whether it runs the code of the folder or of its card.
+        is_guard: whether a folder that fails it is not run any more.
+    """
+
+    title: str
+    find_faults: Callable[[HubFolder], Iterator[str]]
+    kinds: tuple[str, ...]
+    runs_code: bool = False
+    is_guard: bool = False
+
+
+def check_code(folder: HubFolder, rule: str) -> Iterator[str]:
+    """One rule of `published_code`."""
+    yield from (str(fault) for fault in folder.faults if fault.rule == rule)
+
+
+CHECKS = (
+    Check("the settings in config.json are valid", check_settings, ALL_KINDS),
+    Check("the settings compress and prune", check_compressing_settings, ALL_KINDS),
+    Check("every class that the configuration names exists", check_classes, ALL_KINDS),
+    Check("the base model is named", check_base_model, (RECIPE, WEIGHTLESS)),
+    Check("the card's metadata is valid", check_card_metadata, ALL_KINDS),
+    Check("the installed transformers is the newest that the card was tested with", check_versions, ALL_KINDS),
+    Check("the card's python blocks compile", check_snippets_compile, ALL_KINDS),
+    Check("the evaluation results can be read", check_eval_results, ALL_KINDS),
+    Check(
+        "the code imports only the standard library, torch, transformers and huggingface_hub",
+        partial(check_code, rule=IMPORTS),
+        WITH_CODE,
+    ),
+    Check("relative imports are flat, as the loader reads them", partial(check_code, rule=RELATIVE), WITH_CODE),
+    Check("the code uses no network", partial(check_code, rule=NETWORK), WITH_CODE, is_guard=True),
+    Check("the code runs no other code", partial(check_code, rule=EXECUTION), WITH_CODE, is_guard=True),
+    Check("the code writes no file", partial(check_code, rule=WRITING), WITH_CODE, is_guard=True),
+    Check(
+        "the folder loads without the package, offline, from its path", check_loads_from_path, WITH_CODE, runs_code=True
+    ),
+    Check(
+        "the folder loads without the package, offline, by a Hub id at a revision",
+        check_loads_from_hub,
+        WITH_CODE,
+        runs_code=True,
+    ),
+    Check("no weight is missing or left over", check_keys, WITH_CODE, runs_code=True),
+    Check("with `retention_ratio=1.0` it equals upstream", check_equals_upstream, WITH_CODE, runs_code=True),
+    Check(
+        "at the configured ratio the output differs from upstream's",
+        check_differs_from_upstream,
+        WITH_CODE,
+        runs_code=True,
+    ),
+    Check("as many video tokens are kept as the configuration says", check_counts, WITH_CODE, runs_code=True),
+    Check("the card's python blocks run as they stand", check_snippets_run, WITH_CODE, runs_code=True),
+)
+
+
+def run_checks(folder: str | Path) -> Iterator[CheckResult]:
+    """Run the checks of a folder's kind, one after the other; a failed one does not end the run.
+
+    The code of the folder and the snippets of its card are run, as they are by whoever loads the folder with
+    `trust_remote_code=True`; not so where the code was found to use the network, to run other code or to write files.
+
+    Args:
+        folder: a recipe, a folder with code, or one with code and weights.
+
+    Yields:
+        What came of each check, as soon as it is done.
+
+    Raises:
+        ValueError: `folder` is no folder.
+    """
+    hub_folder = HubFolder(folder)
+    is_safe = True
+    for check in CHECKS:
+        if hub_folder.kind not in check.kinds:
+            continue
+        if check.runs_code and not is_safe:
+            yield CheckResult(check.title, "skipped", "the code does what it must not, see above, and was not run")
+            continue
+        result = run_check(check, hub_folder)
+        is_safe = is_safe and not (check.is_guard and result.status == "failed")
+        yield result
+
+
+def run_check(check: Check, folder: HubFolder) -> CheckResult:
+    """Run one check."""
+    faults: list[str] = []
+    try:
+        for fault in check.find_faults(folder):
+            faults.append(fault)  # one by one: those found before an exception count
+    except CheckSkipped as reason:
+        if not faults:
+            return CheckResult(check.title, "skipped", str(reason))
+    except CheckFailure as failure:
+        faults.append(str(failure))
+    except Exception as error:  # a folder can be broken in ways that no check thinks of
+        faults.append(f"{type(error).__name__}: {error}; the check cannot read the folder")
+    return CheckResult(check.title, "failed" if faults else "passed", "\n".join(faults))
+
+
+def check_folder(folder: str | Path) -> list[CheckResult]:
+    """All results of `run_checks`."""
+    return list(run_checks(folder))

@@ -1,0 +1,88 @@
+"""Convert a checkpoint of the original LLaVA code, as lmms-lab publishes them, into a full Hub folder.
+
+LLaVA-Video becomes `FlashVIDLlavaVideo`, LLaVA-OneVision `FlashVIDLlavaOnevision`. The weights get this library's names
+and, on demand, another dtype; `export_model` copies the files as they are instead. Every weight must find its place,
+with its shape; otherwise nothing is written.
+"""
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ..models.llava.original_checkpoints import is_original
+from .export import (
+    check_target,
+    find_commit,
+    load_base_processor,
+    make_card,
+    make_config,
+    make_generation_config,
+)
+
+
+def convert_llava(
+    source: str | Path,
+    target: str | Path,
+    dtype: str = "auto",
+    repository: str | None = None,
+    say: Callable[[str], Any] = lambda message: None,
+    **settings: Any,
+) -> Path:
+    """Write the folder and return its path.
+
+    Args:
+        source: folder or Hub id of the original checkpoint.
+        target: a folder that does not exist yet, or is empty.
+        dtype: of the weights; "auto" is that of the checkpoint.
+        repository: the Hub id under which the card speaks of the folder; default: the name of `target`.
+        say: is told what is being done.
+        settings: FlashVID's fields that differ from the defaults, `mm_spatial_pool_mode` and `mm_newline_position`
+            included, which LLaVA-Video alone has: with them an original LLaVA-OneVision becomes a LLaVA-Video.
+
+    Raises:
+        ValueError: `target` has content, `source` is no original checkpoint, or a weight does not fit.
+    """
+    source, target = str(source), check_target(target)
+    commit = find_commit(source, None)
+    config_dict, _ = PreTrainedConfig.get_config_dict(source, revision=commit)
+    if not is_original(config_dict):
+        raise ValueError(
+            f"`model_type` of {source!r} is {config_dict.get('model_type')!r}: original LLaVA checkpoints say "
+            "'llava_qwen', or 'llava' with the architecture 'LlavaQwenForCausalLM'. For an upstream checkpoint use "
+            "`flashvid-hf export`."
+        )
+    family, config = make_config({}, source, config_dict, settings)
+    processor = load_base_processor(source, commit, config_dict, family, config)
+
+    say(f"reading {source} as {family.generative_model.__name__}")
+    model, info = family.generative_model.from_pretrained(
+        source,
+        revision=commit or "main",
+        config=config,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    for fault in ("missing", "unexpected", "mismatched"):
+        check_keys(source, fault, info[f"{fault}_keys"])
+    model.generation_config = make_generation_config(source, commit, config_dict, config)
+
+    say(f"writing {model.num_parameters():,} parameters and the code to {target}")
+    model.save_pretrained(target)
+    say("writing the processor and the card")
+    processor.save_pretrained(target)
+    card = make_card(repository or target.name, family, model.config, source, commit, "included")
+    (target / "README.md").write_text(card, encoding="utf-8")
+    return target
+
+
+def check_keys(source: str | Path, fault: str, keys: Collection) -> None:
+    """Raise a `ValueError` if there are any: names, or names with the shapes in checkpoint and model."""
+    if keys:
+        listed = [f"{key[0]} {tuple(key[1])} for {tuple(key[2])}" if isinstance(key, tuple) else key for key in keys]
+        raise ValueError(
+            f"{len(keys)} {fault} weights in {str(source)!r}, the first of them {', '.join(sorted(listed)[:5])}. "
+            "Compare its `config.json` with its files, and download again what is incomplete. Nothing was written."
+        )

@@ -1,0 +1,99 @@
+"""The code of a Hub folder: at most six files for a family, generated from the package."""
+
+import os
+import sys
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers.dynamic_module_utils import custom_object_save
+
+from ..families import FAMILIES, Family
+from ..hub.processing_flashvid import FlashVIDProcessor
+from .bundle import Place, bundle
+
+PACKAGE = Path(__file__).resolve().parents[1]
+NAME = PACKAGE.name
+
+
+def find_places(family: Family) -> dict[str, Place]:
+    """The files of a family, and which modules go into each."""
+    configuration, modeling = (_module_name(c).rpartition(".")[2] for c in (family.config, family.generative_model))
+    title = modeling.removeprefix("modeling_flashvid_")
+    return {
+        "compression_flashvid": Place(
+            "The compression of a video by FlashVID: DySeg, ADTS and TSTM (arXiv 2602.08024).",
+            (
+                "compression.compressed_video",
+                "compression.segmentation",
+                "compression.token_selection",
+                "compression.token_merging",
+                "compression.compress_video",
+                "compression.*",
+                "methods.compression_method",
+                "methods.flashvid",
+                "methods.registry",
+            ),
+        ),
+        configuration: Place(
+            f"The configuration of {title} with FlashVID.",
+            (
+                "models.configuration",
+                "models.*.configuration_*",
+                "models.llava.newlines",
+                "models.llava.original_checkpoints",
+                "hub.weightless",
+                "hub.code_writer",
+            ),
+        ),
+        "pipeline_flashvid": Place(
+            "The pipeline `video-text-to-text`: videos and questions in, answers out.", ("video.*",)
+        ),
+        "processing_flashvid": Place(
+            "The processor of a folder without weights: that of its base.", ("hub.processing_flashvid",)
+        ),
+        f"processing_flashvid_{title}": Place(f"The processor of {title} with FlashVID.", ("models.*.processing_*",)),
+        modeling: Place(f"The models of {title} with FlashVID.", ("models.qwen.*", "models.llava.*")),
+        "modeling_flashvid": Place("What the models of all families share.", ("models.*", "hub.*")),
+    }
+
+
+@cache
+def published_files(family: Family) -> dict[str, str]:
+    """The text of every file of code in a folder of this family, by its name.
+
+    Raises:
+        BundleError: the package has a form that cannot be published.
+    """
+    classes = (family.generative_model, family.processor or FlashVIDProcessor)
+    return bundle(PACKAGE, map(_module_name, classes), find_places(family), f"{NAME} {version('flashvid-hf')}")
+
+
+def write_code(published: Any, folder: str | os.PathLike, family: Family | None = None) -> None:
+    """Write the file that defines a class, and the files that it imports.
+
+    Args:
+        published: one of the package's classes, or an object of it. The code of other classes, such as a class of yours
+            that derives from one of ours, is copied as transformers copies it.
+        folder: where to write; it exists.
+        family: the family that the folder is for; only needed for classes that several families share.
+    """
+    published_class = published if isinstance(published, type) else type(published)
+    if published_class.__module__.partition(".")[0] != NAME:
+        custom_object_save(published, folder)
+        return
+    family = family or next(family for family in FAMILIES if published_class in family)
+    files = published_files(family)
+    waiting, written = [f"{published_class.__module__.rpartition('.')[2]}.py"], set()
+    while waiting:
+        name = waiting.pop()
+        if name not in written:
+            written.add(name)
+            Path(folder, name).write_text(files[name], encoding="utf-8")
+            waiting += [other for other in files if f"\nfrom .{other.removesuffix('.py')} import " in files[name]]
+
+
+def _module_name(published_class: type) -> str:
+    """The module of one of the package's classes, as a dotted name without the package."""
+    return sys.modules[published_class.__module__].__name__.removeprefix(f"{NAME}.")

@@ -1,0 +1,213 @@
+"""The server's parts: one model, and transformers' handlers of requests with our reading of videos before them.
+
+A request takes this way: `RequestReader` reads its videos and images, which replace their URLs; transformers' handler
+turns the messages into a conversation and asks the processor for the model's inputs; `RequestProcessor` makes them of
+what was read. Generation, streaming and the forms of the answers are transformers'.
+"""
+
+import asyncio
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.response import ResponseHandler
+from transformers.cli.serving.utils import X_REQUEST_ID, BaseHandler, GenerationState, Modality
+from transformers.utils import logging
+
+from ..loading import load_model
+from ..video.batching import convert_to_tensors
+from ..video.pipeline_flashvid import media_arguments
+from .requests import TEMPLATE_ARGUMENTS, RequestReader
+
+logger = logging.get_logger(__name__)
+
+# Fields of a request that OpenAI's API has not; transformers knows the first, but for chat completions only.
+_EXTRA_FIELDS = ("chat_template_kwargs", "retention_ratio")
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The one model of a server, in the place of transformers' `ModelManager`, which loads and unloads many."""
+
+    name: str
+    model: PreTrainedModel
+    processor: ProcessorMixin
+
+    @classmethod
+    def load(cls, name: str, *, device: str = "auto", revision: str | None = None, **settings: Any) -> "ServedModel":
+        """Load any checkpoint that `find_family` knows as a model that compresses.
+
+        Args:
+            device: "auto" or a device; a number is that of an accelerator.
+            settings: further arguments of `from_pretrained`; those that are None are left out.
+
+        Raises:
+            ValueError: no family reads the checkpoint, or a setting is out of range.
+        """
+        given = {setting: value for setting, value in settings.items() if value is not None}
+        model, processor = load_model(name, device=device, revision=revision, **given)
+        model.register_forward_hook(_log_video_tokens)
+        return cls(name, model, processor)
+
+    def get_model_modality(self, *_: Any, **__: Any) -> Modality:
+        """Text, images and videos: transformers would look for the class's name among its own."""
+        return Modality.VLM
+
+
+def _log_video_tokens(_: PreTrainedModel, __: Any, outputs: Any) -> None:
+    report = getattr(outputs, "report", None)  # only the call that reads the prompt has one
+    if report is not None and report.tokens:
+        logger.info("%s", report)
+
+
+class RequestProcessor:
+    """The processor of one request: transformers' handlers use it as a tokenizer with a chat template for media.
+
+    Args:
+        processor: of the model.
+        device: of the model.
+        settings: arguments of `generate` that the inputs carry along.
+    """
+
+    def __init__(self, processor: ProcessorMixin, device: torch.device, settings: dict[str, Any]):
+        self.tokenizer = processor.tokenizer
+        self._processor = processor
+        self._device = device
+        self._settings = settings
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
+        """Text to ids: `generate` is given this object as its tokenizer, and needs one for stop strings."""
+        return self.tokenizer(*args, **kwargs)
+
+    def apply_chat_template(self, conversation: list[dict], tools: list | None = None, **kwargs: Any) -> BatchFeature:
+        """The model's inputs for a conversation whose videos are `VideoClip`s and whose images are PIL images.
+
+        Raises:
+            ValueError: the prompt has not one placeholder for each of them.
+        """
+        variables = {name: v for name, v in kwargs.items() if name not in TEMPLATE_ARGUMENTS | {"num_frames"}}
+        parts = [part for message in conversation for part in message["content"]]
+        clips = [part["url"] for part in parts if part["type"] == "video"]
+        images = [part["url"] for part in parts if part["type"] == "image"]
+        messages = [
+            {**message, "content": [{k: v for k, v in part.items() if k != "url"} for part in message["content"]]}
+            for message in conversation
+        ]
+        prompt = self._processor.apply_chat_template(
+            messages, tools=tools, add_generation_prompt=True, tokenize=False, **variables
+        )
+        _check_placeholders(prompt, self._processor.video_token, len(clips), "videos")
+        _check_placeholders(prompt, self._processor.image_token, len(images), "images")
+        media = media_arguments(clips, images, self._device)
+        inputs = convert_to_tensors(self._processor(text=[prompt], **media), "pt")
+        inputs.update(self._settings)
+        return inputs
+
+
+def _check_placeholders(prompt: str, token: str, number: int, kind: str) -> None:
+    # Some templates leave out media of some roles; the model would answer without them.
+    if prompt.count(token) != number:
+        raise ValueError(
+            f"The prompt has {prompt.count(token)} placeholders {token!r} for {number} {kind}: put {kind} into user "
+            "messages, and no placeholder into texts."
+        )
+
+
+class _VideoHandler(BaseHandler):
+    """Reads a request before transformers' handler, which comes next in the order of the base classes, gets it."""
+
+    messages_field: str
+
+    def __init__(self, served: ServedModel, generation_state: GenerationState, reader: RequestReader):
+        super().__init__(served, generation_state)
+        self.served = served
+        self.reader = reader
+
+    async def handle_request(self, body: dict, request_id: str):
+        """Answer a request, streamed or not.
+
+        Raises:
+            ValueError: the request is at fault.
+            HTTPException: likewise, where transformers finds it.
+        """
+        self._validate_request(body)
+        if body.get("retention_ratio") is not None:  # `generate` checks it too, when a stream has begun
+            self.served.model.config.override(retention_ratio=body["retention_ratio"])
+        # In a thread, so that other answers stream on meanwhile.
+        body = await asyncio.to_thread(self.reader.read, body, self.messages_field)
+        return await super().handle_request(body, request_id)
+
+    def _validate_request(self, body: dict) -> None:
+        super()._validate_request({name: value for name, value in body.items() if name not in _EXTRA_FIELDS})
+
+    def _resolve_model(self, body: dict) -> tuple[str, PreTrainedModel, RequestProcessor]:
+        ratio = body.get("retention_ratio")
+        settings = {} if ratio is None else {"retention_ratio": ratio}
+        model = self.served.model
+        return self.served.name, model, RequestProcessor(self.served.processor, model.device, settings)
+
+
+class ChatHandler(_VideoHandler, ChatCompletionHandler):
+    """`/v1/chat/completions`."""
+
+    messages_field = "messages"
+
+
+class ResponsesHandler(_VideoHandler, ResponseHandler):
+    """`/v1/responses`."""
+
+    messages_field = "input"
+
+
+def build_app(served: ServedModel, *, num_frames: int, allow_local_files: bool) -> FastAPI:
+    """The web application; see `serve` for its addresses and arguments."""
+    state = GenerationState()  # requests to a model run one after the other
+    reader = RequestReader(served.name, num_frames, allow_local_files)
+    chat, responses = ChatHandler(served, state, reader), ResponsesHandler(served, state, reader)
+    model = {"id": served.name, "object": "model", "created": int(time.time()), "owned_by": "flashvid_hf"}
+    app = FastAPI(title="flashvid_hf")
+
+    def request_id(request: Request) -> str:
+        return request.headers.get(X_REQUEST_ID) or str(uuid.uuid4())
+
+    @app.post("/v1/chat/completions")
+    async def create_chat_completion(request: Request, body: dict):
+        return await chat.handle_request(body, request_id(request))
+
+    @app.post("/v1/responses")
+    async def create_response(request: Request, body: dict):
+        return await responses.handle_request(body, request_id(request))
+
+    @app.get("/v1/models")
+    def list_models() -> dict:
+        return {"object": "list", "data": [model]}
+
+    @app.get("/health")
+    def check_health() -> dict:
+        return {"status": "ok"}
+
+    @app.exception_handler(ValueError)
+    async def refuse(_: Request, error: ValueError) -> JSONResponse:
+        logger.warning("A request was refused: %s", error, exc_info=logger.isEnabledFor(logging.DEBUG))
+        return _error(400, str(error))
+
+    @app.exception_handler(HTTPException)
+    async def pass_on(_: Request, error: HTTPException) -> JSONResponse:
+        return _error(error.status_code, error.detail)
+
+    return app
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    """An error in OpenAI's form."""
+    return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status)

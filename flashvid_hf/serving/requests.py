@@ -1,0 +1,112 @@
+"""Reading what a request refers to: its videos and images take the places of their URLs."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import ProcessorMixin
+from transformers.image_utils import load_image
+
+from ..video.download import DOWNLOAD_TIMEOUT
+from ..video.reading import read_video
+
+_TEXT_TYPES = ("text", "input_text", "output_text")
+_MEDIA_FIELDS = {"video_url": "video_url", "image_url": "image_url", "input_image": "image_url"}
+_KNOWN_TYPES = (*_TEXT_TYPES, *_MEDIA_FIELDS)
+_REMOTE = ("http://", "https://", "data:")
+# What `apply_chat_template` takes for itself: a request may set the other names, which are variables of the template.
+TEMPLATE_ARGUMENTS = frozenset(inspect.signature(ProcessorMixin.apply_chat_template).parameters)
+
+
+@dataclass(frozen=True)
+class RequestReader:
+    """Checks requests and reads their videos and images.
+
+    Args:
+        model_name: what requests may ask for.
+        num_frames: frames of a video where the request does not say.
+        allow_local_files: whether requests may name files of this machine.
+    """
+
+    model_name: str
+    num_frames: int
+    allow_local_files: bool
+
+    def read(self, body: dict[str, Any], messages_field: str) -> dict[str, Any]:
+        """The request with a `VideoClip` for every video's URL, and a PIL image for every image's.
+
+        Args:
+            body: a request in OpenAI's form.
+            messages_field: "messages" of chat completions or "input" of responses, which may be a string.
+
+        Returns:
+            A new request, the `chat_template_kwargs` of which are the template's variables only.
+
+        Raises:
+            ValueError: the request names another model, is malformed, or refers to what cannot be read.
+        """
+        if body.get("model") not in (None, self.model_name):
+            raise ValueError(f"`model` is {body['model']!r:.200}: this server has {self.model_name!r}. Ask for that.")
+        variables, sampling = self._split(body.get("chat_template_kwargs") or {})
+        messages = body.get(messages_field)
+        is_text = isinstance(messages, str) and messages_field == "input"
+        if not messages or not (is_text or isinstance(messages, list)):
+            raise ValueError(f"`{messages_field}` is {messages!r:.100}: it must be a list of at least one message.")
+        if not is_text:
+            messages = [self._read_message(message, messages_field, sampling) for message in messages]
+        # Without `stream` transformers streams responses, against OpenAI's default.
+        return {"stream": False, **body, "chat_template_kwargs": variables, messages_field: messages}
+
+    def _split(self, template_kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`chat_template_kwargs` as the template's variables and the way to sample videos."""
+        if not isinstance(template_kwargs, dict):
+            raise ValueError(f"`chat_template_kwargs` is {template_kwargs!r:.100}: it must be an object.")
+        for name in sorted(template_kwargs.keys() & TEMPLATE_ARGUMENTS):
+            raise ValueError(
+                f"`chat_template_kwargs` has {name!r}, which the server sets: it takes `num_frames`, `fps` and "
+                "variables of the chat template. Leave it out."
+            )
+        variables = dict(template_kwargs)
+        asked = {name: variables.pop(name, None) for name in ("num_frames", "fps")}
+        sampling = {name: value for name, value in asked.items() if value is not None}
+        return variables, sampling or {"num_frames": self.num_frames}
+
+    def _read_message(self, message: Any, messages_field: str, sampling: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(message, dict) and isinstance(message.get("role"), str):
+            if not isinstance(message.get("content"), list):
+                return message
+            return {**message, "content": [self._read_part(part, sampling) for part in message["content"]]}
+        if messages_field == "messages" or not isinstance(message, dict) or "type" not in message:
+            raise ValueError(f"A message is {message!r:.100}: it must be an object with `role` and `content`.")
+        # The input of responses may be the parts of one message, and has calls of tools and their results.
+        return self._read_part(message, sampling) if message["type"] in _KNOWN_TYPES else message
+
+    def _read_part(self, part: Any, sampling: dict[str, Any]) -> dict[str, Any]:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in _KNOWN_TYPES:  # transformers would leave the part out, and answer
+            raise ValueError(
+                f"A part of a message has the type {kind!r:.100}: it must be one of {', '.join(_KNOWN_TYPES)}."
+            )
+        if kind in _TEXT_TYPES:
+            if not isinstance(part.get("text"), str):
+                raise ValueError(f"A part of a message has the `text` {part.get('text')!r:.100}: it must be a string.")
+            return part
+        field = _MEDIA_FIELDS[kind]
+        source = part.get(field)
+        source = source.get("url") if isinstance(source, dict) else source
+        if not isinstance(source, str) or not source:
+            raise ValueError(f"`{field}` is {part.get(field)!r:.100}: it must be an object with a `url`.")
+        if not source.startswith(_REMOTE) and not self.allow_local_files:
+            raise ValueError(
+                f"`{field}` is {source!r:.100}: this server reads no files of its own machine. Send an http(s) "
+                "address, or the file itself as `data:video/mp4;base64,...` (`data:image/png;base64,...`)."
+            )
+        media = read_video(source, **sampling) if kind == "video_url" else _read_image(source)
+        return {"type": kind, field: {"url": media}}
+
+
+def _read_image(source: str) -> Any:
+    try:
+        return load_image(source, timeout=DOWNLOAD_TIMEOUT)
+    except Exception as error:  # of the HTTP client, of PIL, of the file system
+        raise ValueError(f"the image {source!r:.60} cannot be read: {str(error)[:200]}") from error

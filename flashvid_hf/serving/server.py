@@ -1,0 +1,106 @@
+"""`serve`: a model behind an OpenAI-compatible HTTP API."""
+
+import copy
+import ipaddress
+from pathlib import Path
+
+from transformers.utils.import_utils import is_serve_available
+
+from ..compression.validation import check_choice, check_number
+from ..video.reading import DEFAULT_NUM_FRAMES
+
+
+def serve(
+    model: str | Path,
+    *,
+    host: str = "localhost",
+    port: int = 8000,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    num_frames: int = DEFAULT_NUM_FRAMES,
+    retention_ratio: float | None = None,
+    allow_local_files: bool | None = None,
+    log_level: str = "info",
+) -> None:
+    """Serve a model with compressed videos until interrupted.
+
+    The server is built from the parts of `transformers serve` and has `POST /v1/chat/completions`,
+    `POST /v1/responses`, `GET /v1/models` and `GET /health`. Requests are OpenAI's, streamed or not. A video is a part
+    of a message:
+
+    ```python
+    client = openai.OpenAI(base_url="http://localhost:8000/v1", api_key="unused")
+    video = {"type": "video_url", "video_url": {"url": "https://example.org/clip.mp4"}}
+    client.chat.completions.create(
+        model="path/or/id",
+        messages=[{"role": "user", "content": [video, {"type": "text", "text": "What happens?"}]}],
+        extra_body={"chat_template_kwargs": {"num_frames": 16}, "retention_ratio": 0.2},  # of this request only
+    )
+    ```
+
+    The URL may be `http(s)://`, `data:video/mp4;base64,...` and, where allowed, `file://` or a path. Images come as
+    `image_url`. `chat_template_kwargs` takes `num_frames` or `fps` (see `read_video`) and variables of the chat
+    template. A request that cannot be answered gets a status of 400 or above and the reason. `usage.prompt_tokens`
+    counts the video tokens before their compression. For every video, what entered the language model and what remained
+    in its upper layers is logged.
+
+    There is no authentication, and the server fetches the `http(s)://` addresses in requests, whatever network they are
+    in, without a limit on their size: put a gateway in front of a server that others can reach.
+
+    Args:
+        model: a FlashVID folder or Hub id, an upstream checkpoint of a family that `find_family` knows, or an original
+            LLaVA checkpoint. No code from it is run. Requests name the model by this string.
+        host, port: where to listen; port 0 takes a free one.
+        device: "auto" (all accelerators, else the CPU) or a device such as "cpu", "cuda:1" or "1".
+        dtype: "auto" (that of the checkpoint) or the name of a torch dtype such as "bfloat16".
+        attn_implementation: as in `from_pretrained`, such as "sdpa" or "flash_attention_2".
+        revision: branch, tag or commit of a model on the Hub.
+        num_frames: frames of a video where the request does not say; a shorter clip gives all that it has.
+        retention_ratio: share of the video tokens that a layer sees on average, above 0, at most 1 (off). By default
+            the checkpoint's, 0.25 for one without FlashVID's settings.
+        allow_local_files: whether requests may name files of this machine. By default only where `host` is a loopback
+            address, because whoever reaches the server could have the model describe any of them.
+        log_level: of the server and of this package: "critical", "error", "warning", "info" or "debug".
+
+    Raises:
+        ImportError: the packages that only a server needs are not installed.
+        ValueError: an argument is out of range, or no family reads the model.
+        OSError: there is no such model.
+    """
+    check_number("port", port, least=0, most=65535, integer=True)
+    check_number("num_frames", num_frames, least=1, integer=True)
+    if retention_ratio is not None:
+        check_number("retention_ratio", retention_ratio, above=0, most=1)
+    check_choice("log_level", log_level, ("critical", "error", "warning", "info", "debug"))
+    if not is_serve_available():
+        raise ImportError('A server needs more packages than a model: `pip install "flashvid-hf[serve]"`.')
+
+    import uvicorn
+
+    from .app import ServedModel, build_app  # its base classes exist only where those packages are
+
+    log_config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    package = {"handlers": ["default"], "level": log_level.upper(), "propagate": False}
+    log_config["loggers"][__name__.partition(".")[0]] = package
+    served = ServedModel.load(
+        str(model),
+        device=device,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        revision=revision,
+        retention_ratio=retention_ratio,
+    )
+    if allow_local_files is None:
+        allow_local_files = is_loopback(host)
+    app = build_app(served, num_frames=num_frames, allow_local_files=allow_local_files)
+    uvicorn.run(app, host=host, port=port, log_level=log_level, log_config=log_config)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server that listens on `host` can be reached from its own machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, of which only this one is sure to stay on the machine
+        return host == "localhost"

@@ -1,0 +1,1 @@
+"""What the compression did with a video: the record and the picture."""

@@ -1,0 +1,290 @@
+"""`pipeline("video-text-to-text")`: ask a model about video files, decoded frames or chats."""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, Pipeline
+from transformers.image_utils import load_image
+from transformers.utils import logging
+from transformers.video_utils import VideoMetadata
+
+from .batching import convert_to_tensors
+from .reading import VideoClip, read_video
+
+logger = logging.get_logger(__name__)
+
+TASK = "video-text-to-text"
+# More of frames as they were decoded are resized on the CPU: while it lasts, resizing takes many times their size.
+_MOST_BYTES_ON_GPU = 512 * 2**20
+_FILE_TYPES = (str, bytes, os.PathLike)
+# What a configuration says, so that `pipeline` finds the class below in a folder with code.
+CUSTOM_PIPELINES = {
+    TASK: {
+        "impl": "pipeline_flashvid.VideoTextToTextPipeline",
+        "pt": ["AutoModelForImageTextToText"],
+        "type": "multimodal",
+    }
+}
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One conversation, its videos read and its images loaded, and how many seconds that took."""
+
+    messages: list[dict[str, Any]]
+    clips: list[VideoClip]
+    images: list[Any]
+    seconds: float
+
+
+def generate_arguments(pipeline: Any, generate_kwargs: dict[str, Any], **overrides: Any) -> dict[str, Any]:
+    """The arguments of `generate` in a pipeline: its generation settings, those of the call, and `overrides`."""
+    if hasattr(pipeline, "_prepare_generate_kwargs"):  # transformers 5.20 and later
+        return pipeline._prepare_generate_kwargs(generate_kwargs, **overrides)
+    return {"generation_config": pipeline.generation_config, **generate_kwargs, **overrides}
+
+
+class VideoTextToTextPipeline(Pipeline):
+    """Answers questions about videos.
+
+    ```python
+    pipe = pipeline("video-text-to-text", model="path/or/id", trust_remote_code=True)
+    pipe("clip.mp4", text="What happens?", num_frames=32, max_new_tokens=64)
+    ```
+
+    Each answer is a list with one dictionary for every returned sequence:
+
+    - `generated_text`: the new text;
+    - `video_tokens`: how many video tokens the prompt had (`total`), how many `entered` the language model and how many
+      `remained` in its upper layers. A model that does not compress has three times the same number;
+    - `seconds`: what each stage took, by the clock: `decode` (reading the videos and images of this input),
+      `preprocess` (template, tokenizer, resizing and normalising of the frames) and `generate` (with the new ids made
+      text). Where a video was compressed, `vision`, `compression` and `prefill` stand between them, which are stages of
+      `generate`. Inputs of a batch go through all but `decode` together: each answer has the time of the whole batch.
+      A GPU works on while the clock runs, so that what `preprocess` has only started there counts as `generate`.
+
+    Where the model is on a CUDA device, frames go there as the 8-bit numbers that were decoded, and are resized and
+    normalised there, unless they are more than 512 MiB; rounding may differ from the CPU's.
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+    _pipeline_calls_generate = True
+    _default_generation_config = GenerationConfig(max_new_tokens=256)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if not hasattr(self.model.config, "retention_ratio"):
+            logger.warning_once(
+                f"`{type(self.model).__name__}` is no FlashVID model: the pipeline runs it, but nothing is compressed."
+            )
+
+    def __call__(self, videos: Any = None, text: str | list | None = None, **kwargs: Any):
+        """Answer one question or many.
+
+        Args:
+            videos: what `read_video` takes: a path, a URL, or decoded frames; or a list of such videos. Or, without
+                `text`, a chat (a list of messages whose content has parts like `{"type": "video", "path": ...}`), a
+                list of chats, dictionaries with "video" and "text", or a generator or dataset of any of these.
+            text: the question; a list of as many questions as videos; or one or more chats.
+            num_frames, fps: how to sample the frames of a file, see `read_video`.
+            batch_size: inputs that run together.
+            num_workers: processes that read the videos of coming inputs while the model is at work; 1 for a generator.
+            kwargs: arguments of `generate`, such as `max_new_tokens` or `streamer`.
+
+        Returns:
+            The answer, a list of dictionaries; a list of answers for a list of inputs.
+
+        Raises:
+            ValueError: a video cannot be read, or the inputs do not fit together.
+        """
+        if videos is None and text is None:
+            raise ValueError("`videos` and `text` are both None: pass a video and a question, or a chat.")
+        if any(isinstance(given, (list, tuple)) and len(given) == 0 for given in (videos, text)):
+            raise ValueError("The list of inputs is empty: pass at least one video and question, or one chat.")
+        if text is None:
+            if isinstance(videos, _FILE_TYPES) or _is_list_of_videos(videos):
+                raise ValueError(f"`text` is None and `videos` is {videos!r:.200}: pass the question as `text=`.")
+            return super().__call__(videos, **kwargs)
+        if videos is None:
+            return super().__call__(text, **kwargs)
+        questions = [text] if isinstance(text, str) else text
+        if not isinstance(questions, (list, tuple)) or not all(isinstance(question, str) for question in questions):
+            raise ValueError(
+                f"`text` is {text!r:.200}: beside `videos` it must be a question or a list of questions. Put the video "
+                "into the chat to pass a chat."
+            )
+        if not _is_list_of_videos(videos):
+            if isinstance(text, str):
+                return super().__call__({"video": videos, "text": text}, **kwargs)
+            videos = [videos] * len(questions)
+        elif isinstance(text, str):
+            questions = [text] * len(videos)
+        if len(questions) != len(videos):
+            raise ValueError(
+                f"`text` has {len(questions)} questions and `videos` {len(videos)} videos: pass as many of one as of "
+                "the other, or a single one."
+            )
+        return super().__call__([{"video": v, "text": t} for v, t in zip(videos, questions, strict=True)], **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        generate_kwargs: dict | None = None,
+        **kwargs: Any,
+    ):
+        # One way of sampling given in a call replaces the other given when the pipeline was made.
+        sampling = {"num_frames": num_frames, "fps": fps} if (num_frames, fps) != (None, None) else {}
+        twice = sorted(kwargs.keys() & (generate_kwargs or {}).keys())
+        if twice:
+            raise ValueError(f"`{twice[0]}` is given twice, by itself and in `generate_kwargs`: pass it once.")
+        return sampling, {**(generate_kwargs or {}), **kwargs}, {}
+
+    def preprocess(self, inputs: Any, **sampling: Any) -> dict[str, _Request]:
+        clips, images, messages, seconds = [], [], [], 0.0
+        for message in _to_messages(inputs):
+            content = message["content"]
+            if isinstance(content, str):  # some templates know text only as a part, and would drop it
+                content = [{"type": "text", "text": content}]
+            parts = []
+            for part in content:
+                if part.get("type") not in ("video", "image", "text"):
+                    raise ValueError(
+                        f"A part of a message has the type {part.get('type')!r}: it must be 'video', 'image' or "
+                        f"'text'. Its keys are {sorted(part)}."
+                    )
+                start = time.perf_counter()
+                if part["type"] == "video":
+                    metadata = part.get("video_metadata")
+                    clips.append(read_video(_source(part), video_metadata=metadata, **sampling))
+                elif part["type"] == "image":
+                    images.append(load_image(_source(part)))
+                seconds += time.perf_counter() - start
+                parts.append({"type": part["type"]} if part["type"] in ("video", "image") else part)
+            messages.append({**message, "content": parts})
+        return {"request": _Request(messages, clips, images, seconds)}
+
+    def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, list]:
+        request = model_inputs["request"]
+        requests = request if isinstance(request, list) else [request]
+        start = time.perf_counter()
+        inputs = self._process(requests).to(self.device)
+        processed = time.perf_counter()
+        generate_kwargs = generate_arguments(self, generate_kwargs, return_dict_in_generate=True)
+        outputs = self.model.generate(**inputs, **generate_kwargs)
+        new = outputs.sequences[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(new, skip_special_tokens=True)
+        generated = time.perf_counter()
+        report = getattr(outputs, "report", None)
+        stages = {
+            "preprocess": processed - start,
+            **(report.seconds if report is not None else {}),
+            "generate": generated - processed,
+        }
+        tokens = self._count_tokens(inputs["input_ids"], report, len(new))
+        each = len(new) // len(requests)  # `num_return_sequences`
+        answers = [
+            {
+                "generated_text": text,
+                "video_tokens": counts,
+                "seconds": {"decode": requests[i // each].seconds, **stages},
+            }
+            for i, (text, counts) in enumerate(zip(texts, tokens, strict=True))
+        ]
+        grouped = [answers[i * each : (i + 1) * each] for i in range(len(requests))]
+        return {"answers": grouped if isinstance(request, list) else grouped[0]}
+
+    def postprocess(self, model_outputs: dict[str, list]) -> list[dict[str, Any]]:
+        return model_outputs["answers"]
+
+    def _process(self, requests: list[_Request]):
+        """Prompts and frames of the conversations to the model's inputs, padded on the left."""
+        prompts = [
+            self.processor.apply_chat_template(request.messages, add_generation_prompt=True, tokenize=False)
+            for request in requests
+        ]
+        clips = [clip for request in requests for clip in request.clips]
+        images = [image for request in requests for image in request.images]
+        media = media_arguments(clips, images, self.device)
+        inputs = self.processor(text=prompts, padding=True, padding_side="left", **media)
+        return convert_to_tensors(inputs, "pt")
+
+    def _count_tokens(self, input_ids: torch.Tensor, report: Any, num_sequences: int) -> list[dict[str, int]]:
+        """Video tokens of every returned sequence at each stage; upstream models have no report."""
+        if report is None:
+            totals = (input_ids == self.model.config.video_token_id).sum(-1).tolist()
+            stages = [(total, total, total) for total in totals]
+        else:
+            expanded = report.num_samples // len(input_ids)  # beams are rows of their own
+            stages = [report.of_sample(row * expanded) for row in range(len(input_ids))]
+        each = num_sequences // len(input_ids)
+        counts = [dict(zip(("total", "entered", "remained"), of_row, strict=True)) for of_row in stages]
+        return [counts[i // each] for i in range(num_sequences)]
+
+
+def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.device) -> dict[str, Any]:
+    """What a processor takes beside the text: videos that were read, images, and where they are resized.
+
+    Args:
+        device: of the model. Other accelerators than CUDA may lack the resizing with antialiasing.
+    """
+    media: dict[str, Any] = {}
+    if clips:
+        media["videos"] = [clip.frames for clip in clips]
+        media["video_metadata"] = [
+            clip.metadata or VideoMetadata(len(clip.frames), frames_indices=list(range(len(clip.frames))))
+            for clip in clips
+        ]
+        media["do_sample_frames"] = False  # they are sampled; without metadata upstream would take them for 24 fps
+    if images:
+        media["images"] = images
+    if media:
+        fits = sum(clip.frames.nbytes for clip in clips) <= _MOST_BYTES_ON_GPU
+        media["device"] = device if device.type == "cuda" and fits else "cpu"
+    return media
+
+
+def _is_list_of_videos(videos: Any) -> bool:
+    """A list of files or of whole clips; a list of frames (pictures or 3D arrays) is one video."""
+    if not isinstance(videos, (list, tuple)) or not videos:
+        return False
+    first = videos[0]
+    if isinstance(first, (list, tuple)):  # of frames; a list of messages is a chat
+        return not (first and isinstance(first[0], dict))
+    return isinstance(first, _FILE_TYPES) or getattr(first, "ndim", 0) == 4
+
+
+def _to_messages(inputs: Any) -> list[dict[str, Any]]:
+    """A conversation from what `__call__` passes on."""
+    if hasattr(inputs, "messages"):  # what upstream wraps a chat in
+        return inputs.messages
+    if isinstance(inputs, dict) and isinstance(inputs.get("text"), str) and inputs.keys() <= {"video", "text"}:
+        video = [{"type": "video", "video": inputs["video"]}] if inputs.get("video") is not None else []
+        return [{"role": "user", "content": [*video, {"type": "text", "text": inputs["text"]}]}]
+    if isinstance(inputs, str):
+        return [{"role": "user", "content": [{"type": "text", "text": inputs}]}]
+    if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], dict) and "role" in inputs[0]:
+        return list(inputs)
+    keys = f" with the keys {sorted(map(str, inputs))}" if isinstance(inputs, dict) else ""
+    raise ValueError(
+        f"The input is a `{type(inputs).__name__}`{keys}: pass a video with `text=`, a chat, or a dictionary with "
+        "'video' and 'text'."
+    )
+
+
+def _source(part: dict[str, Any]) -> Any:
+    """The video or image of a part of a message."""
+    for key in (part["type"], "path", "url"):
+        if part.get(key) is not None:
+            return part[key]
+    raise ValueError(
+        f"A part of a message has type {part['type']!r} but no {part['type']}: give it one under "
+        f"'{part['type']}', 'path' or 'url'."
+    )

@@ -1,0 +1,228 @@
+"""Reading a video into frames, together with where in time each frame stands.
+
+    clip = read_video("talk.mp4", num_frames=16)
+    processor(text=..., videos=[clip.frames], video_metadata=[clip.metadata], do_sample_frames=False)
+
+What always holds: the frames are those that `metadata.frames_indices` names, or an error says why not; what the decoder
+notices to be damaged or cut short is an error (`video_decoders.py` says what each can notice).
+
+A frame's time is index / fps, as in transformers: exact for a constant frame rate, based on the mean rate otherwise.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import torch
+from transformers.image_utils import is_pil_image
+from transformers.utils import logging
+from transformers.video_utils import VideoMetadata
+
+from .decoders import BACKENDS, PACKAGES, Choose, DamagedVideo, available_backends
+
+logger = logging.get_logger(__name__)
+
+DEFAULT_NUM_FRAMES = 32
+# What makes a local file of the bytes of a video ("bytes") or of a URL, by its scheme. Empty in the code that a folder
+# brings along, which reads files only: the package fills it with `video_download.py`.
+FETCHERS: dict[str, Callable[[Any, str], AbstractContextManager[str]]] = {}
+
+
+@dataclass(frozen=True)
+class VideoClip:
+    """Frames as an array with shape (T, H, W, 3), uint8 RGB, and the source's metadata (None where none came along)."""
+
+    frames: Any
+    metadata: VideoMetadata | None
+
+
+def read_video(
+    video: Any,
+    *,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    backend: str | None = None,
+    video_metadata: VideoMetadata | Mapping[str, Any] | None = None,
+) -> VideoClip:
+    """Reads and samples a video file or decoded frames.
+
+    Args:
+        video: a path or a `file://` URL; with the package also an `http(s)://` or `data:video/...;base64,` URL or the
+            bytes of a file, which the code of a model's folder does not read; or decoded frames: array or tensor with
+            shape (T, H, W, 3) or (T, 3, H, W), uint8 or float in [0, 1], or a list of equally large PIL images or of
+            such arrays without the T axis.
+        num_frames: this many frames, spread evenly from the first to the last; all frames if the clip has fewer.
+        fps: this many frames a second of the clip, at least one, at most all. With neither argument, a file gives up
+            to `DEFAULT_NUM_FRAMES` evenly spread frames, and decoded frames are all kept.
+        backend: the decoder for a file, one of `available_backends()`. Without it each is tried until one succeeds.
+        video_metadata: of decoded frames only: `fps` (which sampling by `fps` needs) and, if the frames are themselves
+            a sample, `frames_indices` and `total_num_frames` of the source.
+
+    Returns:
+        `VideoClip`. Its metadata describes the source: `fps`, `total_num_frames`, `duration` (seconds), and with
+        `frames_indices` the place of each returned frame in it.
+
+    Raises:
+        ValueError: an argument is out of range, or the file is missing, empty, damaged or not a video.
+    """
+    if num_frames is not None and fps is not None:
+        raise ValueError(f"`num_frames` ({num_frames!r}) and `fps` ({fps!r}) are two ways to sample: pass only one")
+    if num_frames is not None and (not isinstance(num_frames, Integral) or num_frames < 1):
+        raise ValueError(f"`num_frames` must be an integer >= 1, got {num_frames!r}; leave it out for the default")
+    if fps is not None and (not isinstance(fps, Real) or not 0 < fps < math.inf):
+        raise ValueError(f"`fps` must be a number > 0 (frames a second), got {fps!r}; leave it out for the default")
+
+    def choose(total: int, source_fps: float | None) -> list[int]:
+        return _choose_frames(total, source_fps, num_frames, fps)
+
+    is_bytes = isinstance(video, (bytes, bytearray, memoryview))
+    if not is_bytes and not isinstance(video, (str, os.PathLike)):
+        keep_all = num_frames is None and fps is None
+        return _take_frames(video, video_metadata, (lambda total, _: list(range(total))) if keep_all else choose)
+    if video_metadata is not None:
+        raise ValueError("`video_metadata` describes decoded frames; a video file carries its own: leave it out")
+    if backend is not None and backend not in available_backends():
+        hint = f"`pip install {PACKAGES[backend]}` provides it" if backend in BACKENDS else f"known are {[*BACKENDS]}"
+        raise ValueError(f"`backend` must be one of the installed {available_backends()}, got {backend!r}; {hint}")
+
+    text = f"<{len(video)} bytes>" if is_bytes else os.fspath(video)
+    label = repr(text if len(text) <= 300 else text[:60] + "...")
+    scheme = "bytes" if is_bytes else text.partition(":")[0]
+    if scheme in FETCHERS:
+        with FETCHERS[scheme](video, label) as path:
+            return _decode_file(path, label, choose, backend)
+    if scheme in ("bytes", "data", "http", "https"):
+        raise ValueError(
+            f"`video` is {label}: code that a model's folder brings along reads files and decoded frames only. Save "
+            "the video as a file and pass its path, or `import flashvid_hf` (the package), which reads this too."
+        )
+    path = _file_of_url(text) if scheme == "file" else text
+    if not os.path.isfile(path):
+        problem = "is a directory" if os.path.isdir(path) else "does not exist"
+        raise ValueError(f"`video` must be a video file, but {label} {problem}")
+    return _decode_file(os.path.abspath(path), label, choose, backend)
+
+
+def _file_of_url(url: str) -> str:
+    path = unquote(urlparse(url).path)
+    return path[1:] if re.match(r"/[A-Za-z]:", path) else path  # "/C:/talk.mp4"
+
+
+def _choose_frames(total: int, source_fps: float | None, num_frames: int | None, fps: float | None) -> list[int]:
+    if total < 1:
+        raise ValueError("it has no video frames")
+    wanted = num_frames or min(DEFAULT_NUM_FRAMES, total)
+    if fps is not None:
+        if not source_fps:
+            raise ValueError("`fps` needs the source's frame rate: give it in `video_metadata`, or pass `num_frames`")
+        wanted = max(1, int(total / source_fps * fps))
+    if wanted > total:
+        logger.warning_once(f"{wanted} frames were asked for, but the video has {total}: all of them are taken")
+        wanted = total
+    if fps is not None:  # transformers' spacing, starts of `wanted` equal parts: step = source_fps / fps
+        return [i * total // wanted for i in range(wanted)]
+    step = (total - 1) / max(wanted - 1, 1)
+    return [round(i * step) for i in range(wanted)]
+
+
+def _decode_file(path: str, label: str, choose: Choose, backend: str | None) -> VideoClip:
+    if os.path.getsize(path) == 0:
+        raise ValueError(f"the video {label} is empty (0 bytes)")
+    reasons = []
+    for name in [backend] if backend else available_backends():
+        try:
+            frames, indices, total, fps = BACKENDS[name](path, choose)
+            if len(frames) != len(indices):
+                raise ValueError(f"{len(indices)} frames were asked for, {len(frames)} could be decoded")
+            frames = torch.stack([torch.as_tensor(frame) for frame in frames]).numpy()
+            height, width = frames.shape[1:3]
+        except Exception as error:  # each decoder raises its own kinds
+            reason = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", str(error))  # decord puts the place in its sources first
+            reasons.append(f"{name}: {' '.join(reason.split())[:160] or type(error).__name__}")
+            if isinstance(error, DamagedVideo):
+                reasons[-1] += "; repair the file, or name another, less strict `backend`"
+                break
+        else:
+            fps = float(fps) if fps else None
+            duration = total / fps if fps else None
+            return VideoClip(frames, VideoMetadata(total, fps, width, height, duration, name, indices))
+    why = "; ".join(reasons) or "no decoder is installed; `pip install av` provides one"
+    raise ValueError(f"the video {label} cannot be read: {why}")
+
+
+def _take_frames(video: Any, video_metadata: Mapping[str, Any] | None, choose: Choose) -> VideoClip:
+    frames = _as_uint8(video)
+    total, height, width = frames.shape[:3]
+    if video_metadata is None:
+        return VideoClip(frames[choose(total, None)], None)
+    given = {key: value for key, value in dict(video_metadata).items() if value is not None}
+    places = given.get("frames_indices", range(given.get("total_num_frames", total)))
+    if len(places) != total:
+        raise ValueError(
+            f"`video_metadata` speaks of {len(places)} frames, but {total} came: if they are a sample, give the place "
+            "of each in its source as `frames_indices`"
+        )
+    try:
+        source = VideoMetadata(**{"total_num_frames": total, **given, "frames_indices": list(places)})
+    except TypeError as error:
+        raise ValueError(f"`video_metadata` must have the fields of transformers' VideoMetadata: {error}") from error
+    indices = choose(total, source.fps and source.sampled_fps)
+    source.update({"height": height, "width": width, "frames_indices": [int(places[i]) for i in indices]})
+    if source.fps and source.duration is None:
+        source.duration = source.total_num_frames / source.fps
+    return VideoClip(frames[indices], source)
+
+
+def _as_uint8(video: Any) -> Any:
+    """Decoded frames in any accepted form, as an array with shape (T, H, W, 3), uint8."""
+    if isinstance(video, (list, tuple)) and len(video) > 0:
+        tensors = [_as_tensor(frame) for frame in video]
+        shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+        if len(shapes) > 1:
+            raise ValueError(f"the frames of `video` must be equally large, got shapes {shapes}: resize them first")
+        frames = torch.stack(tensors)
+    else:
+        frames = _as_tensor(video)
+    if frames.ndim == 4 and frames.shape[1] == 3 and frames.shape[3] != 3:
+        frames = frames.permute(0, 2, 3, 1)
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.numel() == 0:
+        raise ValueError(
+            "`video` must have shape (T, H, W, 3) or (T, 3, H, W) and at least one frame, got "
+            f"{tuple(frames.shape)}; add the time axis to a single frame with `frame[None]`"
+        )
+    if frames.is_floating_point():
+        low, high = frames.min().item(), frames.max().item()
+        if not (low >= 0 and high <= 1):  # also where one is NaN
+            raise ValueError(f"float frames in `video` must lie in [0, 1], got [{low}, {high}]: rescale, or pass uint8")
+        frames = (frames * 255).round().to(torch.uint8)
+    if frames.dtype != torch.uint8:
+        raise ValueError(f"`video` must be uint8 or float in [0, 1], got {frames.numpy().dtype}: convert it to uint8")
+    return frames.contiguous().numpy()
+
+
+def _as_tensor(frames: Any) -> torch.Tensor:
+    if isinstance(frames, torch.Tensor):
+        frames = frames.detach().cpu()
+        return frames.float() if frames.is_floating_point() else frames
+    if is_pil_image(frames):
+        picture = frames.convert("RGB")
+        return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
+    if not hasattr(frames, "__array_interface__"):
+        raise ValueError(
+            "`video` must be a path, a URL, bytes, an array, a tensor, or a list of PIL images or arrays, "
+            f"got {type(frames).__name__}: decode or convert it first"
+        )
+    try:  # a tensor over an array that must not be written to would warn
+        return torch.from_numpy(frames if frames.flags.writeable else frames.copy())
+    except (TypeError, ValueError) as error:  # no numbers; negative strides
+        if frames.dtype.kind in "uif":
+            return torch.from_numpy(frames.copy())
+        raise ValueError(
+            f"`video` must be uint8 or float in [0, 1], got {frames.dtype}: convert it to uint8"
+        ) from error

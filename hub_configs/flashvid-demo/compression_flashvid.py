@@ -1,0 +1,1668 @@
+"""The compression of a video by FlashVID: DySeg, ADTS and TSTM (arXiv 2602.08024).
+
+Generated from flashvid_hf 0.1.0: do not edit. The sections are its modules:
+
+    compression/finite_checks.py
+    compression/compressed_video.py
+    compression/segmentation.py
+    compression/token_selection.py
+    compression/similarity.py
+    compression/density_peaks.py
+    compression/frame_chunks.py
+    compression/released_deviations.py
+    compression/weighted_rows.py
+    compression/token_merging.py
+    compression/budget.py
+    compression/validation.py
+    compression/compress_video.py
+    methods/compression_method.py
+    methods/flashvid.py
+    methods/registry.py
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+# compression/finite_checks.py -----------------------------------------------------------------------------------------
+
+"""Whether the compression can compute with the values of a video, asked without waiting for the device."""
+
+# Largest magnitude that is taken. The largest product inside, D * x**2 * 1e6 times an attention of at most 1, then
+# stays below float32's 3.4e38 at any width D of a model.
+LARGEST = 1e12
+
+
+@torch.no_grad()
+def check_finite(features: torch.Tensor, attention: torch.Tensor | None) -> torch.Tensor | None:
+    """Raise a `ValueError` if a value is not finite or too large, without waiting for the device.
+
+    Args:
+        features: of one video.
+        attention: that its tokens receive; `None` if nobody looks at it.
+
+    Returns:
+        What `check_extremes` has to look at when the device has been waited for: smallest and largest feature, and of
+        the attention, float32, with shape (2,) or (4,), NaN where there is any. `None` if all is well on the CPU.
+    """
+    extremes = [*features.aminmax()] if attention is None else [*features.aminmax(), *attention.aminmax()]
+    found = torch.stack(extremes).float()
+    if must_wait(found.device):
+        return found
+    check_extremes(found)
+    return None
+
+
+def must_wait(device: torch.device) -> bool:
+    """Whether looking at a value means to wait for the device, or, while compiling, cannot be part of the code."""
+    return device.type != "cpu" or torch.compiler.is_compiling()
+
+
+def check_extremes(extremes: torch.Tensor) -> None:
+    """Raise a `ValueError` if a value is not finite or too large. Waits for the device, unless that is the CPU."""
+    values = extremes.numpy().tolist() if extremes.device.type == "cpu" else extremes.tolist()
+    advice = {
+        "video_features": "Run the vision tower in bfloat16 or float32 if it runs in float16, which overflows, and "
+        "check the pixels and the weights.",
+        "attention": "Pass what a softmax returns, averaged.",
+    }
+    for name, pair in zip(advice, (values[:2], values[2:]), strict=True):
+        for value in pair:  # none of an attention that nobody looks at
+            if not abs(value) <= LARGEST:  # also of NaN
+                raise ValueError(
+                    f"`{name}` has the value {value:g}: all of its values must be finite, and between -{LARGEST:g} and "
+                    f"{LARGEST:g}. {advice[name]}"
+                )
+
+
+# compression/compressed_video.py --------------------------------------------------------------------------------------
+
+"""A compressed video: what every compression method returns.
+
+Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens. A flat
+index is t * N + n.
+"""
+
+
+@dataclass(frozen=True)
+class CompressedVideo:
+    """A compressed video, and how it came about.
+
+    Args:
+        tokens: kept tokens in the order of `indices`, with shape (M, D), in the dtype of the features.
+        indices: flat index of each kept token, ascending, with shape (M,). Unique but in behavior "released".
+        starts: True at the first frame of every segment, with shape (T,).
+        selected: which tokens were kept unchanged because they were selected, with shape (T, N).
+        trees: flat index of the root of the tree that each token joined, with shape (T, N); its own if it joined none.
+        slots: the row of `tokens` that each token went into, with shape (T, N); -1 if it was dropped.
+        prunable: whether the language model may drop more of its tokens.
+    """
+
+    tokens: torch.Tensor
+    indices: torch.Tensor
+    starts: torch.Tensor
+    selected: torch.Tensor
+    trees: torch.Tensor
+    slots: torch.Tensor
+    prunable: bool = True
+    _segment_lengths: torch.Tensor | None = None
+    # Of what was compressed on a device that would have to be waited for, see `check`.
+    _extremes: torch.Tensor | None = None
+
+    def check(self) -> None:
+        """Raise a `ValueError` if what was compressed is not finite, or too large to compute with.
+
+        On the CPU the compression itself raises it. Other devices would have to be waited for: the models call this
+        where they wait anyway. Until then the indices are in order all the same, and the tokens worth nothing.
+        """
+        if self._extremes is not None:
+            check_extremes(self._extremes)
+
+    @property
+    def segment_lengths(self) -> torch.Tensor:
+        """Frames of every segment, with shape (S,). Computed when asked for, because S depends on the video."""
+        self.check()
+        if self._segment_lengths is not None:
+            return self._segment_lengths
+        first = self.starts.nonzero()[:, 0]
+        return first.diff(append=first.new_tensor([len(self.starts)]))
+
+    @classmethod
+    def whole(
+        cls, video_features: torch.Tensor, *, prunable: bool, extremes: torch.Tensor | None = None
+    ) -> "CompressedVideo":
+        """A video of which every token is kept, given its features (T, N, D)."""
+        num_frames, num_tokens, _ = video_features.shape
+        indices = torch.arange(num_frames * num_tokens, device=video_features.device)
+        grid = indices.view(num_frames, num_tokens)
+        return cls(
+            tokens=video_features.flatten(0, 1).clone(),
+            indices=indices,
+            starts=indices[:num_frames] == 0,
+            selected=torch.ones_like(grid, dtype=torch.bool),
+            trees=grid,
+            slots=grid,
+            prunable=prunable,
+            _extremes=extremes,
+        )
+
+    @classmethod
+    def of_tokens(
+        cls,
+        tokens: torch.Tensor,
+        indices: torch.Tensor,
+        shape: tuple[int, int],
+        *,
+        selected: torch.Tensor | None = None,
+        slots: torch.Tensor | None = None,
+        starts: torch.Tensor | None = None,
+        extremes: torch.Tensor | None = None,
+    ) -> "CompressedVideo":
+        """Of tokens in any order.
+
+        Args:
+            tokens: with shape (M, D).
+            indices: flat index of each, unique, with shape (M,).
+            shape: (T, N).
+            selected: which tokens were kept unchanged, with shape (T, N); all of `indices` by default.
+            slots: the row of `tokens` that each token went into, with shape (T, N), -1 if it was dropped; by default
+                only the kept tokens are in their rows.
+            starts: True at the first frame of every segment, with shape (T,); one segment by default.
+            extremes: what `check` is to look at.
+        """
+        flat_index = torch.arange(shape[0] * shape[1], device=indices.device)
+        indices, order = indices.sort()
+        row = order.argsort()  # of each token in its old place
+        if slots is None:
+            slots = torch.full_like(flat_index, -1).scatter(0, indices, flat_index[: len(indices)])
+        else:
+            slots = torch.where(slots < 0, -1, row[slots.clamp(min=0)])
+        if selected is None:
+            selected = torch.zeros_like(flat_index, dtype=torch.bool).scatter(0, indices, True)
+        return cls(
+            tokens=tokens[order],
+            indices=indices,
+            starts=flat_index[: shape[0]] == 0 if starts is None else starts,
+            selected=selected.view(shape),
+            trees=flat_index.view(shape),
+            slots=slots.view(shape),
+            _extremes=extremes,
+        )
+
+
+def check_features(video_features: torch.Tensor, attention: torch.Tensor) -> None:
+    """Raise a `ValueError` unless these are the features (T, N, D) and the attention (T, N) of one video."""
+    if video_features.ndim != 3 or 0 in video_features.shape:
+        raise ValueError(
+            f"`video_features` has shape {tuple(video_features.shape)}: it must be (frames, tokens per frame, width), "
+            "each at least 1. Pass the features of one video, after the projector and any pooling."
+        )
+    if not video_features.is_floating_point():
+        raise ValueError(f"`video_features` has dtype {video_features.dtype}: it must be a floating point dtype.")
+    if attention.shape != video_features.shape[:2]:
+        raise ValueError(
+            f"`attention` has shape {tuple(attention.shape)} and `video_features` {tuple(video_features.shape)}: "
+            f"`attention` must have shape {tuple(video_features.shape[:2])}, one value for every token."
+        )
+    if attention.device != video_features.device:
+        raise ValueError(
+            f"`attention` is on {attention.device} and `video_features` on {video_features.device}: "
+            "move one of them, both must be on one device."
+        )
+
+
+# compression/segmentation.py ------------------------------------------------------------------------------------------
+
+"""DySeg of FlashVID (arXiv 2602.08024): cut a video into segments where the scene changes.
+
+Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width.
+"""
+
+
+def segment_video(
+    frame_features: torch.Tensor,
+    *,
+    segment_threshold: float = 0.9,
+    min_segment_num: int = 8,
+    complementary_segment: bool = True,
+) -> torch.Tensor:
+    """Decide which frames begin a segment.
+
+    A cut lies between two neighbouring frames whose cosine similarity is below `segment_threshold`. If that gives
+    fewer than `min_segment_num` segments and `complementary_segment` is set, the least similar of the remaining
+    transitions are cut too, each at most once, until there are enough segments or no transition is left.
+
+    Args:
+        frame_features: mean token of every frame, with shape (T, D), float32.
+
+    Returns:
+        Boolean mask with shape (T,): True at the first frame of every segment (always at frame 0).
+    """
+    similarity = frame_similarity(frame_features)
+    cut = similarity < segment_threshold
+    if complementary_segment:
+        # The transitions below the threshold are the least similar ones, so they rank first.
+        rank = similarity.argsort(stable=True).argsort()
+        cut = cut | (rank < min_segment_num - 1)
+    return F.pad(cut, (1, 0), value=True)
+
+
+def frame_similarity(frame_features: torch.Tensor) -> torch.Tensor:
+    """Cosine similarity of neighbouring frames, with shape (T - 1,); 0 where a frame is zero."""
+    norm = frame_features.norm(dim=-1, keepdim=True)
+    unit = frame_features / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    return (unit[:-1] * unit[1:]).sum(-1)
+
+
+# compression/token_selection.py ---------------------------------------------------------------------------------------
+
+"""ADTS of FlashVID (arXiv 2602.08024): select informative and diverse tokens in every frame.
+
+Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width.
+"""
+
+TOKEN_SELECTION_METHODS = ("attn", "div", "attn_div", "attn_div_v2")
+
+# Received attention is about 1 / N; the factor is the reference's. Selection does not depend on it, only rounding does.
+_ATTENTION_SCALE = 1e6
+# Times any distance still finite, so that only chosen tokens are at -inf, whatever the input.
+_LARGEST_WEIGHT = 1e37
+
+
+def select_tokens(
+    distance: torch.Tensor | None,
+    attention: torch.Tensor,
+    num_tokens: int,
+    *,
+    method: str = "attn_div_v2",
+    event_relevance: torch.Tensor | None = None,
+    released: bool = False,
+) -> torch.Tensor:
+    """Choose `num_tokens` tokens of every frame.
+
+    `attn` takes the tokens with the most attention. The other methods solve max-min diversity greedily over the
+    calibrated distances e_ij = d_ij * w_j: the first token maximises the second smallest e_ij over i, every next one
+    maximises the smallest e_ij over the chosen i. The weight w_j is 1 (`div`), the attention that token j receives
+    (`attn_div`), or that times its event relevance (`attn_div_v2`).
+
+    Args:
+        distance: cosine distances within each frame, d_ij = 1 - cos(x_i, x_j), with shape (T, N, N); overwritten.
+            `attn` needs none.
+        attention: attention that every token receives in the last vision block, with shape (T, N).
+        num_tokens: tokens to choose in each frame, at most N.
+        method: one of `TOKEN_SELECTION_METHODS`.
+        event_relevance: mean dot product of each token with the frame means of its segment, with shape (T, N);
+            only for `attn_div_v2`.
+        released: what the released code does: in `attn_div_v2`, and there alone, chosen tokens stay eligible, and are
+            chosen again where the event relevance is negative or all tokens are alike. Among equal attention `attn`
+            leaves the choice to `torch.topk`.
+
+    Returns:
+        Indices into N with shape (T, num_tokens), ascending in every frame, and unique unless `released`.
+    """
+    num_frames, num_candidates = attention.shape
+    if num_tokens == 0:
+        return attention.new_zeros(num_frames, 0, dtype=torch.long)
+    if method == "attn":
+        if released:
+            return attention.topk(num_tokens, dim=-1).indices.sort(dim=-1).values
+        return attention.argsort(dim=-1, descending=True, stable=True)[:, :num_tokens].sort(dim=-1).values
+
+    if method != "div":
+        weight = attention * _ATTENTION_SCALE
+        if method == "attn_div_v2":
+            weight = weight * event_relevance
+        weight = weight.clamp_(-_LARGEST_WEIGHT, _LARGEST_WEIGHT)
+        distance = distance.mul_(weight[:, None, :])
+    second_smallest = distance.topk(2, dim=1, largest=False).values[:, 1] if num_candidates > 1 else distance[:, 0]
+    current = second_smallest.argmax(dim=-1)
+    # A chosen token's distance to itself takes it out of every later argmax.
+    if not (released and method == "attn_div_v2"):
+        distance.diagonal(dim1=1, dim2=2).fill_(float("-inf"))
+    chosen = [current]
+    nearest = None  # smallest distance of every token to a chosen one, (T, N)
+    for _ in range(1, num_tokens):
+        to_current = distance.gather(1, current[:, None, None].expand(-1, 1, num_candidates))[:, 0]
+        nearest = to_current if nearest is None else torch.fmin(nearest, to_current)  # NaN hides no -inf
+        current = nearest.argmax(dim=-1)
+        chosen.append(current)
+    return torch.stack(chosen, dim=1).sort(dim=-1).values
+
+
+# compression/similarity.py --------------------------------------------------------------------------------------------
+
+"""Inner products and norms of tokens, exact where ties are decided.
+
+Legend: T frames (for Qwen: temporal grids), N tokens a frame, D width.
+"""
+
+
+def gram_matrices(features: torch.Tensor) -> torch.Tensor:
+    """Inner products within each frame, with shape (T, N, N), of features (T, N, D).
+
+    Exactly symmetric, which a matrix product need not be: tokens that are equally far from each other stay so, and a
+    tie goes to the lower index rather than to rounding. The lower left quarter is only the mirror of the upper right.
+    """
+    half = features.shape[1] // 2
+    lower_right = F.pad(torch.bmm(features[:, half:], features[:, half:].mT), (half, 0), value=float("inf"))
+    products = torch.cat([torch.bmm(features[:, :half], features.mT), lower_right], dim=1)
+    del lower_right  # before another matrix is made
+    return torch.minimum(products, products.mT)
+
+
+def inverse_norms(squared_norms: torch.Tensor) -> torch.Tensor:
+    """1 / norm; 0 where the norm is, so that a zero token is similar to nothing (cosine 0)."""
+    return squared_norms.rsqrt().nan_to_num_(nan=float("nan"), posinf=0.0)
+
+
+# compression/density_peaks.py -----------------------------------------------------------------------------------------
+
+"""DPC-kNN in every frame of a video: tokens that lie in dense places, far from denser ones, become cluster centres.
+
+Legend: T frames (for Qwen: temporal grids), N tokens a frame, D width.
+"""
+
+# Nearest neighbours in the density estimate of DPC-kNN, at most; the reference's constant.
+MAX_NEIGHBORS = 7
+
+
+def cluster_tokens(
+    features: torch.Tensor, candidates: torch.Tensor, num_clusters: torch.Tensor, num_neighbors: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """DPC-kNN in every frame: density peaks become cluster centres, every candidate joins the nearest one.
+
+    Centres have the largest `density_scores`; ties go to the lower index.
+
+    Args:
+        features: with shape (T, N, D), float32.
+        candidates: boolean mask with shape (T, N) of the tokens to cluster.
+        num_clusters: with shape (T,), at most the candidates of the frame.
+        num_neighbors: with shape (T,), from 1 to 7.
+
+    Returns:
+        Tuple of the mask of the centres and, for every token, the index within its frame of the centre that it joins
+        (meaningless for other than candidates, and in frames without clusters), both with shape (T, N).
+    """
+    index = torch.arange(features.shape[1], device=features.device)
+    score, squared = density_scores(features, candidates, num_neighbors, index)
+    rank = score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    centers = rank < num_clusters[:, None]
+    joined = squared.masked_fill_(~centers[:, None, :], float("inf")).argmin(dim=-1)
+    return centers, torch.where(centers, index, joined)
+
+
+def density_scores(
+    features: torch.Tensor, candidates: torch.Tensor, num_neighbors: torch.Tensor, index: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How much of a density peak every token of a frame is, as in DPC-kNN: density * separation.
+
+    Distances are Euclidean / sqrt(D); the density of a token is exp(-mean of its k smallest squared distances), itself
+    included, with k = `num_neighbors`; its separation is the distance to the nearest denser token, or the largest
+    distance of the frame if none is denser.
+
+    Args:
+        features: with shape (T, N, D), float32.
+        candidates: boolean mask with shape (T, N) of the tokens to look at.
+        num_neighbors: with shape (T,), from 1 to 7, at most the candidates of the frame.
+        index: 0 ... N - 1.
+
+    Returns:
+        Tuple of the scores with shape (T, N), -1 for other than candidates, and the squared distances with shape
+        (T, N, N), infinite to other than candidates.
+    """
+    others = ~candidates
+    products = gram_matrices(features)
+    norm = products.diagonal(dim1=1, dim2=2).masked_fill(others, float("inf"))  # far from everything
+    # The norms are added to each other first, which keeps the matrices symmetric and mutual neighbours tied.
+    squared = norm[:, :, None] + norm[:, None, :]
+    # A token is at exactly 0 from itself: its norm is on the diagonal of the products.
+    squared.sub_(products, alpha=2).clamp_(min=0).div_(features.shape[2])
+    del products  # before another matrix is made
+
+    num_neighbors = num_neighbors[:, None, None]
+    nearest = squared.topk(min(MAX_NEIGHBORS, len(index)), dim=-1, largest=False).values
+    nearest = nearest.masked_fill_(index[: nearest.shape[-1]] >= num_neighbors, 0)
+    density = (-nearest.sum(-1) / num_neighbors[..., 0]).exp()
+    density = density.masked_fill_(others, -1)  # denser than no candidate
+
+    largest = squared.nan_to_num(nan=float("nan"), posinf=0.0).amax(dim=(1, 2), keepdim=True)
+    denser = density[:, None, :] > density[:, :, None]
+    separation = torch.where(denser, squared, largest).amin(dim=-1).sqrt()
+    return (density * separation).masked_fill_(others, -1), squared
+
+
+# compression/frame_chunks.py ------------------------------------------------------------------------------------------
+
+"""Long videos some frames at a time, so that float32 copies and products of their features do not grow with them.
+
+Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width.
+"""
+
+# Most bytes of the float32 features of a chunk: 191 frames of 196 tokens at a width of 3584.
+_CHUNK_BYTES = 512 * 2**20
+
+# Matrices (N, N) in float32 that the inner products and the density scores of a frame have in memory at once, at most.
+_MATRICES = 2.25
+# Bytes of such matrices that are too few to be worth another step.
+_STEP_BYTES = 2**20
+
+
+def frames_per_chunk(features: torch.Tensor) -> int:
+    """How many frames of features with shape (T, N, D) a chunk has."""
+    return max(1, _CHUNK_BYTES // (4 * features.shape[1] * features.shape[2]))
+
+
+def frames_per_step(num_frames: int, num_tokens: int, width: int) -> int:
+    """How many of so many frames have their (N, N) matrices in memory at once.
+
+    As many as bring these matrices to a quarter of the frames' float32 features, and to `_STEP_BYTES` at least. Where
+    the tokens are narrower than a frame has tokens, which those of real models are not, the matrices dominate anyway:
+    there only a chunk limits them.
+    """
+    features = 4 * num_frames * num_tokens * width
+    most = _CHUNK_BYTES if width < num_tokens else max(_STEP_BYTES, features // 4)
+    return max(1, min(num_frames, int(most / (4 * _MATRICES * num_tokens**2))))
+
+
+def map_frames(function: Callable[..., Any], size: int, *tensors: torch.Tensor) -> Any:
+    """What `function` makes of `size` frames of all the tensors at a time, joined; it returns one tensor or several."""
+    return join_chunks([function(*chunk) for chunk in zip(*(tensor.split(size) for tensor in tensors), strict=True)])
+
+
+def join_chunks(results: Sequence[Any]) -> Any:
+    """The results of all chunks, one tensor or a tuple each, as if there had been a single one."""
+    if len(results) == 1:
+        return results[0]
+    if isinstance(results[0], torch.Tensor):
+        return torch.cat(tuple(results))
+    return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+
+
+# compression/released_deviations.py -----------------------------------------------------------------------------------
+
+"""What the released code does differently from the paper, for `behavior="released"` only.
+
+It reproduces the published numbers; nothing else uses it. Where the released code leaves a choice to `torch.topk`
+among equal values, or to the rounding of `torch.cdist`, so does this, frame by frame. The random noise that the
+released code adds to break ties is zero here.
+"""
+
+
+def released_segment_lengths(
+    similarity: torch.Tensor, *, segment_threshold: float, min_segment_num: int, complementary_segment: bool
+) -> torch.Tensor:
+    """Frames of every segment as the released code counts them, with shape (S,).
+
+    It draws the complementary cuts from all transitions, so a taken one is drawn again once no free one is left. That
+    adds segments of length zero to the list and changes nothing else: the frames are grouped as by `segment_video`.
+
+    Args:
+        similarity: cosine similarity of neighbouring frames, with shape (T - 1,).
+    """
+    cut = similarity < segment_threshold
+    cuts = cut.nonzero()[:, 0]
+    missing = min(max(min_segment_num - 1 - len(cuts), 0), len(similarity))
+    if complementary_segment and missing:
+        drawn = similarity.masked_fill(cut, float("inf")).topk(missing, largest=False).indices
+        cuts = torch.cat([cuts, drawn]).sort().values
+    ends = F.pad(cuts + 1, (0, 1), value=len(similarity) + 1)
+    return ends.diff(prepend=ends.new_zeros(1))
+
+
+def released_clusters(num_roots: torch.Tensor, num_clusters: torch.Tensor, all_roots: torch.Tensor) -> torch.Tensor:
+    """Clusters of every frame with shape (T,): each frame rounds its share up, so a segment may exceed its budget.
+
+    Args:
+        num_roots: tree roots of every frame.
+        num_clusters, all_roots: clusters and tree roots of the whole segment of every frame.
+    """
+    share = (num_roots * (num_clusters.double() / all_roots)).ceil().long()
+    return torch.where(num_clusters < all_roots, share, num_roots)
+
+
+def released_cluster_tokens(
+    features: torch.Tensor, candidates: torch.Tensor, num_clusters: torch.Tensor, num_neighbors: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`cluster_tokens` with the ties and the rounding of the released code; same arguments and results."""
+    centers = torch.zeros_like(candidates)
+    joined = torch.arange(candidates.shape[1], device=candidates.device).repeat(len(candidates), 1)
+    for frame, (count, neighbors) in enumerate(zip(num_clusters.tolist(), num_neighbors.tolist(), strict=True)):
+        if count == 0:
+            continue
+        tokens = candidates[frame].nonzero()[:, 0]
+        members = features[frame, tokens]
+        distance = torch.cdist(members[None], members[None])[0] / math.sqrt(features.shape[-1])
+        nearest = distance.topk(neighbors, dim=-1, largest=False).values
+        density = (-(nearest**2)).mean(-1).exp()
+        denser = density[None, :] > density[:, None]
+        separation = torch.where(denser, distance, distance.max()).amin(-1)
+        center = (separation * density).topk(count).indices
+        label = distance[:, center].argmin(-1)
+        label[center] = torch.arange(count, device=label.device)
+        centers[frame, tokens[center]] = True
+        joined[frame, tokens] = tokens[center][label]
+    return centers, joined
+
+
+def released_rows(
+    chosen: torch.Tensor, merged: "MergedTokens | None", flat_index: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+    """The rows of the kept tokens where a place may be kept more than once; same results as `unique_rows`.
+
+    Args:
+        chosen: flat index of every selected token, ascending, with repeats.
+        merged: what becomes of the others; they are dropped if `None`.
+        flat_index: 0 ... T * N - 1.
+    """
+    nowhere = torch.full_like(flat_index, -1)
+    if merged is None:
+        rows = flat_index[: len(chosen)]
+        weight = torch.ones_like(rows, dtype=torch.float32)
+        return chosen, nowhere.scatter(0, chosen, rows), (chosen, rows, weight, rows)
+    kept = torch.cat([chosen, merged.centers.view(-1).nonzero()[:, 0]])
+    indices, order = kept.sort(stable=True)
+    rows, dropped = order.argsort(), merged.weight == 0
+    row_of_center = nowhere.scatter(0, kept[len(chosen) :], rows[len(chosen) :])
+    slots = row_of_center[merged.cluster].masked_fill_(dropped, -1)
+    # Dropped tokens count with weight 0, spread over the rows so that none gets many.
+    slot = torch.cat([rows[: len(chosen)], torch.where(dropped, flat_index % len(kept), slots)])
+    weight = F.pad(merged.weight, (len(chosen), 0), value=1.0)
+    entries = torch.cat([chosen, flat_index]), slot, weight, flat_index[: len(kept)]
+    return indices, slots.scatter(0, chosen, rows[: len(chosen)]), entries
+
+
+def released_repeats(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Tokens (M, D) as the released Qwen code enters them: it writes them to their columns and reads them back.
+
+    Where an index repeats, all its rows then hold the vector that was written last.
+    """
+    return tokens[torch.searchsorted(indices, indices, right=True) - 1]
+
+
+# compression/weighted_rows.py -----------------------------------------------------------------------------------------
+
+"""Weighted sums of rows by group, in a fixed order and with little memory.
+
+Legend: T frames (for Qwen: temporal grids), N tokens a frame, D width, E entries, S slots.
+"""
+
+# Into how many blocks of columns the sums cut features that are not float32, at least, and what the width of a block is
+# a multiple of, for the vector instructions of CPUs.
+_BLOCKS, _BLOCK_STEP = 8, 32
+
+
+def count_by_slot(slot: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """How many entries that are `counted` (1, else 0; float32) share the slot of each entry, with shape (E,).
+
+    A slot is below E. Integers of this size are exact in float32.
+    """
+    return torch.zeros_like(counted).index_add_(0, slot, counted)[slot]
+
+
+def weighted_sums(
+    features: torch.Tensor,
+    source: torch.Tensor | None,
+    slot: torch.Tensor,
+    weight: torch.Tensor,
+    slots: torch.Tensor,
+    *,
+    per_chunk: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """For every s in `slots`, the sum of `weight[e] * features[source[e]]` over the entries e with `slot[e] == s`.
+
+    The entries are sorted by slot and summed in order, so the result does not depend on a race between threads.
+
+    Args:
+        features: with shape (T * N, D), any floating dtype.
+        source, slot, weight: one entry each per summand, with shape (E,). Without `source`, 0, 1, 2 ...
+        slots: 0, 1, 2 ..., with shape (S,).
+        per_chunk: slots to sum at once, in float32; all by default.
+        dtype: what the sums are rounded to.
+
+    Returns:
+        Tensor with shape (S, D); a slot without entries is zero.
+    """
+    return join_chunks([sums.to(dtype) for sums in iterate_sums(features, source, slot, weight, slots, per_chunk)])
+
+
+def iterate_sums(
+    features: torch.Tensor,
+    source: torch.Tensor | None,
+    slot: torch.Tensor,
+    weight: torch.Tensor,
+    slots: torch.Tensor,
+    per_chunk: int | None,
+    *,
+    overwrites: bool = False,
+) -> Iterator[torch.Tensor]:
+    """`weighted_sums` in float32, chunk by chunk, with shape (per_chunk, D) each.
+
+    Args:
+        overwrites: a single chunk may take the place of the features, which are float32 then.
+    """
+    ordered, order = slot.sort(stable=True)
+    offsets = torch.searchsorted(ordered, slots)
+    rows, weight = order if source is None else source[order], weight[order]
+    per_chunk = per_chunk or len(slots)
+    if len(slots) <= per_chunk:
+        yield _sum_bags(features, rows, offsets, weight, len(features), overwrites)
+        return
+    starts = offsets[::per_chunk].tolist()  # waits: the sizes of the chunks depend on the video
+    for first, (start, end) in zip(range(0, len(slots), per_chunk), pairwise([*starts, len(rows)]), strict=True):
+        of_chunk = offsets[first : first + per_chunk] - start
+        yield _sum_bags(features, rows[start:end], of_chunk, weight[start:end], per_chunk)
+
+
+def _sum_bags(
+    features: torch.Tensor,
+    rows: torch.Tensor,
+    offsets: torch.Tensor,
+    weight: torch.Tensor,
+    most: int,
+    overwrites: bool = False,
+) -> torch.Tensor:
+    """Weighted sums of the runs of `rows` that begin at `offsets`, float32, with shape (S, D).
+
+    Where features are overwritten or not float32, a block of columns at a time is copied, with no more values than an
+    eighth of `most` rows have.
+    """
+    if features.dtype == torch.float32 and not overwrites:
+        return F.embedding_bag(rows, features, offsets, mode="sum", per_sample_weights=weight)
+    width, gathers = features.shape[1], most < len(features)  # of a chunk only the rows that are summed
+    places = torch.arange(len(rows), device=rows.device) if gathers else rows
+
+    def sum_columns(start: int, end: int) -> torch.Tensor:
+        block = features[:, start:end]
+        block = (block[rows] if gathers else block).float().contiguous()
+        return F.embedding_bag(places, block, offsets, mode="sum", per_sample_weights=weight)
+
+    columns = width * most // (_BLOCKS * max(most, len(rows)))
+    columns = max(1, -(-columns // _BLOCK_STEP)) * _BLOCK_STEP
+    if columns >= width:
+        return sum_columns(0, width)
+    sums = features if overwrites else features.new_empty(len(offsets), width, dtype=torch.float32)
+    for start in range(0, width, columns):
+        sums[:, start : start + columns] = sum_columns(start, start + columns)
+    return sums
+
+
+# compression/token_merging.py -----------------------------------------------------------------------------------------
+
+"""TSTM of FlashVID (arXiv 2602.08024): link tokens over time into trees, then merge those of a frame that lie close.
+
+Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width. A flat index is
+t * N + n.
+"""
+
+# More than the roots of any video; times a number of frames still an int64.
+_MORE_THAN_ROOTS = 2**40
+
+
+def same_segment(segment: torch.Tensor) -> torch.Tensor:
+    """Which frames lie in the same segment, with shape (T, T), given the segment of each."""
+    return segment[:, None] == segment[None, :]
+
+
+class MergedTokens(NamedTuple):
+    """How the tokens that ADTS did not select are merged.
+
+    Args:
+        roots: flat index of the root of each token's tree, with shape (T * N,).
+        centers: which tokens' places the merged tokens take, with shape (T, N).
+        cluster: flat index of the centre that each token went to, with shape (T * N,).
+        weight: share of each token in the mean that is placed there, with shape (T * N,); 0 if it was dropped.
+    """
+
+    roots: torch.Tensor
+    centers: torch.Tensor
+    cluster: torch.Tensor
+    weight: torch.Tensor
+
+
+def merge_tokens(
+    features: torch.Tensor,
+    parent: torch.Tensor,
+    selected: torch.Tensor,
+    segment: torch.Tensor,
+    flat_index: torch.Tensor,
+    *,
+    together: torch.Tensor,
+    num_merged: int,
+    released: bool = False,
+    size: int | None = None,
+    overwrites: bool = False,
+) -> MergedTokens:
+    """Merge linked tokens over time, then all within the frames, into `num_merged` tokens a frame on average.
+
+    Args:
+        features: with shape (T, N, D), any floating dtype.
+        parent: see `link_tokens`, with shape (T * N,).
+        selected: boolean mask of the tokens that ADTS selected, with shape (T, N).
+        segment: the segment of each frame, ascending, with shape (T,).
+        flat_index: 0 ... T * N - 1.
+        together: see `same_segment`.
+        num_merged: merged tokens of a frame; at least 1.
+        released: merge as the released code does: a tree's sum is divided by 1 + the direct children of its root, a
+            single-frame segment clusters the selected tokens too, and every frame rounds its clusters up.
+        size: frames whose float32 means are in memory at once; all by default.
+        overwrites: the means may take the place of the features, float32, if there are at most `size` frames.
+    """
+    num_frames, num_tokens, width = features.shape
+    size = size or num_frames
+    length = together.sum(1)  # frames in the segment of each frame, (T,)
+
+    # Over time: trees, each at the place of its root.
+    is_root = parent == flat_index
+    roots = find_roots(parent, num_frames)
+    if released:
+        children = torch.zeros_like(roots).index_add_(0, parent, (~is_root).long())
+        members = (1 + children[roots]).float()
+    else:
+        members = count_by_slot(roots, torch.ones_like(roots, dtype=torch.float32))  # of each token's tree, (T * N,)
+    weight = members.reciprocal()
+
+    # Within the frames: clusters of roots.
+    candidates = is_root.view_as(selected) > selected  # roots that are not selected
+    if released:
+        candidates = candidates | (length == 1)[:, None]
+    num_roots, num_clusters = candidates.sum(1), num_merged * length
+    all_roots = (together * num_roots).sum(1)  # of the segment of each frame, (T,)
+    if released:
+        frame_clusters = released_clusters(num_roots, num_clusters, all_roots)
+        cluster_frames = released_cluster_tokens
+    else:
+        frame_clusters = share_clusters(num_roots, num_clusters, all_roots, segment, together)
+        cluster_frames = cluster_tokens
+    means = iterate_sums(
+        features.view(-1, width), None, roots, weight, flat_index, size * num_tokens, overwrites=overwrites
+    )
+    of_frames = (candidates, frame_clusters, frame_clusters.clamp(1, MAX_NEIGHBORS))
+    step = frames_per_step(min(num_frames, size), num_tokens, width)
+    clusters = []
+    for chunk in zip(*(tensor.split(size) for tensor in of_frames), strict=True):  # no name holds on to the means
+        clusters.append(map_frames(cluster_frames, step, next(means).view(-1, num_tokens, width), *chunk))
+    centers, joined = join_chunks(clusters)
+    joined = (joined + flat_index.view_as(joined)[:, :1]).view(-1)  # flat index
+
+    counted = (candidates * frame_clusters.clamp(max=1)[:, None]).view(-1).float()  # not in frames without clusters
+    share = counted / count_by_slot(joined, counted).clamp(min=1)
+    return MergedTokens(roots, centers, joined[roots], weight * share[roots])
+
+
+def link_tokens(
+    features: torch.Tensor,
+    inverse_norm: torch.Tensor,
+    selected: torch.Tensor,
+    segment: torch.Tensor,
+    flat_index: torch.Tensor,
+    *,
+    max_links: torch.Tensor,
+    temporal_threshold: float = 0.8,
+    strict_limit: bool = False,
+    size: int | None = None,
+) -> torch.Tensor:
+    """Link every unselected token to its most similar unselected token of the frame before, if similar enough.
+
+    Args:
+        features, selected, segment, flat_index: see `merge_tokens`; no link leaves a segment.
+        inverse_norm: of every token, 0 for a zero token, with shape (T, N).
+        max_links: how many links the segment of each frame may hold, with shape (T,). If more pass the threshold,
+            only the strongest are made.
+        temporal_threshold: a link needs a larger cosine than this. From 1 on there are no links.
+        strict_limit: what the released code does where more links pass than may be made: only those *stronger* than
+            the weakest that would still fit, so one less (and none of equally strong ones).
+        size: frames whose products are in memory at once; all by default.
+
+    Returns:
+        Flat index of each token's parent, with shape (T * N,); a token that joins no tree is its own parent.
+    """
+    num_frames, num_tokens = selected.shape
+    if num_frames == 1 or temporal_threshold >= 1:
+        return flat_index
+    strength, parent = map_frames(
+        _nearest_parent, size or num_frames, features[1:], features[:-1], inverse_norm[:-1], selected[:-1]
+    )
+    is_bound = selected[1:] | (segment[1:] != segment[:-1])[:, None]
+    strength = (strength * inverse_norm[1:]).masked_fill_(is_bound, float("-inf"))
+    strength = F.pad(strength, (0, 0, 1, 0), value=float("-inf")).view(-1)  # frame 0 has no frame before it
+    parent = F.pad(parent + flat_index.view_as(selected)[:-1, :1], (0, 0, 1, 0)).view(-1)  # flat index
+
+    # Rank of every link among those of its segment, the strongest first.
+    segment = segment.repeat_interleave(num_tokens, output_size=len(flat_index))
+    order = strength.argsort(descending=True, stable=True)
+    order = order[segment[order].argsort(stable=True)]
+    rank = order.argsort() - torch.searchsorted(segment, segment)
+    fits = (rank.view_as(selected) < max_links[:, None]).view(-1)
+
+    joins = strength > temporal_threshold
+    if strict_limit:
+        weakest = strength.masked_fill(~fits, float("inf"))
+        weakest = torch.full_like(strength, float("inf")).scatter_reduce_(0, segment, weakest, "amin")[segment]
+        links = torch.zeros_like(segment).index_add_(0, segment, joins.long())[segment].view_as(selected)
+        too_many = (links > max_links[:, None]).view(-1)
+        joins = torch.where(too_many, strength > weakest.clamp(min=-1 + 1e-6), joins)
+    else:
+        joins = joins & fits
+    return torch.where(joins, parent, flat_index)
+
+
+def _nearest_parent(
+    children: torch.Tensor, parents: torch.Tensor, inverse_norm: torch.Tensor, selected: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine times the norm of each child to its most similar unselected parent, and which that is, (T, N) each.
+
+    A child's norm does not change which parent is nearest.
+
+    Args:
+        children, parents: features of frames and of those before them, with shape (T, N, D).
+        inverse_norm, selected: of the parents, with shape (T, N).
+    """
+    similarity = torch.bmm(children.float(), parents.float().mT)
+    similarity.mul_(inverse_norm[:, None, :]).masked_fill_(selected[:, None, :], float("-inf"))
+    nearest = similarity.max(dim=-1)
+    return nearest.values, nearest.indices
+
+
+def find_roots(parent: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """Flat index of the root of each token's tree, from the parents (T * N,), by pointer doubling."""
+    for _ in range((num_frames - 1).bit_length()):
+        parent = parent[parent]
+    return parent
+
+
+def share_clusters(
+    num_roots: torch.Tensor,
+    num_clusters: torch.Tensor,
+    all_roots: torch.Tensor,
+    segment: torch.Tensor,
+    together: torch.Tensor,
+) -> torch.Tensor:
+    """Share the clusters of a segment out over its frames in proportion to their roots, by largest remainder.
+
+    Args:
+        num_roots: tree roots in every frame, with shape (T,), integer.
+        num_clusters, all_roots: clusters and tree roots of the whole segment of every frame, with shape (T,).
+        segment: which segment each frame belongs to, ascending, with shape (T,).
+        together: which frames lie in the same segment, with shape (T, T).
+
+    Returns:
+        Clusters of every frame with shape (T,), at most its roots, adding up to `num_clusters` in every segment.
+    """
+    share = num_roots * num_clusters
+    whole, remainder = share // all_roots, share % all_roots
+    left = num_clusters - (together * whole).sum(1)
+    # Rank of the remainders within the segment: sort by (segment, remainder descending, frame).
+    order = torch.sub(remainder, segment, alpha=_MORE_THAN_ROOTS).argsort(descending=True, stable=True)
+    rank = order.argsort() - torch.searchsorted(segment, segment)
+    return whole + (rank < left)
+
+
+# compression/budget.py ------------------------------------------------------------------------------------------------
+
+"""Exact numbers of tokens: shared out over frames, segments or sets of tokens, and found again in a mask."""
+
+# Below any weight that matters: entries without weight get something only where all others are full.
+_LEAST_WEIGHT = 1e-30
+# Remainders are compared to this precision, so that equal ones stay equal whatever the rounding.
+_STEPS = 2.0**32
+
+
+def share_out(total: int | torch.Tensor, weights: torch.Tensor, capacity: int | torch.Tensor) -> torch.Tensor:
+    """Integers in proportion to `weights`, each at most its capacity, that add up to `total`, by largest remainder.
+
+    What does not fit into an entry goes to the others, in proportion too. Ties go to the lower index. Never waits for
+    the device.
+
+    Args:
+        total: at most the sum of `capacity`.
+        weights: at least 0, with shape (E,).
+        capacity: integers, with shape (E,), or one for all.
+
+    Returns:
+        int64 tensor with shape (E,).
+    """
+    weights = weights.double().clamp(min=_LEAST_WEIGHT)
+    capacity = torch.zeros_like(weights) + capacity
+    # Where everybody is given in proportion, an entry is the sooner full the smaller its capacity is for its weight.
+    rank = (capacity / weights).argsort(stable=True).argsort()
+    sooner = rank < rank[:, None]  # (E, E); sums over it are deterministic on GPUs too, which `cumsum` is not
+    is_full = weights * (total - (capacity * sooner).sum(1)) >= capacity * (weights * ~sooner).sum(1)
+    rest = total - (capacity * is_full).sum()
+    ideal = weights * rest / (weights * ~is_full).sum().clamp(min=_LEAST_WEIGHT)
+    ideal = (torch.where(is_full, capacity, ideal) * _STEPS).round() / _STEPS
+    whole = ideal.floor()
+    rank = (ideal - whole).argsort(descending=True, stable=True).argsort()
+    return (whole + (rank < total - whole.sum())).long()
+
+
+def indices_of(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """The flat indices of the `count` true values of a mask, ascending: `nonzero` for a count that is known."""
+    return mask.flatten().view(torch.uint8).argsort(descending=True, stable=True)[:count]
+
+
+# compression/validation.py --------------------------------------------------------------------------------------------
+
+"""Checks of settings, with errors that name the field, the value, the allowed range and the next step."""
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    integer: bool = False,
+) -> None:
+    """Raise a `ValueError` unless `value` is a finite number (an integer if asked for) within the bounds.
+
+    Args:
+        above: the value must be larger than this.
+        least, most: the value must be at least and at most this.
+    """
+    is_number = isinstance(value, Integral if integer else Real) and not isinstance(value, bool)
+    fits = (
+        is_number
+        and math.isfinite(value)
+        and (above is None or value > above)
+        and (least is None or value >= least)
+        and (most is None or value <= most)
+    )
+    if not fits:
+        bounds = {"above": above, "at least": least, "at most": most}
+        allowed = " and ".join(f"{words} {bound}" for words, bound in bounds.items() if bound is not None)
+        kind = "an integer" if integer else "a number"
+        raise ValueError(f"`{name}` is {value!r}: it must be {kind} {allowed}. Set `{name}` to such a value.")
+
+
+def check_choice(name: str, value: Any, choices: Collection) -> None:
+    """Raise a `ValueError` unless `value` is one of `choices`, type included (`True` is not 1)."""
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"`{name}` is {value!r}: it must be one of {listed}. Set `{name}` to one of them.")
+
+
+# compression/compress_video.py ----------------------------------------------------------------------------------------
+
+"""FlashVID (arXiv 2602.08024) before the language model: DySeg, ADTS and TSTM, one after the other.
+
+The compression is decided once, without gradient, and then applied to the features as one weighted sum of rows. In
+behavior "paper" every size follows from `exact_num_tokens`, so nothing waits for the device; only a video of more than
+one chunk of frames does, twice. Beyond the input, memory holds at most the input once more and a chunk in float32.
+
+Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens. A flat
+index is t * N + n.
+"""
+
+BEHAVIORS = ("paper", "released")
+
+
+@dataclass(frozen=True)
+class CompressionConfig:
+    """Settings of the compression, under the reference implementation's names.
+
+    Args:
+        retention_ratio: share of the video tokens that a layer of the language model sees, averaged over the layers;
+            above 0, at most 1. Where `retention_ratio * expansion` reaches 1, the video stays as it is.
+        expansion: `retention_ratio * expansion` is the share that enters the language model; at least 1. The
+            pruning inside the language model makes up for it.
+        alpha: share of the kept tokens that are selected (ADTS); the others are merged (TSTM); 0 to 1.
+        token_selection_method: "attn", "div", "attn_div" or "attn_div_v2", see `select_tokens`.
+        temporal_threshold: smallest cosine that links a token to the frame before; at least -1. From 1 on nothing is
+            merged over time.
+        do_segment: cut the video into segments (DySeg); otherwise it is one segment.
+        segment_threshold: cosine of neighbouring frames below which a segment ends; at least -1.
+        min_segment_num: segments that `complementary_segment` aims at; at least 1.
+        complementary_segment: cut further where too few cuts pass the threshold.
+        behavior: "paper", or "released" to reproduce the numbers of the released code with its deviations.
+
+    Raises:
+        ValueError: a field is outside of its range.
+    """
+
+    retention_ratio: float = 0.25
+    expansion: float = 1.25
+    alpha: float = 0.7
+    token_selection_method: str = "attn_div_v2"
+    temporal_threshold: float = 0.8
+    do_segment: bool = True
+    segment_threshold: float = 0.9
+    min_segment_num: int = 8
+    complementary_segment: bool = True
+    behavior: str = "paper"
+
+    def __post_init__(self):
+        check_number("retention_ratio", self.retention_ratio, above=0, most=1)
+        check_number("expansion", self.expansion, least=1)
+        check_number("alpha", self.alpha, least=0, most=1)
+        check_choice("token_selection_method", self.token_selection_method, TOKEN_SELECTION_METHODS)
+        check_number("temporal_threshold", self.temporal_threshold, least=-1)
+        check_number("segment_threshold", self.segment_threshold, least=-1)
+        check_number("min_segment_num", self.min_segment_num, least=1, integer=True)
+        check_choice("do_segment", self.do_segment, (True, False))
+        check_choice("complementary_segment", self.complementary_segment, (True, False))
+        check_choice("behavior", self.behavior, BEHAVIORS)
+
+    @property
+    def segmentation(self) -> dict:
+        """The arguments of `segment_video`."""
+        return {
+            "segment_threshold": self.segment_threshold,
+            "min_segment_num": self.min_segment_num,
+            "complementary_segment": self.complementary_segment,
+        }
+
+    def frame_budget(self, tokens_per_frame: int) -> tuple[int, int]:
+        """Kept tokens of a frame and how many of them are selected rather than merged."""
+        budget = math.ceil(tokens_per_frame * self.retention_ratio * self.expansion)
+        return min(budget, tokens_per_frame), math.ceil(budget * self.alpha)
+
+
+def exact_num_tokens(num_frames: int, tokens_per_frame: int, config: CompressionConfig) -> int:
+    """How many tokens `compress_video` keeps in behavior "paper", from the sizes alone.
+
+    Args:
+        num_frames: T, at least 1.
+        tokens_per_frame: N, at least 1.
+
+    Raises:
+        ValueError: a size is not a positive integer, or the behavior is "released", whose count depends on the video.
+    """
+    check_number("num_frames", num_frames, least=1, integer=True)
+    check_number("tokens_per_frame", tokens_per_frame, least=1, integer=True)
+    if config.behavior != "paper":
+        raise ValueError(
+            f"`behavior` is {config.behavior!r}: the number of tokens is known beforehand only for 'paper'. "
+            "Compress the video and count, or use `behavior='paper'`."
+        )
+    return num_frames * config.frame_budget(tokens_per_frame)[0]
+
+
+def compress_video(video_features: torch.Tensor, attention: torch.Tensor, config: CompressionConfig) -> CompressedVideo:
+    """Select and merge the tokens of one video.
+
+    Computes in float32 whatever the dtype of the input; deterministic; the inputs stay as they are. Gradients flow
+    through the merged tokens, not through the decision. Features below 1e-19 count as zero: their squares are.
+
+    Args:
+        video_features: tokens as they would enter the language model, with shape (T, N, D), of a floating dtype.
+        attention: attention that each token receives in the last vision block, averaged over heads and queries, with
+            shape (T, N). The method "div" does not look at it.
+
+    Raises:
+        ValueError: the shapes do not fit together; a value is not finite, or beyond 1e12 in magnitude. The values on a
+            GPU are not waited for: there `CompressedVideo.check` raises it, and so does the call of a model.
+    """
+    check_features(video_features, attention)
+    num_frames, num_tokens, _ = video_features.shape
+    attention = attention.float().contiguous()
+    extremes = check_finite(video_features, None if config.token_selection_method == "div" else attention)
+    if config.frame_budget(num_tokens)[0] == num_tokens:
+        return CompressedVideo.whole(video_features, prunable=False, extremes=extremes)
+    with torch.autocast(video_features.device.type, enabled=False):
+        size, features = frames_per_chunk(video_features), video_features.contiguous()
+        with torch.no_grad():
+            decision = _decide(features, attention, config, size)
+        entries, per_chunk = decision.pop("entries"), size * config.frame_budget(num_tokens)[0]
+        rows = features.view(num_frames * num_tokens, -1)
+        tokens = weighted_sums(rows, *entries, per_chunk=per_chunk, dtype=video_features.dtype)
+    return CompressedVideo(tokens=tokens, **decision, _extremes=extremes)
+
+
+def segment_means(frame_features: torch.Tensor, together: torch.Tensor) -> torch.Tensor:
+    """Mean token of the segment of every frame, with shape (T, D).
+
+    Args:
+        frame_features: mean token of every frame, with shape (T, D), float32.
+        together: which frames lie in the same segment, with shape (T, T), see `same_segment`.
+    """
+    return (together / together.sum(-1, keepdim=True, dtype=torch.float32)) @ frame_features
+
+
+def event_relevance(features: torch.Tensor, segment_features: torch.Tensor) -> torch.Tensor:
+    """Event relevance of ADTS: mean dot product of each token with the frame means of its segment, with shape (T, N).
+
+    Args:
+        features: with shape (T, N, D).
+        segment_features: mean token of the segment of every frame, with shape (T, D).
+    """
+    # A row times a matrix: on CPUs several times as fast as the same matrix times a column.
+    return torch.bmm(segment_features[:, None], features.mT)[:, 0]
+
+
+def cosine_distances(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 - cosine of the tokens within each frame, with shape (T, N, N), and 1 / norm of each, with shape (T, N).
+
+    Exactly symmetric: the product of the two norms is made first, so tokens that are each other's nearest stay tied.
+
+    Args:
+        features: with shape (T, N, D), float32. A zero token is at distance 1 from all, itself included.
+    """
+    products = gram_matrices(features)
+    inverse_norm = inverse_norms(products.diagonal(dim1=1, dim2=2))
+    cosine = products.mul_(inverse_norm[:, :, None] * inverse_norm[:, None, :])
+    return 1 - cosine, inverse_norm
+
+
+def _select(
+    features: torch.Tensor,
+    attention: torch.Tensor,
+    segment_features: torch.Tensor,
+    *,
+    num_tokens: int,
+    method: str,
+    released: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The selected tokens of frames (T, N, D), with shape (T, num_tokens), and 1 / norm of all, with shape (T, N)."""
+    features = features.float()
+    distance = relevance = None
+    if method == "attn":
+        inverse_norm = inverse_norms(features.norm(dim=-1).square())
+    else:
+        distance, inverse_norm = cosine_distances(features)
+    if method == "attn_div_v2":
+        relevance = event_relevance(features, segment_features)
+    chosen = select_tokens(distance, attention, num_tokens, method=method, event_relevance=relevance, released=released)
+    return chosen, inverse_norm
+
+
+def _decide(features: torch.Tensor, attention: torch.Tensor, config: CompressionConfig, size: int) -> dict:
+    """The fields of a `CompressedVideo` but the tokens, and the `entries` of the weighted sums that make them.
+
+    Args:
+        features: with shape (T, N, D), any floating dtype.
+        size: frames whose float32 features are in memory at once.
+    """
+    num_frames, num_tokens, width = features.shape
+    step = frames_per_step(min(num_frames, size), num_tokens, width)
+    exact = features.float() if num_frames <= size else features  # otherwise a few frames at a time
+    budget, num_selected = config.frame_budget(num_tokens)
+    num_merged = budget - num_selected
+    released = config.behavior == "released"
+    flat_index = torch.arange(num_frames * num_tokens, device=features.device)
+    frame_features = map_frames(lambda chunk: chunk.float().mean(1), step, exact)
+
+    # DySeg
+    if config.do_segment:
+        starts = segment_video(frame_features, **config.segmentation)
+    else:
+        starts = flat_index[:num_frames] == 0
+    segment = starts.cumsum(0)
+    together = same_segment(segment)
+
+    # ADTS
+    method, segment_features = config.token_selection_method, frame_features
+    if method == "attn_div_v2":  # no other method looks at them
+        segment_features = segment_means(frame_features, together)
+    select = partial(_select, num_tokens=num_selected, method=method, released=released)
+    chosen, inverse_norm = map_frames(select, step, exact, attention, segment_features)
+    selected = torch.zeros_like(attention, dtype=torch.bool).scatter_(1, chosen, True)
+
+    # TSTM
+    merged = None
+    if num_merged:
+        parent = link_tokens(
+            exact, inverse_norm, selected, segment, flat_index,
+            max_links=(num_tokens - budget) * together.sum(1), temporal_threshold=config.temporal_threshold,
+            strict_limit=released, size=step,
+        )  # fmt: skip
+        merged = merge_tokens(
+            exact, parent, selected, segment, flat_index,
+            together=together, num_merged=num_merged, released=released, size=size,
+            overwrites=exact is not features,
+        )  # fmt: skip
+
+    if released:
+        places = (chosen + flat_index.view_as(attention)[:, :1]).view(-1)
+        indices, slots, entries = released_rows(places, merged, flat_index)
+    else:
+        indices, slots, entries = unique_rows(selected.view(-1), merged, num_frames * budget, flat_index)
+
+    lengths = None
+    if released and config.do_segment:
+        lengths = released_segment_lengths(frame_similarity(frame_features), **config.segmentation)
+    shape = (num_frames, num_tokens)
+    return {
+        "indices": indices,
+        "starts": starts,
+        "selected": selected,
+        "trees": (flat_index if merged is None else merged.roots).view(shape),
+        "slots": slots.view(shape),
+        "entries": entries,
+        "_segment_lengths": lengths,
+    }
+
+
+def unique_rows(
+    selected: torch.Tensor, merged: MergedTokens | None, num_kept: int, flat_index: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, ...]]:
+    """One row for every place that is kept, in the order of the video.
+
+    Args:
+        selected: which tokens are kept unchanged, with shape (T * N,).
+        merged: what becomes of the others; by default they are dropped.
+        num_kept: M.
+        flat_index: 0 ... T * N - 1.
+
+    Returns:
+        Flat index of each kept place, with shape (M,); the row of each token, -1 if it was dropped, with shape
+        (T * N,); and the arguments of the `weighted_sums` that make the rows, beside the features.
+    """
+    kept = selected if merged is None else selected | merged.centers.view(-1)
+    indices, row = indices_of(kept, num_kept), kept.cumsum(0) - 1
+    rows = flat_index[:num_kept]
+    if merged is None:
+        slots = row.masked_fill_(~kept, -1)
+        return indices, slots, (indices, rows, torch.ones_like(rows, dtype=torch.float32), rows)
+    weight = merged.weight.masked_fill(selected, 1.0)
+    dropped = weight == 0
+    slots = row[torch.where(selected, flat_index, merged.cluster)].masked_fill_(dropped, -1)
+    # Dropped tokens count with weight 0, spread over the rows so that none gets many.
+    slot = torch.where(dropped, flat_index % num_kept, slots)
+    return indices, slots, (None, slot, weight, rows)
+
+
+# methods/compression_method.py ----------------------------------------------------------------------------------------
+
+"""What a compression method is: features and attention in, tokens and indices out, and perhaps a step at layer K.
+
+A method is one file beside this one, `method_NAME.py`, and one line in `methods.py`:
+
+    @dataclass(frozen=True, kw_only=True)
+    class Newest(CompressionMethod):
+        '''Keep the last tokens of the video. Source: ...'''
+
+        name = "newest"
+        needs_attention = False
+
+        def keep(self, features, attention, num_tokens):
+            indices = torch.arange(attention.numel() - num_tokens, attention.numel(), device=features.device)
+            return Kept(features.flatten(0, 1)[indices], indices)
+
+Its fields are its settings, flat numbers and strings with defaults; `check` validates them.
+
+Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens, L layers
+of the language model. A flat index is t * N + n.
+"""
+
+
+@dataclass(frozen=True)
+class LayerPruning:
+    """A step inside the language model: which video tokens the layers from `layer` on see.
+
+    Args:
+        layer: the first layer that sees less; at least 1.
+        ratio: share of the tokens that entered which it sees; above 0, at most 1.
+        scored_by: whose attention in the layer below ranks the tokens: that of the "last_token" of the prompt, or of
+            all "text_tokens", of which the largest counts.
+        merges: average every dropped token into the kept one that it is most similar to.
+    """
+
+    layer: int
+    ratio: float
+    scored_by: str = "last_token"
+    merges: bool = False
+
+
+class Kept(NamedTuple):
+    """What a method keeps of one video, in any order.
+
+    Args:
+        tokens: with shape (M, D).
+        indices: flat index of each, unique, with shape (M,).
+        selected: which tokens were kept unchanged, with shape (T, N); all of `indices` by default.
+        slots: the row of `tokens` that each token went into, with shape (T, N), -1 if into none; by default only the
+            kept tokens are in their rows.
+        starts: True at the first frame of every segment, with shape (T,); by default one segment.
+    """
+
+    tokens: torch.Tensor
+    indices: torch.Tensor
+    selected: torch.Tensor | None = None
+    slots: torch.Tensor | None = None
+    starts: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionMethod:
+    """A training-free way to keep part of the tokens of a video, with its settings.
+
+    Args:
+        retention_ratio: share of the video tokens that a layer of the language model sees, averaged over the layers;
+            above 0, at most 1, where the video stays as it is.
+        num_layers: L, layers of the language model; at least 1.
+        first_pruning_layer: the first layer that may see less than all that entered; at least 1. Families whose lower
+            layers take in features of the vision tower set it.
+
+    Raises:
+        ValueError: a field is outside of its range, or no pruning brings the average to `retention_ratio`.
+    """
+
+    # How `compression_method` names it.
+    name: ClassVar[str]
+    # Whether `keep` looks at the attention; otherwise it need not be computed.
+    needs_attention: ClassVar[bool] = True
+
+    retention_ratio: float = 0.25
+    num_layers: int = 28
+    first_pruning_layer: int = 1
+
+    def __post_init__(self):
+        check_number("retention_ratio", self.retention_ratio, above=0, most=1)
+        check_number("num_layers", self.num_layers, least=1, integer=True)
+        check_number("first_pruning_layer", self.first_pruning_layer, least=1, integer=True)
+        self.check()
+        pruning = self.pruning if self.compresses else None
+        if pruning is not None and pruning.layer < min(self.first_pruning_layer, self.num_layers):
+            raise ValueError(
+                f"`pruning_layer` is {pruning.layer}: the first {self.first_pruning_layer} layers take in features of "
+                f"all tokens that entered, so it must be at least {self.first_pruning_layer}. Set it to such a value."
+            )
+
+    def check(self) -> None:
+        """Raise a `ValueError` for a setting of this method that is outside of its range."""
+
+    @classmethod
+    def settings(cls) -> dict[str, Any]:
+        """The settings of this method and their defaults."""
+        return {field.name: field.default for field in fields(cls) if field.name not in SHARED_SETTINGS}
+
+    @property
+    def compresses(self) -> bool:
+        """Whether the settings leave anything to compress; otherwise the model is the upstream model."""
+        return self.retention_ratio < 1
+
+    @property
+    def pruning(self) -> LayerPruning | None:
+        """The step inside the language model, if there is one."""
+        return None
+
+    @property
+    def entering_ratio(self) -> float:
+        """Share of the tokens that enters the language model, so that `retention_ratio` is the average of its layers.
+
+        With pruning to the share r from layer K on, it is R * L / (K + r * (L - K)).
+        """
+        pruning = self.pruning
+        if pruning is None:
+            return self.retention_ratio
+        layer = min(pruning.layer, self.num_layers)
+        average = (layer + pruning.ratio * (self.num_layers - layer)) / self.num_layers
+        return min(1.0, self.retention_ratio / average)
+
+    def without_pruning(self) -> "CompressionMethod":
+        """This method where nothing can be dropped inside the language model: `retention_ratio` is what enters.
+
+        Raises:
+            ValueError: the method acts inside the language model alone.
+        """
+        if self.pruning is not None:
+            raise ValueError(
+                f"`compression_method` is {self.name!r}: it drops tokens inside the language model alone, and here all "
+                "layers have to see the same tokens. Choose a method that compresses before the language model."
+            )
+        return self
+
+    def exact_num_tokens(self, num_frames: int, tokens_per_frame: int) -> int:
+        """How many tokens `compress` keeps, from the sizes alone.
+
+        Args:
+            num_frames: T, at least 1.
+            tokens_per_frame: N, at least 1.
+
+        Raises:
+            ValueError: a size is not a positive integer.
+        """
+        check_number("num_frames", num_frames, least=1, integer=True)
+        check_number("tokens_per_frame", tokens_per_frame, least=1, integer=True)
+        return max(1, round(num_frames * tokens_per_frame * self.entering_ratio))
+
+    def compress(self, video_features: torch.Tensor, attention: torch.Tensor) -> CompressedVideo:
+        """Keep part of the tokens of one video. Deterministic; the inputs stay as they are.
+
+        Args:
+            video_features: tokens as they would enter the language model, with shape (T, N, D).
+            attention: attention that each token receives in the last vision block, averaged over heads and queries,
+                with shape (T, N); anything where `needs_attention` is False.
+
+        Raises:
+            ValueError: the shapes do not fit together; a value is not finite, or beyond 1e12 in magnitude, see
+                `compress_video`.
+        """
+        check_features(video_features, attention)
+        extremes = check_finite(video_features, attention if self.needs_attention else None)
+        num_frames, tokens_per_frame = attention.shape
+        num_tokens = self.exact_num_tokens(num_frames, tokens_per_frame)
+        if num_tokens >= attention.numel():
+            return CompressedVideo.whole(video_features, prunable=self.pruning is not None, extremes=extremes)
+        with torch.autocast(video_features.device.type, enabled=False):
+            kept = self.keep(video_features.float().contiguous(), attention.float().contiguous(), num_tokens)
+        return CompressedVideo.of_tokens(
+            kept.tokens.to(video_features.dtype),
+            kept.indices,
+            (num_frames, tokens_per_frame),
+            selected=kept.selected,
+            slots=None if kept.slots is None else kept.slots.flatten(),
+            starts=kept.starts,
+            extremes=extremes,
+        )
+
+    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
+        """Decide which tokens of a video are kept, and what becomes of them.
+
+        Args:
+            features: with shape (T, N, D), float32, contiguous.
+            attention: with shape (T, N), float32, contiguous.
+            num_tokens: how many to keep, M; below T * N.
+        """
+        raise NotImplementedError
+
+
+# What every method takes beside its own settings.
+SHARED_SETTINGS = frozenset(field.name for field in fields(CompressionMethod))
+
+
+class TokenScoring(CompressionMethod):
+    """A method that keeps the tokens with the highest scores of the whole video, unchanged."""
+
+    def score(self, features: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        """Scores with shape (T, N), of features (T, N, D) and attention (T, N). Ties go to the lower index."""
+        raise NotImplementedError
+
+    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
+        order = self.score(features, attention).flatten().argsort(descending=True, stable=True)
+        indices = order[:num_tokens]
+        return Kept(features.flatten(0, 1)[indices], indices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatePruning(CompressionMethod):
+    """A method with a step at a certain depth of the language model that keeps a certain share of what entered.
+
+    Args:
+        pruning_layer: K; at least 1. Default: nearest to `pruning_depth` of the layers, and not below
+            `first_pruning_layer`. From `num_layers` on there is no pruning.
+        llm_retention_ratio: share of the tokens that entered which the layers from K on see; above 0, at most 1, which
+            is no pruning. They see more where all tokens enter and `retention_ratio` would not be reached.
+    """
+
+    pruning_depth: ClassVar[float]
+    # The fields of `LayerPruning` beside the layer and the share.
+    pruning_rule: ClassVar[dict[str, Any]] = {}
+
+    pruning_layer: int | None = None
+    llm_retention_ratio: float = 0.5
+
+    def check(self) -> None:
+        if self.pruning_layer is not None:
+            check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
+        check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
+
+    @property
+    def pruning(self) -> LayerPruning | None:
+        layer, depth = self.pruning_layer, self.num_layers
+        if layer is None:
+            layer = max(self.first_pruning_layer, round(depth * self.pruning_depth))
+        if layer >= depth:
+            return None
+        # With all tokens entering, the layers above have to see this much.
+        least = (self.retention_ratio * depth - layer) / (depth - layer)
+        ratio = max(self.llm_retention_ratio, least)
+        return LayerPruning(layer, ratio, **self.pruning_rule) if ratio < 1 else None
+
+    def without_pruning(self) -> CompressionMethod:
+        return replace(self, pruning_layer=self.num_layers)
+
+
+# methods/flashvid.py --------------------------------------------------------------------------------------------------
+
+"""FlashVID as a compression method: DySeg, ADTS and TSTM before the language model, pruning inside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlashVID(CompressionConfig, CompressionMethod):
+    """FlashVID (arXiv 2602.08024), see `compress_video`.
+
+    Args:
+        retention_ratio ... behavior: see `CompressionConfig`.
+        pruning_layer: the first layer that sees only part of the video tokens that entered; at least 1. Default: near
+            5/7 of the depth.
+        llm_retention_ratio: the part that it sees; above 0, at most 1, which is no pruning. Default: what makes
+            `retention_ratio` the average over all layers.
+    """
+
+    name = "flashvid"
+
+    pruning_layer: int | None = None
+    llm_retention_ratio: float | None = None
+
+    def __post_init__(self):
+        CompressionConfig.__post_init__(self)
+        CompressionMethod.__post_init__(self)
+
+    def check(self) -> None:
+        if self.pruning_layer is not None:
+            check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
+        if self.llm_retention_ratio is not None:
+            check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
+
+    @property
+    def compresses(self) -> bool:
+        return self.retention_ratio * self.expansion < 1
+
+    @property
+    def entering_ratio(self) -> float:
+        return min(1.0, self.retention_ratio * self.expansion)
+
+    @property
+    def pruning(self) -> LayerPruning | None:
+        layer, ratio = self.pruning_layer, self.llm_retention_ratio
+        if layer is None:
+            layer = default_pruning_layer(self.num_layers, self.expansion, 5 / 7)
+        if ratio is None:
+            ratio = default_llm_retention_ratio(self.num_layers, layer, self.expansion)
+        return LayerPruning(layer, ratio) if layer < self.num_layers and ratio < 1 else None
+
+    def without_pruning(self) -> CompressionMethod:
+        return replace(self, expansion=1.0, pruning_layer=self.num_layers, llm_retention_ratio=1.0)
+
+    def exact_num_tokens(self, num_frames: int, tokens_per_frame: int) -> int:
+        return exact_num_tokens(num_frames, tokens_per_frame, self)
+
+    def compress(self, video_features: torch.Tensor, attention: torch.Tensor) -> CompressedVideo:
+        return compress_video(video_features, attention, self)
+
+
+def default_pruning_layer(num_layers: int, expansion: float, pruning_depth: float) -> int:
+    """The layer nearest `pruning_depth` of all, or the last at which pruning can still make up for the expansion."""
+    deepest = math.ceil(num_layers / expansion) - 1
+    return max(1, min(round(num_layers * pruning_depth), deepest))
+
+
+def default_llm_retention_ratio(num_layers: int, pruning_layer: int, expansion: float) -> float:
+    """The share that layers from `pruning_layer` on keep, so that `retention_ratio` is the average over the layers.
+
+    With L layers, r solves expansion * (pruning_layer + r * (L - pruning_layer)) = L.
+
+    Raises:
+        ValueError: no r above 0 does, to six digits.
+    """
+    if pruning_layer >= num_layers:
+        return 1.0
+    remaining = num_layers - expansion * pruning_layer
+    ratio = round(min(1.0, remaining / (expansion * (num_layers - pruning_layer))), 6)
+    if ratio <= 0:
+        raise ValueError(
+            f"`pruning_layer` is {pruning_layer} and `expansion` is {expansion}: with {num_layers} layers no pruning "
+            f"keeps the average at `retention_ratio`. Choose a `pruning_layer` below {num_layers / expansion:g}, a "
+            "smaller `expansion`, or set `llm_retention_ratio` yourself."
+        )
+    return ratio
+
+
+# methods/registry.py --------------------------------------------------------------------------------------------------
+
+"""The compression methods by name.
+
+Published code knows FlashVID. The package adds the others, and users add theirs by `register_method`.
+"""
+
+METHODS: dict[str, type[CompressionMethod]] = {}
+
+
+def register_method(method: type[CompressionMethod]) -> type[CompressionMethod]:
+    """Let `compression_method` choose a method by its name; also as a decorator.
+
+    Raises:
+        ValueError: it is no dataclass that derives from `CompressionMethod`, or its name is missing or taken.
+    """
+    is_method = isinstance(method, type) and issubclass(method, CompressionMethod)
+    if not is_method or "__dataclass_fields__" not in vars(method):  # a base's fields would hide the class's own
+        raise ValueError(
+            f"`method` is {method!r}: it must be a class that derives from `CompressionMethod`. Derive from it, and "
+            "decorate the class with `@dataclass(frozen=True, kw_only=True)`."
+        )
+    name = getattr(method, "name", None)
+    if not isinstance(name, str) or METHODS.get(name, method) is not method:
+        raise ValueError(
+            f"`name` of `{method.__name__}` is {name!r}: it must be a string that no other method has; taken are "
+            f"{', '.join(map(repr, METHODS))}. Choose another."
+        )
+    METHODS[name] = method
+    return method
+
+
+register_method(FlashVID)  # the others come with the package, see `methods/__init__.py`
+
+
+def available_methods() -> tuple[str, ...]:
+    """The names that `compression_method` takes."""
+    return tuple(METHODS)
+
+
+def make_method(name: str, **settings: Any) -> CompressionMethod:
+    """A method with its settings.
+
+    Args:
+        name: one of `available_methods()`.
+        settings: those of `CompressionMethod` and those of the method.
+
+    Raises:
+        ValueError: there is no such method, it has no such setting, or a setting is outside of its range.
+    """
+    check_choice("compression_method", name, tuple(METHODS))
+    known = METHODS[name].settings()
+    for setting in sorted(settings.keys() - known.keys() - SHARED_SETTINGS):
+        raise ValueError(
+            f"`method_settings` has {setting!r}: the method {name!r} has "
+            f"{', '.join(map(repr, known)) or 'no settings'}. Leave it out, or choose another `compression_method`."
+        )
+    return METHODS[name](**settings)
