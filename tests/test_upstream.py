@@ -37,9 +37,9 @@ from flashvid_hf.models import upstream
 from flashvid_hf.models.upstream import (
     CACHE,
     TAKES_ENCODED_VIDEOS,
-    accepts_both_cache_names,
     output_class,
     rename_cache,
+    takes_arguments_of,
 )
 from flashvid_hf.video.pipeline_flashvid import generate_arguments
 
@@ -105,17 +105,31 @@ def test_accelerate_leaves_the_cache_where_it_is(family):
 
 
 @each_model
-def test_forward_takes_all_that_upstreams_takes(model):
-    """Otherwise an argument would land in our keyword arguments, and go on to the language model."""
-    assert not parameters(upstream_of(model).forward).keys() - parameters(model.forward).keys() - {"kwargs"}
+def test_forward_takes_what_upstreams_takes_in_its_order(model):
+    theirs, ours = (parameters(function) for function in (upstream_of(model).forward, model.forward))
+    shared = [name for name in theirs if name != "kwargs"]
+    assert list(ours)[: len(shared)] == shared and list(ours)[-1] == "kwargs"
+    assert {"mm_encoder_outputs", "use_cache", "query_index"} <= ours.keys()
+    assert all(ours[name].default == theirs[name].default for name in shared)
 
 
 @each_model
-def test_forward_takes_positional_arguments_in_upstreams_order(model):
-    theirs, ours = (list(parameters(function)) for function in (upstream_of(model).forward, model.forward))
-    shared = [name for name in theirs if name != "kwargs"]
-    if TAKES_ENCODED_VIDEOS or "mm_encoder_outputs" in theirs:
-        assert ours[: len(shared)] == shared
+def test_every_argument_of_upstreams_forward_means_something_to_us(model):
+    """An argument that a new version adds is refused with compressed videos until `known_inputs` has it."""
+    base = next(m for m in MODELS if m.__module__ == model.__module__ and hasattr(m, "known_inputs"))
+    theirs = {"cache" if name == CACHE else name for name in parameters(upstream_of(model).forward)}
+    own = {"self", "kwargs", "labels", "logits_to_keep", "output_router_logits"}
+    assert theirs - own <= base.known_inputs()
+
+
+@each_family
+def test_an_unknown_argument_is_refused_with_compressed_videos(family, monkeypatch):
+    model = family.model().model
+    inputs = family.inputs(("text", (4, 4, 4), "text"))
+    monkeypatch.setattr(type(model), "position_inputs", ())
+    monkeypatch.setattr(type(model), "encoder_inputs", {"video": ()})
+    with pytest.raises(ValueError, match="`pixel_values_videos` is given, and FlashVID does not know .* Leave it out"):
+        model(**{name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values_videos")})
 
 
 @each_model
@@ -345,18 +359,46 @@ def test_either_name_of_the_cache_is_renamed():
         rename_cache({"cache": cache, "past_key_values": cache})
 
 
-def test_a_function_accepts_either_name_of_the_cache_and_shows_upstreams():
-    @accepts_both_cache_names
-    def function(first, cache=None, **kwargs):
-        return first, cache, kwargs
+class Upstream:
+    """Stands for a model of transformers."""
 
-    assert list(parameters(function)) == ["first", CACHE, "kwargs"]
+    def forward(self, first=None, cache=None, labels=None, keep=0, **kwargs) -> tuple:
+        raise NotImplementedError
+
+
+Upstream.forward.__signature__ = inspect.signature(Upstream.forward).replace(
+    parameters=[p.replace(name=CACHE) if n == "cache" else p for n, p in parameters(Upstream.forward).items()]
+)
+
+
+def test_a_method_takes_the_arguments_of_upstreams_forward():
+    class Model:
+        @takes_arguments_of(Upstream)
+        def forward(self, inputs, labels=None, query_index=None, **kwargs):
+            return inputs, labels, query_index, kwargs
+
+    shown = ["self", "first", CACHE, "labels", "keep", "mm_encoder_outputs", "use_cache", "query_index", "kwargs"]
+    assert list(parameters(Model.forward)) == shown
+    forward = Model().forward
+    assert "self" not in parameters(forward) and parameters(forward)["keep"].default == 0
+    none = {"mm_encoder_outputs": None, "use_cache": None}
+    assert forward() == ({"first": None, "cache": None, "keep": 0, **none}, None, None, {})
     for call in (
-        lambda: function(1, 2, x=3),
-        lambda: function(1, cache=2, x=3),
-        lambda: function(1, past_key_values=2, x=3),
+        lambda: forward(1, 2, x=3),
+        lambda: forward(1, cache=2, x=3),
+        lambda: forward(1, past_key_values=2, x=3),
+        lambda: forward(first=1, cache=2, past_key_values=None, x=3),
     ):
-        assert call() == (1, 2, {"x": 3})
+        assert call() == ({"first": 1, "cache": 2, "keep": 0, **none}, None, None, {"x": 3})
+    expected = ({"first": 1, "cache": None, "keep": 5, **none, "use_cache": True}, 4, 6, {})
+    assert forward(1, None, 4, 5, use_cache=True, query_index=6) == expected
+    with pytest.raises(TypeError, match=r"takes 4 arguments by place, and 5 were given"):
+        forward(1, 2, 3, 4, 5)
+    for name in ("cache", "past_key_values"):
+        with pytest.raises(TypeError, match="`cache` twice"):
+            forward(1, 2, **{name: 3})
+    with pytest.raises(ValueError, match="both given"):
+        forward(1, cache=2, past_key_values=3)
 
 
 def test_a_pipeline_prepares_the_arguments_of_generate():

@@ -24,7 +24,10 @@ from .outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput, FlashVIDVideoO
 from .prompt import Prompt, VideoLayout, count_occurrences
 from .report import CompressionReport
 from .stopwatch import Stopwatch
-from .upstream import CACHE, complete_outputs, rename_cache
+from .upstream import CACHE, MODEL_INPUTS, complete_outputs, rename_cache
+
+# Inputs of `forward` that every language model has.
+LANGUAGE_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache")
 
 
 class FlashVIDModelMixin:
@@ -43,6 +46,10 @@ class FlashVIDModelMixin:
 
     # Inputs of `forward` that `get_image_features` and `get_video_features` take, the pixels first.
     encoder_inputs: ClassVar[dict[str, tuple[str, ...]]]
+    # Inputs of `forward` that decide about positions, beside those that every family has.
+    position_inputs: ClassVar[tuple[str, ...]] = ()
+    # Inputs of `forward` that upstream takes and does not read.
+    unread_inputs: ClassVar[tuple[str, ...]] = ()
     # Keyword arguments of `forward` that upstream hands to the vision tower too.
     tower_arguments: ClassVar[tuple[str, ...]] = ()
     # Of a repeated index, the released code of some families enters the last vector only (`released_repeats`).
@@ -139,6 +146,12 @@ class FlashVIDModelMixin:
         **kwargs: Any,
     ) -> FlashVIDModelOutput:
         """`forward` of calls that bring videos or build on a compressed cache."""
+        for name in sorted(inputs.keys() - self.known_inputs()):
+            if inputs[name] is not None:
+                raise ValueError(
+                    f"`{name}` is given, and FlashVID does not know what it means for a prompt that is compressed. "
+                    "Leave it out, or set `retention_ratio=1.0`."
+                )
         input_ids, inputs_embeds = inputs["input_ids"], inputs["inputs_embeds"]
         attention_mask = inputs["attention_mask"]
         image_mask, video_mask = self.placeholder_masks(input_ids, inputs_embeds)
@@ -170,6 +183,12 @@ class FlashVIDModelMixin:
             **kwargs,
         )
         return complete_outputs(self, outputs, encoded)
+
+    @classmethod
+    def known_inputs(cls) -> set[str]:
+        """The inputs of `forward` that FlashVID reads, or may leave unread as upstream does."""
+        of_tower = {name for names in cls.encoder_inputs.values() for name in names}
+        return {*MODEL_INPUTS, *LANGUAGE_INPUTS, *of_tower, *cls.position_inputs, *cls.unread_inputs}
 
     def _report_uncompressed(self, inputs: dict[str, Any], encoded: dict[str, Any]) -> CompressionReport:
         """The report of a call that brought no video, or compressed none."""

@@ -18,7 +18,7 @@ since    difference
 5.24     the outputs have `image_outputs` and `video_outputs`, what the vision tower returned; before, only those of
          LLaVA-OneVision have `image_hidden_states` and `video_hidden_states`: `output_class`, `complete_outputs`.
 5.24     the cache is called `cache`; before, `past_key_values`, in arguments, outputs and what `generate` passes on:
-         `CACHE`, `rename_cache`, `accepts_both_cache_names`, `CacheAlias`.
+         `CACHE`, `rename_cache`, `takes_arguments_of`, `CacheAlias`.
 =======  ==============================================================================================================
 """
 
@@ -35,6 +35,8 @@ from transformers.masking_utils import create_causal_mask
 from transformers.utils import ModelOutput
 
 _CACHE_NAMES = ("cache", "past_key_values")
+# Inputs of our `forward` that upstream's does not name in every family and version.
+MODEL_INPUTS = ("mm_encoder_outputs", "use_cache")
 # What upstream calls the cache: `cache` from 5.24 on, `past_key_values` before.
 CACHE = next(name for name in _CACHE_NAMES if name in inspect.signature(create_causal_mask).parameters)
 
@@ -69,20 +71,58 @@ def rename_cache(kwargs: dict[str, Any], name: str = CACHE) -> dict[str, Any]:
     return {**others, name: values[0] if values else None}
 
 
-def accepts_both_cache_names(function: F) -> F:
-    """Let a function with a parameter `cache` also be called with `past_key_values`.
+def takes_arguments_of(upstream_class: type) -> Callable[[F], F]:
+    """Let a method be called as the `forward` of an upstream model is, by place or by name.
 
-    The signature of the result shows upstream's name, because `generate` compares its arguments with it.
+    Upstream's argument list then stands in upstream alone, and an argument that a new version adds is not lost. The
+    signature of the result is upstream's, followed by what the method itself names, because `generate` and `Trainer`
+    compare their arguments with it. The cache may have either of its names.
+
+    Args:
+        upstream_class: the class whose `forward` it is.
+
+    Returns:
+        A decorator for a method `(self, inputs, own=..., **kwargs)`. `inputs` holds all arguments of upstream's
+        `forward` by name, given or default, with the cache as `cache`. Arguments that the method names itself are
+        passed on by their names.
+
+    Raises:
+        TypeError: an argument is given twice, or too many are given by place.
     """
-    signature = inspect.signature(function)
-    shown = [p.replace(name=CACHE) if p.name == "cache" else p for p in signature.parameters.values()]
+    theirs = inspect.signature(upstream_class.forward)  # type: ignore[attr-defined]
+    parameters = [p for p in theirs.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD][1:]
+    order = ["cache" if parameter.name == CACHE else parameter.name for parameter in parameters]
+    defaults = dict.fromkeys(MODEL_INPUTS) | {n: p.default for n, p in zip(order, parameters, strict=True)}
 
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **rename_cache(kwargs, "cache"))
+    def decorate(method: F) -> F:
+        ours = inspect.signature(method).parameters
+        own = {name: p for name, p in ours.items() if p.default is not inspect.Parameter.empty}
 
-    wrapper.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-    return wrapper  # type: ignore[return-value]
+        @functools.wraps(method)
+        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if len(args) > len(order):
+                raise TypeError(f"forward() takes {len(order)} arguments by place, and {len(args)} were given.")
+            kwargs, given = rename_cache(kwargs, "cache"), dict(zip(order, args))  # noqa: B905  # the rest by name
+            for name in given.keys() & kwargs.keys():
+                raise TypeError(f"forward() got `{name}` twice, by place and by name.")
+            kwargs = given | kwargs
+            inputs = {n: kwargs.pop(n, default) for n, default in defaults.items() if n not in own}
+            return method(self, inputs, **kwargs)
+
+        added = [ours[name] if name in ours else _optional(name) for name in (*MODEL_INPUTS, *own)]
+        shown = [*theirs.parameters.values()][: len(order) + 1]
+        shown += [p for p in added if p.name not in order]
+        shown += [p for p in ours.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
+        wrapper.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            shown, return_annotation=inspect.signature(method).return_annotation
+        )
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
+def _optional(name: str) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)
 
 
 class CacheAlias:

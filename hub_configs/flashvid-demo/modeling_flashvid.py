@@ -249,11 +249,13 @@ since    difference
 5.24     the outputs have `image_outputs` and `video_outputs`, what the vision tower returned; before, only those of
          LLaVA-OneVision have `image_hidden_states` and `video_hidden_states`: `output_class`, `complete_outputs`.
 5.24     the cache is called `cache`; before, `past_key_values`, in arguments, outputs and what `generate` passes on:
-         `CACHE`, `rename_cache`, `accepts_both_cache_names`, `CacheAlias`.
+         `CACHE`, `rename_cache`, `takes_arguments_of`, `CacheAlias`.
 =======  ==============================================================================================================
 """
 
 _CACHE_NAMES = ("cache", "past_key_values")
+# Inputs of our `forward` that upstream's does not name in every family and version.
+MODEL_INPUTS = ("mm_encoder_outputs", "use_cache")
 # What upstream calls the cache: `cache` from 5.24 on, `past_key_values` before.
 CACHE = next(name for name in _CACHE_NAMES if name in inspect.signature(create_causal_mask).parameters)
 
@@ -288,20 +290,58 @@ def rename_cache(kwargs: dict[str, Any], name: str = CACHE) -> dict[str, Any]:
     return {**others, name: values[0] if values else None}
 
 
-def accepts_both_cache_names(function: F) -> F:
-    """Let a function with a parameter `cache` also be called with `past_key_values`.
+def takes_arguments_of(upstream_class: type) -> Callable[[F], F]:
+    """Let a method be called as the `forward` of an upstream model is, by place or by name.
 
-    The signature of the result shows upstream's name, because `generate` compares its arguments with it.
+    Upstream's argument list then stands in upstream alone, and an argument that a new version adds is not lost. The
+    signature of the result is upstream's, followed by what the method itself names, because `generate` and `Trainer`
+    compare their arguments with it. The cache may have either of its names.
+
+    Args:
+        upstream_class: the class whose `forward` it is.
+
+    Returns:
+        A decorator for a method `(self, inputs, own=..., **kwargs)`. `inputs` holds all arguments of upstream's
+        `forward` by name, given or default, with the cache as `cache`. Arguments that the method names itself are
+        passed on by their names.
+
+    Raises:
+        TypeError: an argument is given twice, or too many are given by place.
     """
-    signature = inspect.signature(function)
-    shown = [p.replace(name=CACHE) if p.name == "cache" else p for p in signature.parameters.values()]
+    theirs = inspect.signature(upstream_class.forward)  # type: ignore[attr-defined]
+    parameters = [p for p in theirs.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD][1:]
+    order = ["cache" if parameter.name == CACHE else parameter.name for parameter in parameters]
+    defaults = dict.fromkeys(MODEL_INPUTS) | {n: p.default for n, p in zip(order, parameters, strict=True)}
 
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **rename_cache(kwargs, "cache"))
+    def decorate(method: F) -> F:
+        ours = inspect.signature(method).parameters
+        own = {name: p for name, p in ours.items() if p.default is not inspect.Parameter.empty}
 
-    wrapper.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-    return wrapper  # type: ignore[return-value]
+        @functools.wraps(method)
+        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if len(args) > len(order):
+                raise TypeError(f"forward() takes {len(order)} arguments by place, and {len(args)} were given.")
+            kwargs, given = rename_cache(kwargs, "cache"), dict(zip(order, args))  # noqa: B905  # the rest by name
+            for name in given.keys() & kwargs.keys():
+                raise TypeError(f"forward() got `{name}` twice, by place and by name.")
+            kwargs = given | kwargs
+            inputs = {n: kwargs.pop(n, default) for n, default in defaults.items() if n not in own}
+            return method(self, inputs, **kwargs)
+
+        added = [ours[name] if name in ours else _optional(name) for name in (*MODEL_INPUTS, *own)]
+        shown = [*theirs.parameters.values()][: len(order) + 1]
+        shown += [p for p in added if p.name not in order]
+        shown += [p for p in ours.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
+        wrapper.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            shown, return_annotation=inspect.signature(method).return_annotation
+        )
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
+def _optional(name: str) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)
 
 
 class CacheAlias:
@@ -1302,6 +1342,9 @@ Legend: B batch, S columns of the input, M columns that enter the language model
 pruning layer on.
 """
 
+# Inputs of `forward` that every language model has.
+LANGUAGE_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache")
+
 
 class FlashVIDModelMixin:
     """Compression inside the `forward` of a multimodal model that has a `language_model`.
@@ -1319,6 +1362,10 @@ class FlashVIDModelMixin:
 
     # Inputs of `forward` that `get_image_features` and `get_video_features` take, the pixels first.
     encoder_inputs: ClassVar[dict[str, tuple[str, ...]]]
+    # Inputs of `forward` that decide about positions, beside those that every family has.
+    position_inputs: ClassVar[tuple[str, ...]] = ()
+    # Inputs of `forward` that upstream takes and does not read.
+    unread_inputs: ClassVar[tuple[str, ...]] = ()
     # Keyword arguments of `forward` that upstream hands to the vision tower too.
     tower_arguments: ClassVar[tuple[str, ...]] = ()
     # Of a repeated index, the released code of some families enters the last vector only (`released_repeats`).
@@ -1415,6 +1462,12 @@ class FlashVIDModelMixin:
         **kwargs: Any,
     ) -> FlashVIDModelOutput:
         """`forward` of calls that bring videos or build on a compressed cache."""
+        for name in sorted(inputs.keys() - self.known_inputs()):
+            if inputs[name] is not None:
+                raise ValueError(
+                    f"`{name}` is given, and FlashVID does not know what it means for a prompt that is compressed. "
+                    "Leave it out, or set `retention_ratio=1.0`."
+                )
         input_ids, inputs_embeds = inputs["input_ids"], inputs["inputs_embeds"]
         attention_mask = inputs["attention_mask"]
         image_mask, video_mask = self.placeholder_masks(input_ids, inputs_embeds)
@@ -1446,6 +1499,12 @@ class FlashVIDModelMixin:
             **kwargs,
         )
         return complete_outputs(self, outputs, encoded)
+
+    @classmethod
+    def known_inputs(cls) -> set[str]:
+        """The inputs of `forward` that FlashVID reads, or may leave unread as upstream does."""
+        of_tower = {name for names in cls.encoder_inputs.values() for name in names}
+        return {*MODEL_INPUTS, *LANGUAGE_INPUTS, *of_tower, *cls.position_inputs, *cls.unread_inputs}
 
     def _report_uncompressed(self, inputs: dict[str, Any], encoded: dict[str, Any]) -> CompressionReport:
         """The report of a call that brought no video, or compressed none."""

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 from transformers.vision_utils import get_vision_window_index
 
@@ -34,11 +32,11 @@ from .modeling_flashvid import (
     Prompt,
     Stopwatch,
     VisionRecord,
-    accepts_both_cache_names,
     install_packed_recording,
     join_rows,
     output_class,
     split_frames,
+    takes_arguments_of,
     tower_device,
 )
 
@@ -71,8 +69,11 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
     released_code_overwrites_repeats = True
     positions_need_grids = True
     upstream_takes_encoded = TAKES_ENCODED_VIDEOS
-    # Inputs of `forward` that upstream's `compute_3d_position_ids` takes.
-    position_inputs: tuple[str, ...] = ("image_grid_thw", "video_grid_thw", "mm_token_type_ids")
+    position_inputs: tuple[str, ...] = (  # those of upstream's `compute_3d_position_ids`
+        "image_grid_thw",
+        "video_grid_thw",
+        "mm_token_type_ids",
+    )
 
     def __init__(self, config: Any):
         super().__init__(config)  # type: ignore[call-arg]  # upstream's, which this is mixed into
@@ -245,41 +246,11 @@ class FlashVIDQwen2_5_VLModel(FlashVIDPreTrainedMixin, FlashVIDQwenModelMixin, Q
         return attention[window_index.to(attention.device).argsort()]
 
     @can_return_tuple
-    @accepts_both_cache_names
+    @takes_arguments_of(Qwen2_5_VLModel)
     def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_values_videos: torch.Tensor | None = None,
-        image_grid_thw: torch.Tensor | None = None,
-        video_grid_thw: torch.Tensor | None = None,
-        mm_token_type_ids: torch.Tensor | None = None,
-        second_per_grid_ts: torch.Tensor | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        query_index: int | torch.Tensor | None = None,
-        **kwargs: Any,
+        self, inputs: dict[str, Any], query_index: int | torch.Tensor | None = None, **kwargs: Any
     ) -> tuple | FlashVIDModelOutput:
         """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "cache": cache,
-            "inputs_embeds": inputs_embeds,
-            "use_cache": use_cache,
-            "pixel_values": pixel_values,
-            "pixel_values_videos": pixel_values_videos,
-            "image_grid_thw": image_grid_thw,
-            "video_grid_thw": video_grid_thw,
-            "mm_token_type_ids": mm_token_type_ids,
-            "second_per_grid_ts": second_per_grid_ts,
-            "mm_encoder_outputs": mm_encoder_outputs,
-        }
         return self.forward_flashvid(super().forward, inputs, query_index, **kwargs)
 
 
@@ -303,45 +274,17 @@ class FlashVIDQwen2_5_VLForConditionalGeneration(
         self.post_init()
 
     @can_return_tuple
-    @accepts_both_cache_names
+    @takes_arguments_of(Qwen2_5_VLForConditionalGeneration)
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
+        inputs: dict[str, Any],
         labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_values_videos: torch.Tensor | None = None,
-        image_grid_thw: torch.Tensor | None = None,
-        video_grid_thw: torch.Tensor | None = None,
-        mm_token_type_ids: torch.Tensor | None = None,
-        second_per_grid_ts: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         query_index: int | torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple | FlashVIDCausalLMOutput:
         """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=cache,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            pixel_values=pixel_values,
-            pixel_values_videos=pixel_values_videos,
-            image_grid_thw=image_grid_thw,
-            video_grid_thw=video_grid_thw,
-            mm_token_type_ids=mm_token_type_ids,
-            second_per_grid_ts=second_per_grid_ts,
-            mm_encoder_outputs=mm_encoder_outputs,
-            query_index=query_index,
-            **kwargs,
-        )
+        outputs = self.model(**inputs, query_index=query_index, **kwargs)
         return self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
 
 

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionModel
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import can_return_tuple
 
 from ...compression.compressed_video import CompressedVideo
@@ -20,7 +19,7 @@ from ..modeling import FlashVIDLanguageModelingMixin, FlashVIDModelMixin, past_m
 from ..outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput, FlashVIDVideoOutput
 from ..prompt import Prompt, VideoLayout, count_occurrences
 from ..stopwatch import Stopwatch
-from ..upstream import FEATURES_END_WITH_NEWLINE, accepts_both_cache_names, complete_outputs, output_class
+from ..upstream import FEATURES_END_WITH_NEWLINE, complete_outputs, output_class, takes_arguments_of
 from ..vision_attention import RECORD, VisionRecord, install_layer_recording
 from ..vision_chunks import join_rows, tower_device
 from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
@@ -72,6 +71,7 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         ),
         "video": ("pixel_values_videos", "vision_feature_layer", "vision_feature_select_strategy"),
     }
+    unread_inputs = ("image_sizes_videos",)
 
     def __init__(self, config: FlashVIDLlavaOnevisionConfig):
         super().__init__(config)
@@ -249,49 +249,15 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         return complete_outputs(self, super().forward(inputs_embeds=embeddings, **inputs), encoded)
 
     @can_return_tuple
-    @accepts_both_cache_names
+    @takes_arguments_of(LlavaOnevisionModel)
     def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_sizes: torch.Tensor | None = None,
-        pixel_values_videos: torch.Tensor | Sequence[torch.Tensor] | None = None,
-        image_sizes_videos: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        vision_feature_layer: int | list[int] | None = None,
-        vision_feature_select_strategy: str | None = None,
-        vision_aspect_ratio: str | None = None,
-        batch_num_images: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        query_index: int | torch.Tensor | None = None,
-        **kwargs: Any,
+        self, inputs: dict[str, Any], query_index: int | torch.Tensor | None = None, **kwargs: Any
     ) -> tuple | FlashVIDModelOutput:
         """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`.
 
         `pixel_values_videos` may be a list, see `get_video_features`. With a compressed prompt the positions are
         counted anew, and `position_ids` are not looked at.
         """
-        inputs = {
-            "input_ids": input_ids,
-            "pixel_values": pixel_values,
-            "image_sizes": image_sizes,
-            "pixel_values_videos": pixel_values_videos,
-            "image_sizes_videos": image_sizes_videos,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "cache": cache,
-            "inputs_embeds": inputs_embeds,
-            "vision_feature_layer": vision_feature_layer,
-            "vision_feature_select_strategy": vision_feature_select_strategy,
-            "vision_aspect_ratio": vision_aspect_ratio,
-            "batch_num_images": batch_num_images,
-            "use_cache": use_cache,
-            "mm_encoder_outputs": mm_encoder_outputs,
-        }
         return self.forward_flashvid(self._upstream_forward, inputs, query_index, **kwargs)
 
 
@@ -352,49 +318,17 @@ class FlashVIDLlavaOnevisionForConditionalGeneration(
         return input_ids, {**model_kwargs, **({} if videos is None else {"pixel_values_videos": videos})}
 
     @can_return_tuple
-    @accepts_both_cache_names
+    @takes_arguments_of(LlavaOnevisionForConditionalGeneration)
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_sizes: torch.Tensor | None = None,
-        pixel_values_videos: torch.Tensor | Sequence[torch.Tensor] | None = None,
-        image_sizes_videos: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        vision_feature_layer: int | list[int] | None = None,
-        vision_feature_select_strategy: str | None = None,
-        vision_aspect_ratio: str | None = None,
-        batch_num_images: torch.Tensor | None = None,
+        inputs: dict[str, Any],
         labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         query_index: int | torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple | FlashVIDCausalLMOutput:
         """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
-        outputs = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            image_sizes=image_sizes,
-            pixel_values_videos=pixel_values_videos,
-            image_sizes_videos=image_sizes_videos,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=cache,
-            inputs_embeds=inputs_embeds,
-            vision_feature_layer=vision_feature_layer,
-            vision_feature_select_strategy=vision_feature_select_strategy,
-            vision_aspect_ratio=vision_aspect_ratio,
-            batch_num_images=batch_num_images,
-            use_cache=use_cache,
-            mm_encoder_outputs=mm_encoder_outputs,
-            query_index=query_index,
-            **kwargs,
-        )
+        outputs = self.model(**inputs, query_index=query_index, **kwargs)
         return self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
 
 

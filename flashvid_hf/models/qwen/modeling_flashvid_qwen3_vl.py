@@ -6,15 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLModel
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from ...hub.loading import FlashVIDPreTrainedMixin
 from ..modeling import FlashVIDLanguageModelingMixin
 from ..outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput
 from ..prompt import Prompt
-from ..upstream import accepts_both_cache_names, join_level, output_class
+from ..upstream import join_level, output_class, takes_arguments_of
 from .configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
 from .modeling_qwen import FlashVIDQwenGenerationMixin, FlashVIDQwenModelMixin
 
@@ -69,39 +67,11 @@ class FlashVIDQwen3VLModelMixin(FlashVIDQwenModelMixin):
         return {"visual_pos_masks": visual, "deepstack_visual_embeds": deepstack}
 
     @can_return_tuple
-    @accepts_both_cache_names
+    @takes_arguments_of(Qwen3VLModel)
     def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_values_videos: torch.Tensor | None = None,
-        image_grid_thw: torch.Tensor | None = None,
-        video_grid_thw: torch.Tensor | None = None,
-        mm_token_type_ids: torch.Tensor | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        use_cache: bool | None = None,
-        query_index: int | torch.Tensor | None = None,
-        **kwargs: Any,
+        self, inputs: dict[str, Any], query_index: int | torch.Tensor | None = None, **kwargs: Any
     ) -> tuple | FlashVIDModelOutput:
         """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "cache": cache,
-            "inputs_embeds": inputs_embeds,
-            "pixel_values": pixel_values,
-            "pixel_values_videos": pixel_values_videos,
-            "image_grid_thw": image_grid_thw,
-            "video_grid_thw": video_grid_thw,
-            "mm_token_type_ids": mm_token_type_ids,
-            "mm_encoder_outputs": mm_encoder_outputs,
-            "use_cache": use_cache,
-        }
         return self.forward_flashvid(super().forward, inputs, query_index, **kwargs)
 
 
@@ -132,43 +102,17 @@ class FlashVIDQwen3VLForConditionalGeneration(
         self.post_init()
 
     @can_return_tuple
-    @accepts_both_cache_names
+    @takes_arguments_of(Qwen3VLForConditionalGeneration)
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
+        inputs: dict[str, Any],
         labels: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_values_videos: torch.Tensor | None = None,
-        image_grid_thw: torch.Tensor | None = None,
-        video_grid_thw: torch.Tensor | None = None,
-        mm_token_type_ids: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        use_cache: bool | None = None,
         query_index: int | torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple | FlashVIDCausalLMOutput:
         """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=cache,
-            inputs_embeds=inputs_embeds,
-            pixel_values=pixel_values,
-            pixel_values_videos=pixel_values_videos,
-            image_grid_thw=image_grid_thw,
-            video_grid_thw=video_grid_thw,
-            mm_token_type_ids=mm_token_type_ids,
-            mm_encoder_outputs=mm_encoder_outputs,
-            use_cache=use_cache,
-            query_index=query_index,
-            **kwargs,
-        )
+        outputs = self.model(**inputs, query_index=query_index, **kwargs)
         return self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
 
 

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Qwen3VLMoeForConditionalGeneration, Qwen3VLMoeModel
-from transformers.cache_utils import Cache
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import (
     Qwen3VLMoeTextSparseMoeBlock,
     load_balancing_loss_func,
@@ -19,7 +18,7 @@ from ...hub.loading import FlashVIDPreTrainedMixin
 from ..modeling import FlashVIDLanguageModelingMixin
 from ..outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput
 from ..prompt import Prompt
-from ..upstream import accepts_both_cache_names, default_router_logits, output_class
+from ..upstream import default_router_logits, output_class, takes_arguments_of
 from .configuration_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeConfig
 from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLModelMixin
 from .modeling_qwen import FlashVIDQwenGenerationMixin
@@ -115,50 +114,23 @@ class FlashVIDQwen3VLMoeForConditionalGeneration(
         self.post_init()
 
     @can_return_tuple
-    @accepts_both_cache_names
+    @takes_arguments_of(Qwen3VLMoeForConditionalGeneration)
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
+        inputs: dict[str, Any],
         labels: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_values_videos: torch.Tensor | None = None,
-        image_grid_thw: torch.Tensor | None = None,
-        video_grid_thw: torch.Tensor | None = None,
-        mm_token_type_ids: torch.Tensor | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        use_cache: bool | None = None,
         query_index: int | torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple | FlashVIDQwen3VLMoeCausalLMOutput:
         """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
         if output_router_logits is None:
             output_router_logits = default_router_logits(self.config.text_config)
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=cache,
-            inputs_embeds=inputs_embeds,
-            pixel_values=pixel_values,
-            pixel_values_videos=pixel_values_videos,
-            image_grid_thw=image_grid_thw,
-            video_grid_thw=video_grid_thw,
-            mm_token_type_ids=mm_token_type_ids,
-            mm_encoder_outputs=mm_encoder_outputs,
-            use_cache=use_cache,
-            query_index=query_index,
-            output_router_logits=output_router_logits,
-            **kwargs,
-        )
+        outputs = self.model(**inputs, query_index=query_index, output_router_logits=output_router_logits, **kwargs)
         output = self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
         if output_router_logits:
-            loss, aux_loss = output.loss, self.load_balancing_loss(outputs, attention_mask)
+            loss, aux_loss = output.loss, self.load_balancing_loss(outputs, inputs["attention_mask"])
             if loss is not None:
                 loss = loss + self.config.text_config.router_aux_loss_coef * aux_loss.to(loss.device)
             output = self.output_class(**{**output, "loss": loss, "aux_loss": aux_loss})  # in the order of the fields

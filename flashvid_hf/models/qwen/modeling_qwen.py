@@ -40,8 +40,11 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
     released_code_overwrites_repeats = True
     positions_need_grids = True
     upstream_takes_encoded = TAKES_ENCODED_VIDEOS
-    # Inputs of `forward` that upstream's `compute_3d_position_ids` takes.
-    position_inputs: tuple[str, ...] = ("image_grid_thw", "video_grid_thw", "mm_token_type_ids")
+    position_inputs: tuple[str, ...] = (  # those of upstream's `compute_3d_position_ids`
+        "image_grid_thw",
+        "video_grid_thw",
+        "mm_token_type_ids",
+    )
 
     def __init__(self, config: Any):
         super().__init__(config)  # type: ignore[call-arg]  # upstream's, which this is mixed into
