@@ -115,6 +115,8 @@ when a repository is built, and the number of layers below is compared with the 
 flashvid-hf export hub_configs/{example} build/{example}
 ```
 
+So is the code: at most six files, [generated](../CONTRIBUTING.md#published-code) from the package that builds it.
+
 [`{demo}`]({demo}) is a complete repository, with code and weights: a small model of this project's own, trained
 on synthetic videos by [`scripts/train_demo_model.py`](../scripts/train_demo_model.py). `make demo` asks it.
 
