@@ -70,6 +70,13 @@ def test_paths(path):
     assert [named for named in paths if not (ROOT / named).exists()] == []
 
 
+@each_document
+def test_targets_of_make(path):
+    named = re.findall(r"(?:^|`)make ([a-z-]+)", path.read_text(), re.MULTILINE)
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(named) <= targets
+
+
 def read_picture() -> list[str]:
     """The rooms of the package in CONTRIBUTING.md from top to bottom: folders end with "/"."""
     picture = re.search(r"^```text\n.*?^flashvid_hf/\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S)
