@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from build_demo_model import SHAPES
 from checkpoints import (
     RETENTION_RATIO,
     assert_same,
@@ -44,6 +43,7 @@ from flashvid_hf import (
     FlashVIDQwen2_5_VLModel,
     exact_num_tokens,
 )
+from flashvid_hf.families import FAMILIES_BY_NAME
 
 PACKAGE = Path(flashvid_hf.__file__).parent
 # Dots and hyphens are no part of a module's name: transformers has to replace them.
@@ -560,7 +560,7 @@ def imports(module: Path) -> tuple[set[str], list[str]]:
     return relative, faults
 
 
-@pytest.fixture(scope="session", params=SHAPES)
+@pytest.fixture(scope="session", params=FAMILIES_BY_NAME)
 def family_folder(request, tmp_path_factory) -> Path:
     family = request.param
     return once(tmp_path_factory, f"doors-{family}", lambda folder: build_flashvid_folder(folder, family))
