@@ -152,19 +152,19 @@ torch.set_num_threads(int(num_threads))
 """
 
 
-def run_program(program: str, *arguments: Any, home: Path, with_package: bool = False) -> None:
+def run_program(program: str, *arguments: Any, home: Path, with_package: bool | Path = False) -> None:
     """Run a program in a fresh interpreter that has no network and a cache of its own.
 
     Args:
         program: Python code; it finds `arguments`, as strings, under that name, and can import this module.
         home: the interpreter's HF_HOME.
-        with_package: whether it can import `flashvid_hf`.
+        with_package: whether it can import `flashvid_hf`, or the folder that it imports it from.
 
     Raises:
         AssertionError: the program fails; the message is what it wrote.
     """
-    package = ""
-    if with_package:
+    package = str(with_package or "")
+    if with_package is True:
         import flashvid_hf
 
         package = str(Path(flashvid_hf.__file__).parent.parent)

@@ -5,6 +5,8 @@ import json
 import pytest
 from checkpoints import (
     CLIP,
+    CLIP_HEIGHT,
+    CLIP_WIDTH,
     assert_same,
     build_upstream_folder,
     count_clip_tokens,
@@ -16,6 +18,7 @@ from checkpoints import (
 from families import FAMILIES as TINY_FAMILIES
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
+import flashvid_hf
 from flashvid_hf import FAMILIES, find_family, load_processor
 from flashvid_hf.families import FAMILIES_BY_NAME, RECORDS
 from flashvid_hf.tiny_models import (
@@ -55,14 +58,41 @@ def test_every_family_is_in_the_shared_tests():
     assert len(set(RECORDS)) == len(FAMILIES_BY_NAME)
 
 
+# By hand, how the small models see the clip of 336 x 252 pixels: frames in a temporal grid, rows and columns of tokens,
+# newlines of a video of eight frames, and the part of the frames' width that the tokens see.
+CLIP_GEOMETRY = {
+    "qwen2_5_vl": (2, (9, 12), 0, 1.0),
+    "qwen3_vl": (2, (8, 10), 0, 1.0),
+    "qwen3_vl_moe": (2, (8, 10), 0, 1.0),
+    "llava_onevision": (1, (5, 5), 1, 126 / 130),
+    "llava_video": (1, (4, 4), 8, 112 / 130),
+}
+
+
+@pytest.mark.parametrize("family", CLIP_GEOMETRY)
+def test_geometry_of_the_clip(family):
+    record = FAMILIES_BY_NAME[family]
+    config, geometry = build_small_config(build_tokenizer(family), family), record.geometry
+    grid = geometry.grid_of_pixels(config, CLIP_HEIGHT, CLIP_WIDTH)
+    frames = geometry.frames_per_grid(config)
+    newlines = geometry.num_newlines(config, 8 // frames, grid[0])
+    assert (frames, grid, newlines, geometry.seen_part(config)) == CLIP_GEOMETRY[family]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_records_hold_what_the_published_models_have(family):
+    """Upstream's defaults are the published vision towers; the public names are the records' classes."""
+    vision = family.upstream_model.config_class().vision_config
+    assert {name: getattr(vision, name) for name in family.published_vision} == family.published_vision
+    for published in family.classes:
+        assert getattr(flashvid_hf, published.__name__) is published and published.__name__ in flashvid_hf.__all__
+
+
 @each_family
 def test_both_doors_give_the_same_answer(family, tmp_path):
     """Without the package and with it, from the folder and from the one that remote code saved."""
-    folder, saved, written = (
-        build_small_folder(tmp_path / "tiny", family, seed=2),
-        tmp_path / "saved",
-        tmp_path / "json",
-    )
+    folder = build_small_folder(tmp_path / "tiny", family, seed=2)
+    saved, written = tmp_path / "saved", tmp_path / "json"
     run_program(REMOTE_DOOR, folder, CLIP, written, saved, home=tmp_path / "home")
     remote, remote_processor = json.loads(written.read_text())
     assert {path.name for path in saved.iterdir()} == {path.name for path in folder.iterdir()} - {"README.md"}
@@ -127,7 +157,7 @@ def config_of_depth(family: str, depth: int):
     return FAMILIES_BY_NAME[family].config(**fields)
 
 
-@each_family
+@pytest.mark.parametrize("family", DEFAULTS)
 def test_defaults_are_those_of_the_reference(family):
     depth, expected = DEFAULTS[family]
     config = config_of_depth(family, depth)
