@@ -49,7 +49,7 @@ bench: env  ## Measure speed and memory on this machine, into benchmarks/ (some 
 	.venv/bin/python scripts/bench_compression.py
 	.venv/bin/python scripts/bench_generation.py
 
-hub-configs: env  ## Write hub_configs/ from the table in scripts/make_hub_configs.py and from the package
+hub-configs: env  ## Write hub_configs/ from the records of the families and from the package
 	.venv/bin/python scripts/make_hub_configs.py
 
 check: env  ## Check the recipes of hub_configs/ and the trained demo there with `flashvid-hf check`

@@ -9,12 +9,13 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .compression.compress_video import CompressionConfig, compress_video, exact_num_tokens
 from .compression.compressed_video import CompressedVideo
 from .drop_in import flashvid
-from .families import FAMILIES, Family, find_family, load_processor
+from .families import FAMILIES, find_family, load_processor
 from .hub.code_writer import CODE_WRITERS
 from .hub.processing_flashvid import FlashVIDProcessor
 from .methods.compression_method import CompressionMethod, Kept, LayerPruning, TokenScoring
 from .methods.registry import available_methods, make_method, register_method
 from .models.cache import FlashVIDCache
+from .models.family import Family
 from .models.llava.configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
 from .models.llava.configuration_flashvid_llava_video import FlashVIDLlavaVideoConfig
 from .models.llava.modeling_flashvid_llava_onevision import (
@@ -47,6 +48,8 @@ from .video.reading import FETCHERS, VideoClip, read_video
 __version__ = "0.1.0"
 
 for _family in FAMILIES:
+    # Also of a family that the imports above do not name; they are there for readers and type checkers.
+    globals().update({_class.__name__: _class for _class in _family.classes})
     AutoConfig.register(_family.config.model_type, _family.config)
     AutoModel.register(_family.config, _family.base_model)
     AutoModelForImageTextToText.register(_family.config, _family.generative_model)
@@ -98,3 +101,4 @@ __all__ = [
     "read_video",
     "register_method",
 ]
+__all__ += sorted({_class.__name__ for _family in FAMILIES for _class in _family.classes} - set(__all__))

@@ -1,67 +1,64 @@
-"""The model families: one line each, beside its configuration and its modeling file."""
+"""The model families. Each has its record beside its configuration and its modeling file, and one line here."""
 
 import os
-from typing import Any, NamedTuple
+from importlib import import_module
+from typing import Any
 
 from transformers import AutoProcessor, PreTrainedConfig, ProcessorMixin
 
-from .models.llava.configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
-from .models.llava.configuration_flashvid_llava_video import FlashVIDLlavaVideoConfig
-from .models.llava.modeling_flashvid_llava_onevision import (
-    FlashVIDLlavaOnevisionForConditionalGeneration,
-    FlashVIDLlavaOnevisionModel,
-)
-from .models.llava.modeling_flashvid_llava_video import (
-    FlashVIDLlavaVideoForConditionalGeneration,
-    FlashVIDLlavaVideoModel,
-)
-from .models.llava.original_checkpoints import is_original
-from .models.llava.processing_flashvid_llava_video import FlashVIDLlavaVideoProcessor
-from .models.qwen.configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
-from .models.qwen.configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
-from .models.qwen.configuration_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeConfig
-from .models.qwen.modeling_flashvid_qwen2_5_vl import (
-    FlashVIDQwen2_5_VLForConditionalGeneration,
-    FlashVIDQwen2_5_VLModel,
-)
-from .models.qwen.modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
-from .models.qwen.modeling_flashvid_qwen3_vl_moe import (
-    FlashVIDQwen3VLMoeForConditionalGeneration,
-    FlashVIDQwen3VLMoeModel,
-)
+from .compression.validation import check_choice
+from .models.family import Family, OriginalFormat
 
-
-class Family(NamedTuple):
-    """The classes of a model family; `processor` where upstream's does not serve."""
-
-    config: Any
-    base_model: Any
-    generative_model: Any
-    processor: Any = None
-
-
-FAMILIES = (
-    # One line for each family.
-    Family(FlashVIDQwen2_5_VLConfig, FlashVIDQwen2_5_VLModel, FlashVIDQwen2_5_VLForConditionalGeneration),
-    Family(FlashVIDQwen3VLConfig, FlashVIDQwen3VLModel, FlashVIDQwen3VLForConditionalGeneration),
-    Family(FlashVIDQwen3VLMoeConfig, FlashVIDQwen3VLMoeModel, FlashVIDQwen3VLMoeForConditionalGeneration),
-    Family(
-        FlashVIDLlavaOnevisionConfig,
-        FlashVIDLlavaOnevisionModel,
-        FlashVIDLlavaOnevisionForConditionalGeneration,
-    ),
-    Family(
-        FlashVIDLlavaVideoConfig,
-        FlashVIDLlavaVideoModel,
-        FlashVIDLlavaVideoForConditionalGeneration,
-        FlashVIDLlavaVideoProcessor,
-    ),
+# The modules of the records. Adding a family adds its line here, and nothing elsewhere.
+RECORDS = (
+    "models.qwen.family_qwen2_5_vl",
+    "models.qwen.family_qwen3_vl",
+    "models.qwen.family_qwen3_vl_moe",
+    "models.llava.family_llava_onevision",
+    "models.llava.family_llava_video",
 )
+FAMILIES: tuple[Family, ...] = tuple(import_module(f".{name}", __package__).FAMILY for name in RECORDS)
+# By their `model_type` without "flashvid_", such as "qwen2_5_vl".
+FAMILIES_BY_NAME = {family.name: family for family in FAMILIES}
 
 
 def family_of_type(model_type: str | None) -> Family | None:
     """The family with this `model_type` of ours ("flashvid_..."); `None` if there is none."""
     return next((family for family in FAMILIES if family.config.model_type == model_type), None)
+
+
+def family_of_config(config: PreTrainedConfig) -> Family:
+    """The family of a configuration of ours: of this package, of remote code, or of a class that derives from one.
+
+    Raises:
+        ValueError: it is of no family.
+    """
+    for ancestor in type(config).__mro__:
+        family = family_of_type(getattr(ancestor, "model_type", None))
+        if family is not None:
+            return family
+    known = ", ".join(repr(family.config.model_type) for family in FAMILIES)
+    raise ValueError(
+        f"`config` has the `model_type` {config.model_type!r}: FlashVID's configurations have {known}. Pass the "
+        "configuration of a FlashVID model."
+    )
+
+
+def family_named(name: str) -> Family:
+    """The family with this name, one of `FAMILIES_BY_NAME`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    check_choice("family", name, FAMILIES_BY_NAME)
+    return FAMILIES_BY_NAME[name]
+
+
+def families_that_accept(config_dict: dict[str, Any]) -> list[Family]:
+    """The families that read a checkpoint with this `config.json`, the best first."""
+    if config_dict.get("model_type") is None:
+        return []
+    return [family for family in FAMILIES if family.config.accepts(config_dict)]
 
 
 def find_family(pretrained_model_name_or_path: str | os.PathLike, **hub_kwargs: Any) -> Family:
@@ -71,9 +68,8 @@ def find_family(pretrained_model_name_or_path: str | os.PathLike, **hub_kwargs: 
         ValueError: no family reads it.
     """
     config_dict, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
-    for family in FAMILIES:
-        if config_dict.get("model_type") is not None and family.config.accepts(config_dict):
-            return family
+    for family in families_that_accept(config_dict):
+        return family
     known = ", ".join(repr(family.config.base_model_type) for family in FAMILIES)
     raise ValueError(
         f"`model_type` of {str(pretrained_model_name_or_path)!r} is {config_dict.get('model_type')!r}: FlashVID has "
@@ -81,8 +77,18 @@ def find_family(pretrained_model_name_or_path: str | os.PathLike, **hub_kwargs: 
     )
 
 
+def find_original_format(config_dict: dict[str, Any]) -> OriginalFormat | None:
+    """The format of a checkpoint with this `config.json`, if it is one of the `OriginalFormat`s that families read.
+
+    The families that read the same checkpoints may build different processors for them: those use `family.original`.
+    """
+    formats = (family.original for family in FAMILIES if family.original is not None)
+    return next((found for found in formats if found.matches(config_dict)), None)
+
+
 def load_processor(pretrained_model_name_or_path: str | os.PathLike, **hub_kwargs: Any) -> ProcessorMixin:
     """The processor of any checkpoint that `find_family` knows; original LLaVA checkpoints bring only a tokenizer."""
     config_dict, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
-    loader = FlashVIDLlavaVideoProcessor if is_original(config_dict) else AutoProcessor
-    return loader.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
+    original = find_original_format(config_dict)
+    load = AutoProcessor.from_pretrained if original is None else original.load_processor
+    return load(pretrained_model_name_or_path, **hub_kwargs)

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from build_demo_model import ROPE, SHAPES, build_processor, build_tokenizer, upstream_fields
 from transformers import (
     AutoModelForImageTextToText,
     LlavaOnevisionConfig,
@@ -19,12 +18,12 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2VLVideoProcessor,
     Qwen3VLConfig,
-    Qwen3VLMoeConfig,
     Qwen3VLVideoProcessor,
     set_seed,
 )
 
-from flashvid_hf import FlashVIDLlavaVideoConfig
+from flashvid_hf import FAMILIES, Family, FlashVIDLlavaVideoConfig
+from flashvid_hf.tiny_models import build_processor, build_tokenizer, upstream_fields
 
 
 class Architecture(NamedTuple):
@@ -42,14 +41,7 @@ class Architecture(NamedTuple):
     video_processor: Callable[[], Any]
 
 
-# Upstream's configuration of each family of `build_demo_model`.
-CONFIGS: dict[str, Callable[..., Any]] = {
-    "qwen2_5_vl": Qwen2_5_VLConfig,
-    "qwen3_vl": Qwen3VLConfig,
-    "qwen3_vl_moe": Qwen3VLMoeConfig,
-    "llava_onevision": LlavaOnevisionConfig,
-    "llava_video": partial(FlashVIDLlavaVideoConfig, retention_ratio=1.0),
-}
+ROPE = {"rope_type": "default", "rope_theta": 1e6}
 
 
 def text(hidden: int, intermediate: int, layers: int, heads: int, key_heads: int, **fields: Any) -> dict[str, Any]:
@@ -118,18 +110,26 @@ qwen3_pixels = partial(
 )
 
 
-def tiny(family: str) -> Architecture:
-    """The demo checkpoint's shape: for trying the benchmarks, not for numbers."""
+def tiny(family: Family) -> Architecture:
+    """The shape of `flashvid_hf.tiny_models`' small models: for trying the benchmarks, not for numbers."""
 
     def config() -> Any:
-        return CONFIGS[family](**upstream_fields(build_tokenizer(family), family))
+        fields = upstream_fields(build_tokenizer(family), family)
+        if family.has_upstream_checkpoints:
+            return family.upstream_model.config_class(**fields)
+        return family.config(**fields, retention_ratio=1.0)
 
-    return Architecture("scripts/build_demo_model.py", config, lambda: build_processor(family).video_processor)
+    return Architecture("flashvid_hf/tiny_models.py", config, lambda: build_processor(family).video_processor)
 
 
-def llava(source: str, text_config: dict[str, Any], vision_config: dict[str, Any], family: str = "llava_onevision"):
+def llava(
+    source: str,
+    text_config: dict[str, Any],
+    vision_config: dict[str, Any],
+    config_class: Callable[..., Any] = LlavaOnevisionConfig,
+) -> Architecture:
     fields = {"tie_word_embeddings": text_config.get("tie_word_embeddings", False)}
-    config = partial(CONFIGS[family], text_config=text_config, vision_config=vision_config, **fields)
+    config = partial(config_class, text_config=text_config, vision_config=vision_config, **fields)
     return Architecture(source, config, llava_pixels)
 
 
@@ -165,7 +165,7 @@ ARCHITECTURES = {
         "lmms-lab/LLaVA-Video-7B-Qwen2",
         text(3584, 18944, 28, 28, 4, **{**QWEN2, "vocab_size": 152064}),
         SO400M,
-        "llava_video",
+        partial(FlashVIDLlavaVideoConfig, retention_ratio=1.0),
     ),
     "qwen2.5-vl-3b": qwen(
         "Qwen/Qwen2.5-VL-3B-Instruct",
@@ -204,7 +204,7 @@ ARCHITECTURES = {
         QWEN3_VISION,
         qwen3_pixels,
     ),
-    **{f"tiny-{family.replace('_', '-')}": tiny(family) for family in SHAPES},
+    **{f"tiny-{family.name.replace('_', '-')}": tiny(family) for family in FAMILIES},
 }
 
 

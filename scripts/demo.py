@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 
 import torch
-from build_demo_model import SHAPES, build_demo_model
 from tqdm import tqdm
 from transformers import pipeline
 from transformers.utils import logging as transformers_logging
 
 from flashvid_hf import find_family, load_processor
+from flashvid_hf.families import FAMILIES_BY_NAME
+from flashvid_hf.tiny_models import build_small_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 # What the trained model is asked: it knows such videos, of 16 frames, and nothing else.
@@ -35,7 +36,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--model", help="folder or Hub id; default: hub_configs/flashvid-demo")
-    chosen.add_argument("--family", choices=SHAPES, help="a checkpoint with random weights in this family's shape")
+    chosen.add_argument(
+        "--family", choices=FAMILIES_BY_NAME, help="a checkpoint with random weights in this family's shape"
+    )
     parser.add_argument("--video", help=f"a video file; default: {TRAINED['video'].name} for the trained demo model")
     parser.add_argument("--question")
     parser.add_argument("--num-frames", type=int)
@@ -52,9 +55,9 @@ def prepare_random_model(family: str) -> Path:
     """A checkpoint with random weights, built once and again where the code that it carries has changed."""
     folder = ROOT / "build" / f"random-demo-{family}"
     weights = folder / "model.safetensors"
-    sources = [*(ROOT / "flashvid_hf").glob("*.py"), ROOT / "scripts" / "build_demo_model.py"]
+    sources = (ROOT / "flashvid_hf").rglob("*.py")
     if not weights.exists() or weights.stat().st_mtime < max(source.stat().st_mtime for source in sources):
-        build_demo_model(folder, family)
+        build_small_folder(folder, family)
     return folder
 
 

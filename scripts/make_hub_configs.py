@@ -1,9 +1,9 @@
 """Write the folders of `hub_configs/`: a recipe for each published model, and the code of the trained demo.
 
-A recipe, from the table below, holds what is FlashVID's: its settings, the names of the code, the base's id, the card,
-and published accuracy in the Hub's format. What belongs to the base is read from the base when a repository is built
-from the recipe. The demo is a complete repository: what its training wrote stays as it is, and the code beside it
-follows the package.
+A recipe, one for each published size in the records of the families, holds what is FlashVID's: its settings, the names
+of the code, the base's id, the card, and published accuracy in the Hub's format. What belongs to the base is read from
+the base when a repository is built from the recipe. The demo is a complete repository: what its training wrote stays as
+it is, and the code beside it follows the package.
 
     python scripts/make_hub_configs.py            # writes
     python scripts/make_hub_configs.py --check    # compares, and names the first file that differs
@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashvid_hf.families import family_of_type
+from flashvid_hf.families import FAMILIES, FAMILIES_BY_NAME
 from flashvid_hf.models.configuration import default_llm_retention_ratio, default_pruning_layer
 from flashvid_hf.publishing.export import processor_pointer
 from flashvid_hf.publishing.model_card import CardFacts, render_card
@@ -28,9 +28,6 @@ ROOT = Path(__file__).resolve().parent.parent
 # Only a proposal: nothing has been published.
 NAMESPACE = "flashvid-hf"
 RETENTION_RATIO = 0.1
-# What differs from the base's processor. Upstream warns where this is not said, as its default is going to change.
-QWEN_PROCESSING = {"video_processor": {"cap_pixels_per_frame": False}}
-PROCESSING = {"qwen2_5_vl": QWEN_PROCESSING, "qwen3_vl": QWEN_PROCESSING, "qwen3_vl_moe": QWEN_PROCESSING}
 DEMO, DEMO_FAMILY = "flashvid-demo", "qwen2_5_vl"
 # What `train_demo_model.py` wrote, and only it can write again.
 TRAINED_FILES = (
@@ -47,13 +44,11 @@ TRAINED_FILES = (
 
 
 class Recipe(NamedTuple):
-    """A row of the table.
+    """A folder of `hub_configs/`.
 
     Args:
-        base: the base's id on the Hub.
-        family: its `model_type` here, without "flashvid_".
-        num_layers: layers of its language model. The bases' own configurations were not at hand: the comments say
-            where each comes from, and building a repository compares it with the base's.
+        base, num_layers: see `PublishedSize`.
+        family: the name of its family.
     """
 
     base: str
@@ -66,33 +61,11 @@ class Recipe(NamedTuple):
 
     @property
     def classes(self) -> Any:
-        return family_of_type(f"flashvid_{self.family}")
+        return FAMILIES_BY_NAME[self.family]
 
 
-RECIPES = (
-    # A public copy of the base's config.json.
-    Recipe("Qwen/Qwen2.5-VL-3B-Instruct", "qwen2_5_vl", 36),
-    # FlashVID's paper and scripts (K = 20 of L = 28).
-    Recipe("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_5_vl", 28),
-    # The model cards of the language models that they start from, Qwen/Qwen2.5-32B and Qwen/Qwen2.5-72B.
-    Recipe("Qwen/Qwen2.5-VL-32B-Instruct", "qwen2_5_vl", 64),
-    Recipe("Qwen/Qwen2.5-VL-72B-Instruct", "qwen2_5_vl", 80),
-    # Public code that loads the checkpoint (28 blocks of width 2048, as in Qwen/Qwen3-1.7B).
-    Recipe("Qwen/Qwen3-VL-2B-Instruct", "qwen3_vl", 28),
-    # Public notes taken from the base's config.json (width 2560, 36 layers).
-    Recipe("Qwen/Qwen3-VL-4B-Instruct", "qwen3_vl", 36),
-    # FlashVID's scripts (K = 28 of L = 36).
-    Recipe("Qwen/Qwen3-VL-8B-Instruct", "qwen3_vl", 36),
-    # Public notes taken from the base's config.json (width 5120, 64 layers).
-    Recipe("Qwen/Qwen3-VL-32B-Instruct", "qwen3_vl", 64),
-    # Public tests that quote the base's config.json (128 experts, 48 layers).
-    Recipe("Qwen/Qwen3-VL-30B-A3B-Instruct", "qwen3_vl_moe", 48),
-    # config.json of the language models that the LLaVA models start from: Qwen/Qwen2-0.5B, -7B and -72B.
-    Recipe("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "llava_onevision", 24),
-    Recipe("llava-hf/llava-onevision-qwen2-7b-ov-hf", "llava_onevision", 28),
-    Recipe("llava-hf/llava-onevision-qwen2-72b-ov-hf", "llava_onevision", 80),
-    Recipe("lmms-lab/LLaVA-Video-7B-Qwen2", "llava_video", 28),
-    Recipe("lmms-lab/LLaVA-Video-72B-Qwen2", "llava_video", 80),
+RECIPES = tuple(
+    Recipe(size.base, family.name, size.num_layers) for family in FAMILIES for size in family.published_sizes
 )
 
 FOLDER_README = """\
@@ -121,10 +94,10 @@ So is the code: at most six files, [generated](../CONTRIBUTING.md#published-code
 on synthetic videos by [`scripts/demo_model/train_demo_model.py`](../scripts/demo_model/train_demo_model.py).
 `make demo` asks it.
 
-[`scripts/make_hub_configs.py`](../scripts/make_hub_configs.py) (`make hub-configs`) writes the recipes from one table
-and the demo's code from the package, and a test compares the folders with what it writes. `retention_ratio` is {ratio}
-in all recipes; `pruning_layer` and `llm_retention_ratio` follow from the number of layers, so that {ratio} is the
-average over them.
+[`scripts/make_hub_configs.py`](../scripts/make_hub_configs.py) (`make hub-configs`) writes the recipes from the sizes
+in the families' records (`flashvid_hf/models/*/family_*.py`) and the demo's code from the package, and a test compares
+the folders with what it writes. `retention_ratio` is {ratio} in all recipes; `pruning_layer` and `llm_retention_ratio`
+follow from the number of layers, so that {ratio} is the average over them.
 
 {table}
 
@@ -165,7 +138,7 @@ def make_recipe(recipe: Recipe) -> dict[str, str]:
         num_layers=recipe.num_layers,
         base=recipe.base,
     )
-    processor_config = {**processor_pointer(family), **PROCESSING.get(recipe.family, {})}
+    processor_config = {**processor_pointer(family), **family.processing}
     return {
         "config.json": json.dumps(config, indent=2) + "\n",
         "processor_config.json": json.dumps(processor_config, indent=2) + "\n",
@@ -189,7 +162,7 @@ def make_readme() -> str:
 def make_files() -> dict[str, str]:
     """The text of every file of `hub_configs/` but the demo's trained ones, by path."""
     files = {"README.md": make_readme()}
-    code = published_files(family_of_type(f"flashvid_{DEMO_FAMILY}"))
+    code = published_files(FAMILIES_BY_NAME[DEMO_FAMILY])
     files.update({f"{DEMO}/{name}": text for name, text in code.items() if not name.startswith("processing_")})
     for recipe in RECIPES:
         files.update({f"{recipe.name}/{path}": text for path, text in make_recipe(recipe).items()})

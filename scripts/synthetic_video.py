@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from flashvid_hf.families import family_of_config
+
 TEXT_BEFORE, TEXT_AFTER = 16, 48  # tokens of the prompt around the video
-TIMESTAMP = 6  # tokens of "<0.5 seconds>", which Qwen3-VL has before every temporal grid
+TIMESTAMP = 6  # tokens of "<0.5 seconds>", which stands before every run of placeholders, where a video has several
 MAX_TEXT_ID = 200  # below all special tokens, in all vocabularies
 
 
@@ -48,21 +50,20 @@ def make_inputs(model: Any, pixels: dict[str, torch.Tensor], keep_pixels: bool =
         keep_pixels: leave the pixels where they are, instead of moving them to the model.
     """
     config, generator = model.config, torch.Generator().manual_seed(0)
+    geometry = family_of_config(config).geometry
     (num_tokens,) = (int(count) for count in model.model.placeholder_counts("video", pixels))
 
     def write(length: int) -> list[int]:
         return torch.randint(1, MAX_TEXT_ID, (length,), generator=generator).tolist()
 
-    grid = pixels.get("video_grid_thw")
-    video = [config.video_token_id] * num_tokens
-    if grid is not None:
-        runs = int(grid[0, 0]) if "qwen3" in config.model_type else 1  # Qwen3-VL: one for each temporal grid
-        start, end = [config.vision_start_token_id], [config.vision_end_token_id]
-        run = [*start, *[config.video_token_id] * (num_tokens // runs), *end]
-        video = [token for _ in range(runs) for token in (*write(TIMESTAMP if runs > 1 else 0), *run)]
+    ((rows, columns),) = geometry.grids_of_call(config, pixels, 1)
+    runs = geometry.num_runs(num_tokens // (rows * columns))
+    start, end = [[getattr(config, name)] for name in geometry.run_marks] or ([], [])
+    run = [*start, *[config.video_token_id] * (num_tokens // runs), *end]
+    video = [token for _ in range(runs) for token in (*write(TIMESTAMP if runs > 1 else 0), *run)]
     ids = torch.tensor([[*write(TEXT_BEFORE), *video, *write(TEXT_AFTER)]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
-    if grid is not None:
+    if "video_grid_thw" in pixels:  # such models take the kind of every token too
         inputs["mm_token_type_ids"] = 2 * (ids == config.video_token_id).long()
     inputs["pixel_values_videos"] = pixels["pixel_values_videos"].to(model.dtype)
     stay = {"pixel_values_videos"} if keep_pixels else set()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from build_demo_model import QWEN_CHAT_TEMPLATE, QWEN_TOKENS, SPECIAL_TOKENS
 from tokenizers import AddedToken, pre_tokenizers
 from transformers import (
     GenerationConfig,
@@ -23,7 +22,9 @@ from transformers import (
 from flashvid_hf import FlashVIDQwen2_5_VLConfig, FlashVIDQwen2_5_VLForConditionalGeneration
 from flashvid_hf.evaluation.moving_shapes import ANSWERS, COLOURS, DIRECTIONS, NUMBERS, SHAPES, SIDE, TEXTURES, TYPES
 from flashvid_hf.evaluation.moving_shapes.dataset import rows, video_seeds
+from flashvid_hf.models.qwen.family_qwen import CHAT_TEMPLATE, TOKENS
 from flashvid_hf.publishing.versions import INSTALLATION
+from flashvid_hf.tiny_models import SPECIAL_TOKENS
 
 VOCABULARY = 1024  # tokens at most, beside the special ones
 # Common words, so that ordinary prompts are not spelled out letter by letter.
@@ -89,7 +90,7 @@ def train_tokenizer(videos: int = 400) -> Qwen2Tokenizer:
     texts = [row["prompt"] + "\n" + row["answer"] for row in rows(video_seeds("train", videos))]
     words = [word for answers in ANSWERS.values() for word in answers]
     tokenizer = untrained.train_new_from_iterator([*texts, *words * 50, *[ENGLISH] * 20], vocab_size=VOCABULARY)
-    names = [*SPECIAL_TOKENS, *QWEN_TOKENS.values()]
+    names = [*SPECIAL_TOKENS, *TOKENS.values()]
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     for word in (*words, *(word for of_label in CLASS_WORDS.values() for word in of_label if word)):
         if len(tokenizer.encode(word)) != 1:
@@ -105,7 +106,7 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> ProcessorMixin:
         image_processor=Qwen2VLImageProcessor(size=size, **patches),
         video_processor=Qwen2VLVideoProcessor(size=size, do_sample_frames=False, cap_pixels_per_frame=False, **patches),
         tokenizer=tokenizer,
-        chat_template=QWEN_CHAT_TEMPLATE,
+        chat_template=CHAT_TEMPLATE,
     )
 
 
@@ -121,7 +122,7 @@ def make_config(tokenizer: Qwen2Tokenizer, **flashvid: Any) -> FlashVIDQwen2_5_V
         "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
         "pad_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
     }
-    ids = {field: tokenizer.convert_tokens_to_ids(token) for field, token in QWEN_TOKENS.items()}
+    ids = {field: tokenizer.convert_tokens_to_ids(token) for field, token in TOKENS.items()}
     return FlashVIDQwen2_5_VLConfig(
         text_config=text, vision_config=VISION, tie_word_embeddings=True, **ids, **{"retention_ratio": 0.1, **flashvid}
     )

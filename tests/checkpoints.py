@@ -21,14 +21,7 @@ TESTS = Path(__file__).resolve().parent
 
 # A short film of six scenes.
 CLIP = TESTS.parent / "examples" / "clip.mp4"
-# How a demo model sees it: frames in a temporal grid, tokens of a grid, and newlines of a video of so many frames.
-CLIP_TOKENS = {
-    "qwen2_5_vl": (2, 108, lambda num_frames: 0),
-    "qwen3_vl": (2, 80, lambda num_frames: 0),
-    "qwen3_vl_moe": (2, 80, lambda num_frames: 0),
-    "llava_onevision": (1, 25, lambda num_frames: 1),
-    "llava_video": (1, 16, lambda num_frames: num_frames),
-}
+CLIP_HEIGHT, CLIP_WIDTH = 252, 336  # pixels
 # Of the six tokens a frame of `moving_frames` two enter, and of eight that entered three remain: every stage counts
 # differently.
 RETENTION_RATIO = 0.25
@@ -36,18 +29,19 @@ RETENTION_RATIO = 0.25
 
 def build_flashvid_folder(folder: Path, family: str = "qwen2_5_vl", **flashvid: Any) -> Path:
     """A complete FlashVID folder as it lies on the Hub: configuration, weights, code, processor, card."""
-    from build_demo_model import build_demo_model
+    from flashvid_hf.tiny_models import build_small_folder
 
     # Of the first seeds the one with the most different answers, so that comparing answers says something.
-    return build_demo_model(folder, family, seed=2, **{"retention_ratio": RETENTION_RATIO, **flashvid})
+    return build_small_folder(folder, family, seed=2, **{"retention_ratio": RETENTION_RATIO, **flashvid})
 
 
 def build_upstream_folder(folder: Path, family: str = "qwen2_5_vl", seed: int = 0, **fields: Any) -> Path:
     """A checkpoint that upstream's class saved, and the processor beside it."""
-    from build_demo_model import CLASSES, build_processor, upstream_fields
+    from flashvid_hf.families import family_named
+    from flashvid_hf.tiny_models import build_processor, upstream_fields
 
     processor = build_processor(family)
-    upstream = upstream_class(CLASSES[family].generative_model)
+    upstream = family_named(family).upstream_model
     set_seed(seed)
     model = upstream(upstream.config_class(**{**upstream_fields(processor.tokenizer, family), **fields})).eval()
     with torch.no_grad():
@@ -71,11 +65,14 @@ def moving_frames(num_frames: int = 8, height: int = 56, width: int = 84, seed: 
 
 
 def count_clip_tokens(config: Any, *num_frames: int) -> dict[str, int]:
-    """The pipeline's `video_tokens` of a prompt with the clip, once for each number of frames."""
+    """The pipeline's `video_tokens` of a prompt with the clip, once for each number of frames, from a small model."""
+    from flashvid_hf.families import family_of_config
 
-    frames_per_grid, tokens, count_newlines = CLIP_TOKENS[config.model_type.removeprefix("flashvid_")]
-    grids = [math.ceil(number / frames_per_grid) for number in num_frames]
-    newlines = sum(map(count_newlines, num_frames))  # all of them enter and remain
+    geometry = family_of_config(config).geometry
+    rows, columns = geometry.grid_of_pixels(config, CLIP_HEIGHT, CLIP_WIDTH)
+    tokens = rows * columns
+    grids = [math.ceil(number / geometry.frames_per_grid(config)) for number in num_frames]
+    newlines = sum(geometry.num_newlines(config, number, rows) for number in grids)  # all of them enter and remain
     entered = sum(config.method.exact_num_tokens(number, tokens) for number in grids)
     remained = math.ceil(config.llm_retention_ratio * entered)
     counts = {"total": sum(grids) * tokens, "entered": entered, "remained": remained}
@@ -155,19 +152,19 @@ torch.set_num_threads(int(num_threads))
 """
 
 
-def run_program(program: str, *arguments: Any, home: Path, with_package: bool = False) -> None:
+def run_program(program: str, *arguments: Any, home: Path, with_package: bool | Path = False) -> None:
     """Run a program in a fresh interpreter that has no network and a cache of its own.
 
     Args:
         program: Python code; it finds `arguments`, as strings, under that name, and can import this module.
         home: the interpreter's HF_HOME.
-        with_package: whether it can import `flashvid_hf`.
+        with_package: whether it can import `flashvid_hf`, or the folder that it imports it from.
 
     Raises:
         AssertionError: the program fails; the message is what it wrote.
     """
-    package = ""
-    if with_package:
+    package = str(with_package or "")
+    if with_package is True:
         import flashvid_hf
 
         package = str(Path(flashvid_hf.__file__).parent.parent)

@@ -1,4 +1,8 @@
-"""One row for each model family: tiny models and inputs that the shared tests run on."""
+"""Every model family with tiny inputs for its tiny model, that the shared tests run on.
+
+The models are those of `flashvid_hf.tiny_models`, by the families' records. Here is only how a test makes inputs for
+them and what it expects: one class for each kind of geometry.
+"""
 
 import dataclasses
 import math
@@ -7,131 +11,64 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import (
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLMoeConfig,
-    Qwen3VLMoeForConditionalGeneration,
-    set_seed,
-)
 from transformers.vision_utils import get_vision_window_index
 
-from flashvid_hf import (
-    FlashVIDLlavaOnevisionConfig,
-    FlashVIDLlavaOnevisionForConditionalGeneration,
-    FlashVIDLlavaVideoConfig,
-    FlashVIDLlavaVideoForConditionalGeneration,
-    FlashVIDQwen2_5_VLConfig,
-    FlashVIDQwen2_5_VLForConditionalGeneration,
-    FlashVIDQwen3VLConfig,
-    FlashVIDQwen3VLForConditionalGeneration,
-    FlashVIDQwen3VLMoeConfig,
-    FlashVIDQwen3VLMoeForConditionalGeneration,
-)
+from flashvid_hf import FAMILIES as RECORDS
+from flashvid_hf import Family
+from flashvid_hf.models.llava.family_llava_onevision import LlavaGeometry
+from flashvid_hf.models.qwen.family_qwen import QwenGeometry
+from flashvid_hf.tiny_models import build_tiny_config, build_tiny_model
 
+# The numbers of the special tokens in the tiny models.
 IMAGE, VIDEO, VISION_START, VISION_END = 90, 91, 92, 93
 FLASHVID = {"retention_ratio": 0.4, "pruning_layer": 3, "llm_retention_ratio": 0.5}
-
-IDS = {
-    "image_token_id": IMAGE,
-    "video_token_id": VIDEO,
-    "vision_start_token_id": VISION_START,
-    "vision_end_token_id": VISION_END,
-}
-TEXT = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
-VISION = {
-    "depth": 4,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_heads": 2,
-    "patch_size": 4,
-    "out_hidden_size": 32,
-}
-
-
-def qwen2_5_vl_config(config_class: type, **overrides: Any):
-    """Six language layers, four vision blocks of which the last sees whole frames, windows of 2x2 tokens."""
-    text = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
-    vision = {**VISION, "window_size": 16, "fullatt_block_indexes": [1, 3]}
-    return config_class(text_config=text, vision_config=vision, **IDS, **overrides)
-
-
-def qwen3_vl_config(config_class: type, text: dict[str, Any] | None = None, **overrides: Any):
-    """Six language layers of which the first three take in deepstack features."""
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
-    text = {**TEXT, "head_dim": 8, "rope_parameters": rope, **(text or {})}
-    vision = {**VISION, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2]}
-    return config_class(text_config=text, vision_config=vision, **IDS, **overrides)
-
-
-def qwen3_vl_moe_config(config_class: type, text: dict[str, Any] | None = None, **overrides: Any):
-    """Qwen3-VL's layers with the two best of eight experts each."""
-    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-    return qwen3_vl_config(config_class, text={**experts, **(text or {})}, **overrides)
-
-
-def llava_onevision_config(config_class: type, **overrides: Any):
-    """Six language layers; four vision layers, of which the third makes the features."""
-    text = {**TEXT, "model_type": "qwen2", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
-    vision = {
-        "model_type": "siglip_vision_model",
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "patch_size": 4,
-        "image_size": 20,
-        "vision_use_head": False,
-    }
-    return config_class(
-        text_config=text,
-        vision_config=vision,
-        vision_feature_layer=-2,
-        image_token_index=IMAGE,
-        video_token_index=VIDEO,
-        image_grid_pinpoints=[[20, 20], [20, 40], [40, 20]],
-        **overrides,
-    )
 
 
 @dataclass(frozen=True)
 class TinyFamily:
-    """A family's classes and how to make tiny models and inputs of it.
+    """A family and how to make tiny models and inputs of it.
 
     The parts of a prompt are "text", or the grid (T, height, width in patches) of a video, or that of an image (T = 1)
     after "image".
     """
 
-    name: str
-    model_class: type
-    config_class: type
-    upstream_class: type
-    upstream_config_class: type
-    make_config: Any
-    vision_tower: str
-    # Rounding of upstream's results at ratio 1; 0 is bit for bit.
-    upstream_atol: float = 0
+    record: Family
+
+    # The attribute of the base model that encodes images and videos.
+    vision_tower = ""
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def model_class(self) -> Any:
+        return self.record.generative_model
+
+    @property
+    def config_class(self) -> Any:
+        return self.record.config
+
+    @property
+    def upstream_class(self) -> Any:
+        return self.record.upstream_model
+
+    @property
+    def upstream_config_class(self) -> Any:
+        return self.record.upstream_model.config_class
+
+    @property
+    def upstream_atol(self) -> float:
+        """Rounding of upstream's results at ratio 1; 0 is bit for bit."""
+        return 0 if self.record.is_exact else 2e-5
+
+    def make_config(self, config_class: Any, **overrides: Any) -> Any:
+        """A tiny configuration of this class, the family's or upstream's."""
+        return build_tiny_config(self.record, config_class, **overrides)
 
     def model(self, attn_implementation: str = "sdpa", **flashvid: Any):
         """A FlashVID model with random weights, the same for the same family."""
-        set_seed(0)
-        config = self.make_config(self.config_class, **{**FLASHVID, **flashvid})
-        config._attn_implementation = attn_implementation
-        return scramble(self.model_class(config))
+        return build_tiny_model(self.record, attn_implementation, **{**FLASHVID, **flashvid})
 
     def upstream(self, like: torch.nn.Module):
         """The upstream model with the weights of `like`."""
@@ -245,17 +182,24 @@ class TinyFamily:
 
 @dataclass(frozen=True)
 class QwenFamily(TinyFamily):
-    """Grids of patches, four of which make a token; token types; three-axis positions.
+    """Grids of patches, four of which make a token; token types; three-axis positions."""
 
-    Args:
-        runs: whether every frame of a video is a run of placeholders of its own, after a timestamp.
-        windows: whether the vision tower sorts its tokens by attention windows.
-        timed: whether positions depend on the time between frames.
-    """
+    vision_tower = "visual"
 
-    runs: bool = False
-    windows: bool = False
-    timed: bool = False
+    @property
+    def runs(self) -> bool:
+        """Whether every frame of a video is a run of placeholders of its own, after a timestamp."""
+        return self.record.geometry.num_runs(2) == 2
+
+    @property
+    def windows(self) -> bool:
+        """Whether the vision tower sorts its tokens by attention windows."""
+        return "window_size" in self.record.tiny.vision
+
+    @property
+    def timed(self) -> bool:
+        """Whether positions depend on the time between frames."""
+        return "second_per_grid_ts" in self.record.base_model.position_inputs
 
     def placeholder_run(self, kind, part, generator):
         frames, tokens = self.tokens(part)
@@ -315,13 +259,20 @@ class LlavaFamily(TinyFamily):
     """Frames of 5 x 5 patches, whatever the grid of a part says but its number of frames.
 
     Args:
-        layout: pooling and newlines.
+        layout: pooling and newlines; `None` for those of the family's configuration.
     """
 
-    layout: tuple[str, str] = ("bilinear", "one_token")
+    layout: tuple[str, str] | None = None
+
+    vision_tower = "vision_tower"
+
+    def __post_init__(self):
+        if self.layout is None:
+            layout = (self.config_class.mm_spatial_pool_mode, self.config_class.mm_newline_position)
+            object.__setattr__(self, "layout", layout)
 
     def as_upstream(self):
-        return dataclasses.replace(self, make_config=llava_onevision_config, layout=("bilinear", "one_token"))
+        return dataclasses.replace(self, layout=("bilinear", "one_token"))
 
     def model(self, attn_implementation="sdpa", **flashvid):
         if "mm_newline_position" in self.config_class.method_fields:
@@ -414,66 +365,8 @@ class LlavaFamily(TinyFamily):
         return torch.stack([maps[..., i : i + 4 : 2, j : j + 4 : 2] for i in (0, 1) for j in (0, 1)]).mean(0).flatten()
 
 
-def scramble(model: torch.nn.Module) -> torch.nn.Module:
-    """Weights large enough that tokens differ and attention is far from uniform."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.2)
-    return model.eval()
-
-
-FAMILIES = (
-    QwenFamily(
-        "qwen2_5_vl",
-        FlashVIDQwen2_5_VLForConditionalGeneration,
-        FlashVIDQwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen2_5_VLConfig,
-        qwen2_5_vl_config,
-        "visual",
-        windows=True,
-        timed=True,
-    ),
-    QwenFamily(
-        "qwen3_vl",
-        FlashVIDQwen3VLForConditionalGeneration,
-        FlashVIDQwen3VLConfig,
-        Qwen3VLForConditionalGeneration,
-        Qwen3VLConfig,
-        qwen3_vl_config,
-        "visual",
-        runs=True,
-    ),
-    QwenFamily(
-        "qwen3_vl_moe",
-        FlashVIDQwen3VLMoeForConditionalGeneration,
-        FlashVIDQwen3VLMoeConfig,
-        Qwen3VLMoeForConditionalGeneration,
-        Qwen3VLMoeConfig,
-        qwen3_vl_moe_config,
-        "visual",
-        runs=True,
-    ),
-    LlavaFamily(
-        "llava_onevision",
-        FlashVIDLlavaOnevisionForConditionalGeneration,
-        FlashVIDLlavaOnevisionConfig,
-        LlavaOnevisionForConditionalGeneration,
-        LlavaOnevisionConfig,
-        llava_onevision_config,
-        "vision_tower",
-        upstream_atol=2e-5,
-    ),
-    LlavaFamily(
-        "llava_video",
-        FlashVIDLlavaVideoForConditionalGeneration,
-        FlashVIDLlavaVideoConfig,
-        LlavaOnevisionForConditionalGeneration,
-        LlavaOnevisionConfig,
-        llava_onevision_config,
-        "vision_tower",
-        upstream_atol=2e-5,
-        layout=("average", "frame"),
-    ),
+# What makes the inputs for the families of a geometry. A geometry that is not here gets a class of its own above.
+KINDS = {QwenGeometry: QwenFamily, LlavaGeometry: LlavaFamily}
+FAMILIES = tuple(
+    kind(record) for record in RECORDS for geometry, kind in KINDS.items() if isinstance(record.geometry, geometry)
 )

@@ -10,14 +10,20 @@ from checkpoints import build_upstream_folder, run_program
 from originals import original_weights, write_original
 
 HUB_CONFIGS = Path(__file__).resolve().parent.parent / "hub_configs"
-# One recipe of each family, and how many layers the language model of its base has.
-RECIPES = {
-    "qwen2_5_vl": ("FlashVID-Qwen2.5-VL-7B-Instruct", 28),
-    "qwen3_vl": ("FlashVID-Qwen3-VL-2B-Instruct", 28),
-    "qwen3_vl_moe": ("FlashVID-Qwen3-VL-30B-A3B-Instruct", 48),
-    "llava_onevision": ("FlashVID-llava-onevision-qwen2-0.5b-ov-hf", 24),
-    "llava_video": ("FlashVID-LLaVA-Video-7B-Qwen2", 28),
-}
+
+
+def _find_recipes() -> dict[str, Path]:
+    """Of each family the recipe whose base has the fewest layers, which is the one that prunes first."""
+    configs = {path.parent: json.loads(path.read_text()) for path in sorted(HUB_CONFIGS.glob("*/config.json"))}
+    recipes: dict[str, Path] = {}
+    for folder, config in sorted(configs.items(), key=lambda item: item[1]["pruning_layer"]):
+        if "base_model_name_or_path" in config:  # the trained demo has none
+            recipes.setdefault(config["model_type"].removeprefix("flashvid_"), folder)
+    return recipes
+
+
+# The folder of one recipe of each family.
+RECIPES = _find_recipes()
 PINNED, LATER = "a" * 40, "b" * 40  # commits of every base
 HUB_ID = "acme/FlashVID-tiny"
 CARD = "---\nlicense: apache-2.0\n---\n# A tiny base with random weights\n"
@@ -25,7 +31,7 @@ CARD = "---\nlicense: apache-2.0\n---\n# A tiny base with random weights\n"
 
 def recipe_of(family: str) -> Path:
     """The folder of the family's recipe."""
-    return HUB_CONFIGS / RECIPES[family][0]
+    return RECIPES[family]
 
 
 def base_of(family: str) -> str:
@@ -33,15 +39,23 @@ def base_of(family: str) -> str:
     return json.loads((recipe_of(family) / "config.json").read_text())["base_model_name_or_path"]
 
 
+def num_layers_of(family: str) -> int:
+    """Layers of the language model of that base."""
+    from flashvid_hf.families import family_named
+
+    return next(size.num_layers for size in family_named(family).published_sizes if size.base == base_of(family))
+
+
 def build_base(folder: Path, family: str, seed: int = 0) -> Path:
     """A tiny checkpoint in the layout of the recipe's base, with as many layers as that has."""
-    num_layers = RECIPES[family][1]
-    if family == "llava_video":
+    from flashvid_hf.families import family_named
+    from flashvid_hf.tiny_models import build_tokenizer, upstream_fields
+
+    num_layers = num_layers_of(family)
+    if not family_named(family).has_upstream_checkpoints:
         weights = original_weights(seed=seed, num_hidden_layers=num_layers)
         write_original(folder, weights, num_hidden_layers=num_layers)
     else:
-        from build_demo_model import build_tokenizer, upstream_fields
-
         text = upstream_fields(build_tokenizer(family), family)["text_config"]
         build_upstream_folder(folder, family, seed, text_config={**text, "num_hidden_layers": num_layers})
     (folder / "README.md").write_text(CARD)

@@ -419,9 +419,10 @@ def test_broken_model(broken_folder, name):
 
 def test_counts_are_those_of_the_configuration(right_folder):
     """By hand: 8 grids of 6 x 8 tokens, a quarter and a quarter of that more of them, and then 30 %."""
-    config = HubFolder(right_folder).full_config
+    folder = HubFolder(right_folder)
+    config, inputs = folder.full_config, {"video_grid_thw": torch.tensor([[8, 12, 16]])}
     assert config.llm_retention_ratio == 0.3
-    assert check_model.expect_counts(config, [8, 12, 16], 0) == (384, 120, 36)
+    assert check_model.expect_counts(folder.family.geometry, config, inputs, 0) == (384, 120, 36)
 
 
 def judge(find: Callable, folder: Path, **changes) -> str:
@@ -429,7 +430,7 @@ def judge(find: Callable, folder: Path, **changes) -> str:
     hub_folder = HubFolder(folder)
     observed = {"counts": [[384], [120], [36]], "prompt_columns": [136] * 10 + [52] * 4}
     hub_folder.findings = {
-        "grid": [8, 12, 16],
+        "inputs": {"video_grid_thw": torch.tensor([[8, 12, 16]])},
         "prompt_length": 400,
         "loading": {"dtype": "float32"},
         "compressed": {**observed, "logits": torch.tensor([1.0, -3.0])},

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from build_demo_model import SHAPES
 from checkpoints import (
     RETENTION_RATIO,
     assert_same,
@@ -43,7 +42,7 @@ from flashvid_hf import (
     FlashVIDQwen2_5_VLModel,
     exact_num_tokens,
 )
-from flashvid_hf.families import family_of_type
+from flashvid_hf.families import FAMILIES_BY_NAME, family_of_type
 from flashvid_hf.publishing.published_code import published_files
 
 # Dots and hyphens are no part of a module's name: transformers has to replace them.
@@ -561,7 +560,7 @@ def imports(module: Path) -> tuple[set[str], list[str]]:
     return relative, faults
 
 
-@pytest.fixture(scope="session", params=SHAPES)
+@pytest.fixture(scope="session", params=FAMILIES_BY_NAME)
 def family_folder(request, tmp_path_factory) -> Path:
     family = request.param
     return once(tmp_path_factory, f"doors-{family}", lambda folder: build_flashvid_folder(folder, family))

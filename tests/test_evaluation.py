@@ -7,7 +7,6 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pytest
-from build_demo_model import build_demo_model
 from checkpoints import once
 from studies import STUDIES
 
@@ -18,6 +17,7 @@ from flashvid_hf.evaluation.plot import plot_accuracy
 from flashvid_hf.evaluation.runner import Answer, Run, answer_items
 from flashvid_hf.evaluation.statistics import summarize
 from flashvid_hf.loading import load_model
+from flashvid_hf.tiny_models import build_small_folder
 
 CLIP = Path(__file__).resolve().parent.parent / "examples" / "clip.mp4"
 
@@ -54,7 +54,7 @@ RUNS = [
 
 @pytest.fixture(scope="session", params=["qwen2_5_vl", "qwen3_vl", "llava_onevision"])
 def loaded(request, tmp_path_factory):
-    folder = once(tmp_path_factory, f"evaluation-{request.param}", lambda path: build_demo_model(path, request.param))
+    folder = once(tmp_path_factory, f"evaluation-{request.param}", lambda path: build_small_folder(path, request.param))
     return load_model(str(folder), device="cpu")
 
 

@@ -3,17 +3,10 @@
 import json
 
 import pytest
-from build_demo_model import (
-    CLASSES,
-    SHAPES,
-    build_config,
-    build_demo_model,
-    build_processor,
-    build_tokenizer,
-    upstream_fields,
-)
 from checkpoints import (
     CLIP,
+    CLIP_HEIGHT,
+    CLIP_WIDTH,
     assert_same,
     build_upstream_folder,
     count_clip_tokens,
@@ -23,11 +16,18 @@ from checkpoints import (
     upstream_class,
 )
 from families import FAMILIES as TINY_FAMILIES
-from hub_cache import RECIPES
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
-from flashvid_hf import find_family, load_processor
-from flashvid_hf.publishing.model_card import GRIDS
+import flashvid_hf
+from flashvid_hf import FAMILIES, find_family, load_processor
+from flashvid_hf.families import FAMILIES_BY_NAME, RECORDS
+from flashvid_hf.tiny_models import (
+    build_processor,
+    build_small_config,
+    build_small_folder,
+    build_tokenizer,
+    upstream_fields,
+)
 
 REMOTE_DOOR = """
 import json
@@ -43,31 +43,61 @@ pipe.model.save_pretrained(saved)
 pipe.processor.save_pretrained(saved)
 """
 
-each_family = pytest.mark.parametrize("family", SHAPES)
+each_family = pytest.mark.parametrize("family", FAMILIES_BY_NAME)
 # Those whose published checkpoints are of upstream's class.
 each_upstream_family = pytest.mark.parametrize(
     "family",
-    [
-        name
-        for name, classes in CLASSES.items()
-        if upstream_class(classes.config).model_type == classes.config.base_model_type
-    ],
+    [family.name for family in FAMILIES if family.has_upstream_checkpoints],
 )
 
 
-def test_every_family_has_its_rows():
-    assert set(CLASSES) == set(SHAPES) == set(GRIDS) == set(RECIPES) == {family.name for family in TINY_FAMILIES}
+def test_every_family_is_in_the_shared_tests():
+    assert [family.name for family in FAMILIES] == [family.name for family in TINY_FAMILIES], (
+        "of a geometry that is new, `tests/families.py` needs a class that makes inputs"
+    )
+    assert len(set(RECORDS)) == len(FAMILIES_BY_NAME)
+
+
+# By hand, how the small models see the clip of 336 x 252 pixels: frames in a temporal grid, rows and columns of tokens,
+# newlines of a video of eight frames, and the part of the frames' width that the tokens see.
+CLIP_GEOMETRY = {
+    "qwen2_5_vl": (2, (9, 12), 0, 1.0),
+    "qwen3_vl": (2, (8, 10), 0, 1.0),
+    "qwen3_vl_moe": (2, (8, 10), 0, 1.0),
+    "llava_onevision": (1, (5, 5), 1, 126 / 130),
+    "llava_video": (1, (4, 4), 8, 112 / 130),
+}
+
+
+@pytest.mark.parametrize("family", CLIP_GEOMETRY)
+def test_geometry_of_the_clip(family):
+    record = FAMILIES_BY_NAME[family]
+    config, geometry = build_small_config(build_tokenizer(family), family), record.geometry
+    grid = geometry.grid_of_pixels(config, CLIP_HEIGHT, CLIP_WIDTH)
+    frames = geometry.frames_per_grid(config)
+    newlines = geometry.num_newlines(config, 8 // frames, grid[0])
+    assert (frames, grid, newlines, geometry.seen_part(config)) == CLIP_GEOMETRY[family]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_records_hold_what_the_published_models_have(family):
+    """Upstream's defaults are the published vision towers; the public names are the records' classes."""
+    vision = family.upstream_model.config_class().vision_config
+    assert {name: getattr(vision, name) for name in family.published_vision} == family.published_vision
+    for published in family.classes:
+        assert getattr(flashvid_hf, published.__name__) is published and published.__name__ in flashvid_hf.__all__
 
 
 @each_family
 def test_both_doors_give_the_same_answer(family, tmp_path):
     """Without the package and with it, from the folder and from the one that remote code saved."""
-    folder, saved, written = build_demo_model(tmp_path / "tiny", family, seed=2), tmp_path / "saved", tmp_path / "json"
+    folder = build_small_folder(tmp_path / "tiny", family, seed=2)
+    saved, written = tmp_path / "saved", tmp_path / "json"
     run_program(REMOTE_DOOR, folder, CLIP, written, saved, home=tmp_path / "home")
     remote, remote_processor = json.loads(written.read_text())
     assert {path.name for path in saved.iterdir()} == {path.name for path in folder.iterdir()} - {"README.md"}
 
-    classes = CLASSES[family]
+    classes = FAMILIES_BY_NAME[family]
     for source in (folder, saved):
         model, info = AutoModelForImageTextToText.from_pretrained(source, output_loading_info=True)
         assert type(model) is find_family(source).generative_model is classes.generative_model
@@ -86,7 +116,7 @@ def test_both_doors_give_the_same_answer(family, tmp_path):
 def test_published_checkpoints_load_whole(family, tmp_path):
     """Untied weights in upstream's own layout: nothing missing, nothing unexpected, every weight in its place."""
     build_upstream_folder(tmp_path, family)
-    classes = CLASSES[family]
+    classes = FAMILIES_BY_NAME[family]
     upstream = upstream_class(classes.generative_model).from_pretrained(tmp_path)
     assert not upstream.config.tie_word_embeddings
     model, info = classes.generative_model.from_pretrained(tmp_path, retention_ratio=0.1, output_loading_info=True)
@@ -124,10 +154,10 @@ def config_of_depth(family: str, depth: int):
     """A configuration with FlashVID's defaults."""
     fields = upstream_fields(build_tokenizer(family), family)
     fields["text_config"]["num_hidden_layers"] = depth
-    return CLASSES[family].config(**fields)
+    return FAMILIES_BY_NAME[family].config(**fields)
 
 
-@each_family
+@pytest.mark.parametrize("family", DEFAULTS)
 def test_defaults_are_those_of_the_reference(family):
     depth, expected = DEFAULTS[family]
     config = config_of_depth(family, depth)
@@ -177,21 +207,21 @@ BAD_LLAVA_VIDEO_FIELDS = [
 @pytest.mark.parametrize(
     ("family", "field", "value", "message"),
     [
-        *((family, *bad) for family in SHAPES for bad in BAD_FIELDS),
+        *((family, *bad) for family in FAMILIES_BY_NAME for bad in BAD_FIELDS),
         *(("llava_video", *bad) for bad in BAD_LLAVA_VIDEO_FIELDS),
     ],
 )
 def test_fields_out_of_range_are_refused(family, field, value, message):
-    good = build_config(build_tokenizer(family), family).to_dict()
+    good = build_small_config(build_tokenizer(family), family).to_dict()
     with pytest.raises(ValueError, match=message):
-        CLASSES[family].config(**{**good, field: value})
+        FAMILIES_BY_NAME[family].config(**{**good, field: value})
     with pytest.raises(ValueError, match=message):
-        CLASSES[family].config.from_dict(good, **{field: value})
+        FAMILIES_BY_NAME[family].config.from_dict(good, **{field: value})
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_vl_moe"])
 def test_deepstack_layers_are_not_pruned(family):
     tokenizer = build_tokenizer(family)
     with pytest.raises(ValueError, match="`pruning_layer` is 2: the first 3 layers .*at least 3"):
-        build_config(tokenizer, family, pruning_layer=2)
-    assert build_config(tokenizer, family, pruning_layer=3).pruning_layer == 3
+        build_small_config(tokenizer, family, pruning_layer=2)
+    assert build_small_config(tokenizer, family, pruning_layer=3).pruning_layer == 3

@@ -91,9 +91,8 @@ def test_recipe_keeps_the_ratio_on_average_over_the_layers(recipe):
 def test_recipe_loads_into_the_family_and_has_only_its_fields(recipe):
     config, config_class = read_config(recipe), recipe.classes.config
     assert config.keys() == COMMON_KEYS | config_class.method_fields
-    text = {"num_hidden_layers": recipe.num_layers}
-    if recipe.family.startswith("llava"):
-        text["model_type"] = "qwen2"
+    kind = {name: value for name, value in recipe.classes.small.text.items() if name == "model_type"}
+    text = {"num_hidden_layers": recipe.num_layers, **kind}
     loaded = config_class.from_dict({**config, "text_config": text})
     assert {name: getattr(loaded, name) for name in config_class.method_fields} == {
         name: config[name] for name in config_class.method_fields

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from build_demo_model import CLASSES
 from checkpoints import CLIP, build_flashvid_folder, once
 from PIL import Image
 from transformers import Pipeline
@@ -21,6 +20,7 @@ pytest.importorskip("lmms_eval", reason="needs lmms-eval, which `make test-lmms-
 
 from flashvid_hf.evaluation import moving_shapes as ms
 from flashvid_hf.evaluation.lmms_eval_model import FlashVIDForLmmsEval, _cut, _read_generation
+from flashvid_hf.families import FAMILIES_BY_NAME
 from flashvid_hf.loading import load_pipeline
 
 QUESTIONS = ("What rolls?", "Which colour has the square?", "What follows the night?", "Who passes whom?", "Why?")
@@ -194,7 +194,7 @@ def test_every_argument_reaches_the_model(work):
         FlashVIDForLmmsEval()
 
 
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("family", FAMILIES_BY_NAME)
 def test_every_family_reads_text_images_and_videos(family, tmp_path):
     folder = build_flashvid_folder(tmp_path / family, family)
     text = {"type": "text", "text": "What rolls?"}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from checkpoints import assert_same, build_flashvid_folder, observe, once, run_program, state, video_inputs
-from families import FAMILIES, VIDEO, scramble
+from families import FAMILIES, VIDEO
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForImageTextToText,
@@ -186,10 +186,10 @@ torch.save(results, f"{work}/results.pt")
 
 def build_official_folder(folder):
     """An upstream checkpoint as it is published; upstream itself saves the experts as its modules hold them."""
-    from build_demo_model import build_config, build_processor
+    from flashvid_hf.tiny_models import build_processor, build_small_config, scramble
 
     processor = build_processor("qwen3_vl_moe")
-    config = build_config(processor.tokenizer, "qwen3_vl_moe")
+    config = build_small_config(processor.tokenizer, "qwen3_vl_moe")
     tokens = {name: value for name, value in config.to_dict().items() if name.endswith("_token_id")}
     parts = {name: getattr(config, name).to_dict() for name in ("text_config", "vision_config")}
     set_seed(0)

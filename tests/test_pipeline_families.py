@@ -1,11 +1,11 @@
 """The pipeline on a demo model of every family: files, frames, chats and batches, against calls of `generate`."""
 
 import pytest
-from build_demo_model import SHAPES
 from checkpoints import CLIP, build_pipeline, count_clip_tokens, untimed
 from PIL import Image
 
 from flashvid_hf import VideoTextToTextPipeline, read_video
+from flashvid_hf.families import FAMILIES_BY_NAME
 
 QUESTION, OTHER_QUESTION = "What moves?", "Where to, and how fast does it go?"
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
@@ -14,7 +14,7 @@ NO_TOKENS = {"total": 0, "entered": 0, "remained": 0}
 PICTURE = Image.fromarray(LONG.frames[0])
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=FAMILIES_BY_NAME)
 def pipe(request, tmp_path_factory) -> VideoTextToTextPipeline:
     return build_pipeline(tmp_path_factory, request.param)
 

@@ -4,11 +4,11 @@ import time
 
 import pytest
 import torch
-from build_demo_model import SHAPES
 from checkpoints import CLIP, build_pipeline, untimed
 from PIL import Image
 
 from flashvid_hf import VideoTextToTextPipeline, read_video
+from flashvid_hf.families import FAMILIES_BY_NAME
 from flashvid_hf.video import pipeline_flashvid
 
 STAGES = ["decode", "preprocess", "generate"]
@@ -25,7 +25,7 @@ CHAT = [
 ]
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=FAMILIES_BY_NAME)
 def every_pipe(request, tmp_path_factory) -> VideoTextToTextPipeline:
     return build_pipeline(tmp_path_factory, request.param)
 

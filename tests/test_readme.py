@@ -7,15 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from build_demo_model import CLASSES, build_demo_model
 from checkpoints import build_upstream_folder, count_clip_tokens, once
+
+from flashvid_hf.families import FAMILIES_BY_NAME
+from flashvid_hf.tiny_models import build_small_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 UPSTREAM = "Qwen/Qwen2.5-VL-3B-Instruct"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 # An example of a family is called like it; the others serve every family.
 EXAMPLES = {
-    path.name: path.stem if path.stem in CLASSES else "llava_onevision"
+    path.name: path.stem if path.stem in FAMILIES_BY_NAME else "llava_onevision"
     for path in sorted((ROOT / "examples").glob("*.py"))
 }
 
@@ -28,7 +30,7 @@ def build_workplace(folder: Path) -> None:
     build_upstream_folder(folder / "upstream" / "qwen2_5_vl")
     build_upstream_folder(folder / "upstream" / "llava_onevision", "llava_onevision")
     for family in set(EXAMPLES.values()):
-        build_demo_model(folder / "demo" / family, family)
+        build_small_folder(folder / "demo" / family, family)
 
 
 @pytest.fixture(scope="session")
@@ -63,11 +65,11 @@ def test_examples(example, family, workplace):
     model = f"{'upstream' if 'upstream' in example else 'demo'}/{family}"
     code = (ROOT / "examples" / example).read_text()
     output = run(code, workplace, model, "examples/clip.mp4")
-    config = CLASSES[family].config.from_pretrained(workplace / model, retention_ratio=0.1)
+    config = FAMILIES_BY_NAME[family].config.from_pretrained(workplace / model, retention_ratio=0.1)
     num_frames = int(re.search(r"num_frames=(\d+)", code).group(1))
     for number in count_clip_tokens(config, num_frames).values():
         assert re.search(rf"\b{number}\b", output), output
 
 
 def test_every_family_has_an_example():
-    assert set(CLASSES) - set(EXAMPLES.values()) == {"qwen3_vl_moe"}, "which has that of Qwen3-VL"
+    assert set(FAMILIES_BY_NAME) - set(EXAMPLES.values()) == {"qwen3_vl_moe"}, "which has that of Qwen3-VL"

@@ -5,10 +5,10 @@ import shlex
 import evaluate
 import pytest
 import reproduce_tables
-from build_demo_model import CLASSES
 from reproduce_tables import RATIOS, SETUPS, TABLES
 
 from flashvid_hf.evaluation.benchmarks import BENCHMARKS
+from flashvid_hf.families import FAMILIES_BY_NAME
 from flashvid_hf.publishing.published_accuracy import PUBLISHED
 
 
@@ -36,7 +36,7 @@ def test_commands_of_evaluate_parse(family, behavior, capsys):
 def test_commands_of_lmms_eval_name_fields_and_tasks(family, capsys):
     printed, _ = commands(capsys, "--family", family, "--tool", "lmms_eval")
     assert len(printed) == 1 + len(RATIOS)
-    known = CLASSES[family].config.method_fields | {"pretrained", "num_frames"}
+    known = FAMILIES_BY_NAME[family].config.method_fields | {"pretrained", "num_frames"}
     for command in printed:
         assert command[:5] == ["python", "-m", "lmms_eval", "--model", "flashvid"]
         options = dict(zip(command[5::2], command[6::2], strict=False))

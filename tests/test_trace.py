@@ -8,11 +8,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from build_demo_model import SHAPES
 from checkpoints import CLIP, build_pipeline, moving_frames, run_program
 from PIL import Image
 
 from flashvid_hf import read_video
+from flashvid_hf.families import FAMILIES_BY_NAME
 from flashvid_hf.tracing.picture import choose_frames, draw_trace, find_trees
 from flashvid_hf.tracing.trace import Fate, VideoTrace, trace_report, trace_video
 from flashvid_hf.video.batching import convert_to_tensors
@@ -21,7 +21,7 @@ ARRAYS = ("frames", "seconds", "fate", "trees", "went_to", "starts", "rows_enter
 NUM_FRAMES = 12
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=FAMILIES_BY_NAME)
 def family(request, tmp_path_factory) -> SimpleNamespace:
     pipe = build_pipeline(tmp_path_factory, request.param)
     return SimpleNamespace(name=request.param, model=pipe.model, processor=pipe.processor)

@@ -12,7 +12,6 @@ import shutil
 
 import numpy as np
 import torch
-from build_demo_model import SHAPES, build_demo_model
 from checkpoints import run_program
 from hub_cache import add_repository
 from safetensors.torch import load_file, save_file
@@ -21,7 +20,9 @@ from transformers.video_utils import VideoMetadata
 from vllm_engine import Answer, run_engine
 
 from flashvid_hf import available_methods, make_method
+from flashvid_hf.families import family_named
 from flashvid_hf.models.configuration import FlashVIDConfigMixin
+from flashvid_hf.tiny_models import build_small_folder
 from flashvid_hf.video.batching import convert_to_tensors
 
 pytestmark = pytest.mark.filterwarnings("default")  # vLLM's deprecations are not ours to mend
@@ -55,14 +56,13 @@ def folder(tmp_path_factory):
 
     def make(family: str):
         if family not in made:
-            shape, patch = SHAPES[family], pytest.MonkeyPatch()
-            text = {**shape.text, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
+            record = family_named(family)
+            text = {**record.small.text, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
             text["rope_parameters"] = {**text["rope_parameters"], **ROPE[family]}
             if "num_experts" in text:
                 text["norm_topk_prob"] = True  # published checkpoints have it; transformers knows no other way
-            with patch.context() as context:
-                context.setitem(SHAPES, family, shape._replace(text=text))
-                made[family] = build_demo_model(tmp_path_factory.mktemp(family) / "model", family)
+            record = dataclasses.replace(record, small=dataclasses.replace(record.small, text=text))
+            made[family] = build_small_folder(tmp_path_factory.mktemp(family) / "model", record)
             publish_experts(made[family] / "model.safetensors")
         return made[family]
 

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from build_demo_model import build_config, build_tokenizer
 
 from flashvid_hf import available_methods, make_method
+from flashvid_hf.tiny_models import build_small_config, build_tokenizer
 from flashvid_hf.vllm_plugin.plugin import ARCHITECTURES
 from flashvid_hf.vllm_plugin.positions import append_positions, place_positions, split_positions, text_positions
 from flashvid_hf.vllm_plugin.qwen_positions import grid_positions, uncompressed_positions
@@ -93,7 +93,7 @@ def test_a_method_inside_the_language_model_alone_is_refused():
 
 
 def config(**fields):
-    return build_config(build_tokenizer(), **fields)
+    return build_small_config(build_tokenizer(), **fields)
 
 
 def test_the_settings_of_an_engine():

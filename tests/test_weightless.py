@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import assert_same, once, run_program
-from hub_cache import LATER, PINNED, RECIPES, base_of, build_base, recipe_of
+from hub_cache import LATER, PINNED, RECIPES, base_of, build_base, num_layers_of, recipe_of
 from transformers import AutoModelForImageTextToText
 
 from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration, load_processor
@@ -111,7 +111,7 @@ def test_a_weightless_folder_is_small_and_names_a_commit(family, exports):
     assert (config["base_model_name_or_path"], config["base_model_revision"]) == (base_of(family), PINNED)
     recipe = json.loads((recipe_of(family) / "config.json").read_text())
     assert {name: config[name] for name in recipe} == recipe
-    assert config["text_config"]["num_hidden_layers"] == RECIPES[family][1]
+    assert config["text_config"]["num_hidden_layers"] == num_layers_of(family)
     assert "license: apache-2.0" in (folder / "README.md").read_text()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..models.family import VideoGeometry
 from .clean_probe import NUM_FRAMES
 from .hub_folder import CheckFailure, CheckSkipped, HubFolder, is_of_the_commit, last_lines
 
@@ -58,13 +59,12 @@ def check_keys(folder: HubFolder) -> Iterator[str]:
 
 
 def check_equals_upstream(folder: HubFolder) -> Iterator[str]:
-    """With `retention_ratio=1.0`: bit for bit in the Qwen families, within rounding in the LLaVA families."""
+    """With `retention_ratio=1.0`: bit for bit where the family's record says so, within rounding in the others."""
     own = folder.finding("whole")
-    if "whole_in_upstream_layout" in folder.findings:
-        own = folder.finding("whole_in_upstream_layout")
+    if folder.family.upstream_settings:
+        own = folder.finding("whole_as_upstream")
     upstream, dtype = folder.finding("upstream"), folder.finding("loading")["dtype"]
-    is_exact = folder.family.config.model_type.startswith("flashvid_qwen")
-    tolerance = 0.0 if is_exact else ROUNDING.get(dtype, 0.0) * _scale(upstream)
+    tolerance = 0.0 if folder.family.is_exact else ROUNDING.get(dtype, 0.0) * _scale(upstream)
     difference = _difference(own, upstream)
     if not difference <= tolerance:  # also where it is NaN
         yield (
@@ -93,7 +93,7 @@ def check_counts(folder: HubFolder) -> Iterator[str]:
         yield f"{remained} of {entered} video tokens remained in the upper layers: it prunes nothing"
     if config.behavior != "paper":
         return  # there the counts depend on the video
-    expected = expect_counts(config, folder.finding("grid"), entered)
+    expected = expect_counts(folder.family.geometry, config, folder.finding("inputs"), entered)
     if (total, entered, remained) != expected:
         yield (
             f"the report has {total} video tokens, {entered} entered, {remained} remained; by config.json they are "
@@ -107,30 +107,24 @@ def check_counts(folder: HubFolder) -> Iterator[str]:
             break
 
 
-def expect_counts(config: Any, grid: list[int] | None, entered: int) -> tuple[int, int, int]:
+def expect_counts(
+    geometry: VideoGeometry, config: Any, inputs: dict[str, torch.Tensor], entered: int
+) -> tuple[int, int, int]:
     """Total, entered and remaining video tokens of the probe's video in behavior "paper", from the settings alone.
 
     Args:
-        config: the family's configuration.
-        grid: temporal grids, rows and columns of patches of the Qwen families; `None` for LLaVA.
-        entered: what was reported. Only looked at for "grid" newlines: those of rows that kept no token are dropped.
+        geometry, config: the family's.
+        inputs: of the model, but for the pixels.
+        entered: what was reported. Only looked at where newlines are dropped: how many depends on the video.
     """
-    newlines = kept_newlines = 0
-    if grid is not None:
-        num_frames, rows, columns = grid
-        num_tokens = rows * columns // config.vision_config.spatial_merge_size**2
-    else:
-        num_frames, patches = NUM_FRAMES, config.vision_config.image_size // config.vision_config.patch_size
-        side = math.ceil(patches / 2) if config.mm_spatial_pool_mode == "bilinear" else patches // 2
-        num_tokens = side**2
-        position = config.mm_newline_position
-        newlines = {"no_token": 0, "one_token": 1, "frame": num_frames, "grid": num_frames * side}[position]
-        kept_newlines = newlines
-    kept = num_frames * min(num_tokens, math.ceil(num_tokens * config.retention_ratio * config.expansion))
-    if grid is None and config.mm_newline_position == "grid":
+    ((rows, columns),) = geometry.grids_of_call(config, inputs, 1)
+    num_grids, num_tokens = math.ceil(NUM_FRAMES / geometry.frames_per_grid(config)), rows * columns
+    kept = num_grids * min(num_tokens, math.ceil(num_tokens * config.retention_ratio * config.expansion))
+    newlines = kept_newlines = geometry.num_newlines(config, num_grids, rows)
+    if geometry.drops_newlines(config):
         kept_newlines = max(1, min(newlines, entered - kept))
     remained = math.ceil(config.llm_retention_ratio * kept)
-    return num_frames * num_tokens + newlines, kept + kept_newlines, remained + kept_newlines
+    return num_grids * num_tokens + newlines, kept + kept_newlines, remained + kept_newlines
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> float:

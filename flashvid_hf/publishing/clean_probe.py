@@ -3,7 +3,7 @@
 It runs by `clean_process.run_clean` in an interpreter that cannot import `flashvid_hf`, imports nothing of the package
 itself, and judges nothing: `check_model.py` does.
 
-    python -c <this text> REQUEST FINDINGS    # a JSON file of `Request`'s fields, a file that `torch.load` reads
+    python -c <this text> REQUEST FINDINGS    # JSON that `HubFolder.findings` writes, a file that `torch.load` reads
 """
 
 import gc
@@ -99,13 +99,11 @@ def load_reference(model: Any, base: str | None, revision: str | None) -> Any:
     return reference.eval()
 
 
-def use_upstream_layout(model: Any, source: str) -> dict[str, torch.Tensor]:
-    """Make LLaVA-Video pool and place its newlines as LLaVA-OneVision does, as far as upstream goes, and its inputs."""
-    layout = {"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "one_token"}
-    for name, value in layout.items():
-        setattr(model.config, name, value)
+def use_settings(model: Any, source: str, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Set fields of the model's configuration and of its processor; return the inputs that this processor makes."""
     processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
-    for name, value in layout.items():
+    for name, value in settings.items():
+        setattr(model.config, name, value)
         setattr(processor, name, value)
     return make_inputs(processor)
 
@@ -114,16 +112,15 @@ def probe_local(request: dict[str, Any], note: Callable[[str, Any], None]) -> No
     """Load from the path, and compare with upstream."""
     source = request["folder"]
     inputs = make_inputs(AutoProcessor.from_pretrained(source, trust_remote_code=True))
-    grids = inputs.get("video_grid_thw")
-    note("grid", None if grids is None else grids[0].tolist())
+    note("inputs", {name: x for name, x in inputs.items() if not x.is_floating_point()})
     note("prompt_length", inputs["input_ids"].shape[1])
     model, found = load_model(source)
     note("loading", {**found, "dtype": str(model.dtype).removeprefix("torch.")})
     note("compressed", observe(model, inputs))
     note("whole", observe(model, inputs, retention_ratio=1.0))
-    if "mm_spatial_pool_mode" in model.config.to_dict():
-        inputs = use_upstream_layout(model, source)
-        note("whole_in_upstream_layout", observe(model, inputs, retention_ratio=1.0))
+    if request["upstream_settings"]:  # under those of the folder, upstream has no such model
+        inputs = use_settings(model, source, request["upstream_settings"])
+        note("whole_as_upstream", observe(model, inputs, retention_ratio=1.0))
     reference = load_reference(model, request["base"], request["base_revision"])
     del model
     note("upstream", observe(reference, inputs))

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..models.llava.original_checkpoints import is_original
+from ..families import find_original_format
 from .export import (
     check_target,
     find_commit,
@@ -47,7 +47,7 @@ def convert_llava(
     source, target = str(source), check_target(target)
     commit = find_commit(source, None)
     config_dict, _ = PreTrainedConfig.get_config_dict(source, revision=commit)
-    if not is_original(config_dict):
+    if find_original_format(config_dict) is None:
         raise ValueError(
             f"`model_type` of {source!r} is {config_dict.get('model_type')!r}: original LLaVA checkpoints say "
             "'llava_qwen', or 'llava' with the architecture 'LlavaQwenForCausalLM'. For an upstream checkpoint use "
@@ -67,7 +67,7 @@ def convert_llava(
     )
     for fault in ("missing", "unexpected", "mismatched"):
         check_keys(source, fault, info[f"{fault}_keys"])
-    model.generation_config = make_generation_config(source, commit, config_dict, config)
+    model.generation_config = make_generation_config(source, commit, config_dict, family, config)
 
     say(f"writing {model.num_parameters():,} parameters and the code to {target}")
     model.save_pretrained(target)

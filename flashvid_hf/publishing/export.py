@@ -14,23 +14,14 @@ from typing import Any
 from huggingface_hub import hf_hub_download, is_offline_mode, metadata_load, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 from tqdm import tqdm
-from transformers import (
-    AutoProcessor,
-    GenerationConfig,
-    LlavaOnevisionProcessor,
-    PreTrainedConfig,
-    ProcessorMixin,
-    Qwen2Tokenizer,
-)
+from transformers import AutoProcessor, GenerationConfig, PreTrainedConfig, ProcessorMixin
 from transformers.utils.hub import extract_commit_hash
 
 from ..compression.validation import check_choice
-from ..families import Family, family_of_type, find_family
+from ..families import families_that_accept, family_of_type, find_family
 from ..hub.loading import name_code
 from ..hub.processing_flashvid import FlashVIDProcessor
-from ..models.llava.configuration_flashvid_llava_video import FlashVIDLlavaVideoConfig
-from ..models.llava.original_checkpoints import is_original
-from ..models.llava.processing_flashvid_llava_video import upstream_arguments
+from ..models.family import Family
 from .model_card import CardFacts, render_card
 from .published_accuracy import render_eval_results
 from .published_code import write_code
@@ -82,17 +73,17 @@ def export_model(
         )
     base_dict, _ = PreTrainedConfig.get_config_dict(base, revision=commit)
     family, config = make_config(own, base, base_dict, settings)
-    processor = None
+    processor, original = None, family.original_format(base_dict)
     if weights != "base":
         processor = load_base_processor(base, commit, base_dict, family, config)
-    elif is_original(base_dict) and family.processor is None:
+    elif original is not None and not original.serves_weightless:
         raise ValueError(
-            f"{base!r} is an original LLaVA checkpoint, whose processor {family.config.__name__} cannot read from "
+            f"{base!r} is an {original.title} checkpoint, whose processor {family.config.__name__} cannot read from "
             "there. Choose `weights='included'`."
         )
     else:
         config.base_model_name_or_path, config.base_model_revision = base, commit
-    generation = make_generation_config(base, commit, base_dict, config)
+    generation = make_generation_config(base, commit, base_dict, family, config)
     card = make_card(repository or target.name, family, config, base, commit, weights)
 
     target.mkdir(parents=True, exist_ok=True)
@@ -137,8 +128,9 @@ def make_config(
         own: `config.json` of the recipe or weightless folder; empty without one.
     """
     family = family_of_type(own.get("model_type")) or find_family(base)
-    if is_original(dict(base_dict)) and not settings.keys() <= family.config.method_fields:
-        family = family_of_type(FlashVIDLlavaVideoConfig.model_type)
+    if not settings.keys() <= family.config.method_fields:  # another family that reads the base may know more of them
+        readers = families_that_accept(dict(base_dict))
+        family = max(readers, key=lambda reader: len(reader.config.method_fields), default=family)
     for name in sorted(settings.keys() - family.config.method_fields):
         known = ", ".join(sorted(family.config.method_fields))
         raise ValueError(f"`{name}` is no field of {family.config.model_type!r}: choose from {known}.")
@@ -172,27 +164,24 @@ def _check_depth(config: Any, base: str) -> None:
 def load_base_processor(
     base: str, commit: str | None, base_dict: Mapping[str, Any], family: Family, config: Any
 ) -> ProcessorMixin:
-    """The processor of a full folder; original LLaVA checkpoints bring only a tokenizer."""
-    if not is_original(dict(base_dict)):
+    """The processor of a full folder."""
+    original = family.original_format(base_dict)
+    if original is None:
         return AutoProcessor.from_pretrained(base, revision=commit)
-    tokenizer = Qwen2Tokenizer.from_pretrained(base, revision=commit)
-    if family.processor is not None:
-        return family.processor.from_config(config, tokenizer)
-    return LlavaOnevisionProcessor(**upstream_arguments(config, tokenizer))  # counts the same placeholders
+    return original.build_processor(config, base, commit)
 
 
 def make_generation_config(
-    base: str, commit: str | None, base_dict: Mapping[str, Any], config: Any
+    base: str, commit: str | None, base_dict: Mapping[str, Any], family: Family, config: Any
 ) -> GenerationConfig:
-    """The base's generation settings; an original LLaVA checkpoint ends its answers as its conversation does."""
+    """The base's generation settings, with what its format leaves to the code."""
     try:
         generation = GenerationConfig.from_pretrained(base, revision=commit)
     except OSError:
         generation = GenerationConfig.from_model_config(config)
-    if is_original(dict(base_dict)):
-        tokenizer = Qwen2Tokenizer.from_pretrained(base, revision=commit)
-        generation.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
-        generation.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    original = family.original_format(base_dict)
+    if original is not None:
+        original.complete_generation(generation, base, commit)
     return generation
 
 
@@ -220,7 +209,7 @@ def make_card(repository: str, family: Family, config: Any, base: str, commit: s
     return render_card(
         CardFacts(
             repository=repository,
-            family=family.config.model_type.removeprefix("flashvid_"),
+            family=family.name,
             settings=config.to_dict(),
             num_layers=config.get_text_config().num_hidden_layers,
             base=base if commit else None,

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
-from ..families import FAMILIES, Family, family_of_type
+from ..families import FAMILIES, family_of_type
+from ..models.family import Family
 from . import clean_probe
 from .clean_process import COMMIT, workplace
 from .code_audit import Fault, find_faults
@@ -173,6 +174,7 @@ class HubFolder:
             "revision": PROBE_REVISION,
             "base": self.base,
             "base_revision": self.config.get("base_model_revision"),
+            "upstream_settings": dict(self.family.upstream_settings),
         }
         program = Path(clean_probe.__file__).read_text(encoding="utf-8")
         with tempfile.TemporaryDirectory(prefix="flashvid-check-") as results, workplace() as place:

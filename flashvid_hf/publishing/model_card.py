@@ -4,46 +4,22 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from ..compression.compress_video import CompressionConfig, exact_num_tokens
 from ..compression.validation import check_choice, check_number
+from ..families import FAMILIES_BY_NAME
 from ..models.configuration import CALL_FIELDS
-from ..models.llava.newlines import count_rows, pooled_side
+from ..models.family import Family
 from .published_accuracy import PAPER_URL, PUBLISHED, Published
 from .versions import INSTALLATION
 
 TAGS = ["video", "video-token-compression", "token-pruning", "flashvid"]
-# Numbers of frames in the card's table of tokens.
-TABLE_FRAMES = (16, 32, 64)
-
-
-class Grid(NamedTuple):
-    """How a family cuts a video of 448 x 448 pixels into tokens.
-
-    Args:
-        title: the family's name.
-        frames: of one temporal grid.
-        tokens: of one temporal grid; `None` for LLaVA, whose 27 x 27 patches a frame are pooled as its settings say.
-    """
-
-    title: str
-    frames: int
-    tokens: int | None
-
-
-# By the `model_type` without its prefix. Qwen makes a token of 2 x 2 patches: of 14 pixels a side in Qwen2.5-VL, of 16
-# in Qwen3-VL.
-GRIDS = {
-    "qwen2_5_vl": Grid("Qwen2.5-VL", 2, (448 // 28) ** 2),
-    "qwen3_vl": Grid("Qwen3-VL", 2, (448 // 32) ** 2),
-    "qwen3_vl_moe": Grid("Qwen3-VL with experts", 2, (448 // 32) ** 2),
-    "llava_onevision": Grid("LLaVA-OneVision", 1, None),
-    "llava_video": Grid("LLaVA-Video", 1, None),
-}
-LLAVA_PATCHES = 27
+# Numbers of frames in the card's table of tokens, and their height and width in pixels.
+TABLE_FRAMES, TABLE_PIXELS = (16, 32, 64), 448
 
 # Each setting: what it may be, and what it does. {layers} is the number of layers.
 KNOBS = {
@@ -93,7 +69,7 @@ class CardFacts:
 
     Args:
         repository: its id on the Hub, or the name of the folder.
-        family: the `model_type` without "flashvid_", a key of `GRIDS`.
+        family: the name of its family, which is its `model_type` without "flashvid_".
         settings: the FlashVID fields of its `config.json`; other fields are passed over.
         num_layers: layers of the language model.
         base: the base model's id on the Hub; `None` for one that is not there.
@@ -119,7 +95,7 @@ class CardFacts:
     measured: str | None = None
 
     def __post_init__(self):
-        check_choice("family", self.family, GRIDS)
+        check_choice("family", self.family, FAMILIES_BY_NAME)
         check_choice("weights", self.weights, ("base", "included"))
         check_number("num_layers", self.num_layers, least=1, integer=True)
         missing = sorted(CALL_FIELDS - self.settings.keys())
@@ -133,6 +109,16 @@ class CardFacts:
                 "`base` is None and `weights` is 'base': weights can be read only from a base that is on the Hub. "
                 "Name its id, or include the weights."
             )
+
+    @property
+    def record(self) -> Family:
+        """The record of its family."""
+        return FAMILIES_BY_NAME[self.family]
+
+    @property
+    def geometry_config(self) -> Any:
+        """What the family's geometry asks of a configuration: its vision fields and the settings."""
+        return SimpleNamespace(**{**self.settings, "vision_config": SimpleNamespace(**self.record.published_vision)})
 
 
 def render_card(facts: CardFacts) -> str:
@@ -156,30 +142,19 @@ def count_tokens(facts: CardFacts, num_frames: int) -> tuple[int, int, int] | No
     """Tokens of a video of 448 x 448 pixels: of the vision tower, entering the language model, and remaining in it.
 
     Returns:
-        The three counts, LLaVA's newlines included, as the pipeline reports them; `None` where they depend on the
-        video.
+        The three counts, newlines included, as the pipeline reports them; `None` where they depend on the video.
     """
-    settings, grid = facts.settings, GRIDS[facts.family]
+    settings, geometry, shape = facts.settings, facts.record.geometry, facts.geometry_config
     config = CompressionConfig(**{field.name: settings[field.name] for field in fields(CompressionConfig)})
-    num_grids, tokens, newlines = math.ceil(num_frames / grid.frames), grid.tokens, 0
-    if tokens is None:
-        side, position = _llava_layout(facts)
-        tokens = side**2
-        newlines = count_rows(position, num_grids, side) - num_grids * tokens
-        if position == "grid":  # a row that loses all its tokens loses its newline
-            return None
-    if config.behavior != "paper":
+    if config.behavior != "paper" or geometry.drops_newlines(shape):
         return None
+    num_grids = math.ceil(num_frames / geometry.frames_per_grid(shape))
+    rows, columns = geometry.grid_of_pixels(shape, TABLE_PIXELS, TABLE_PIXELS)
+    tokens, newlines = rows * columns, geometry.num_newlines(shape, num_grids, rows)
     total, entered = num_grids * tokens, exact_num_tokens(num_grids, tokens, config)
     prunes = config.retention_ratio * config.expansion < 1 and settings["pruning_layer"] < facts.num_layers
     remained = math.ceil(settings["llm_retention_ratio"] * entered) if prunes else entered
     return total + newlines, entered + newlines, remained + newlines
-
-
-def _llava_layout(facts: CardFacts) -> tuple[int, str]:
-    """Tokens a side of a pooled frame, and where newlines follow; LLaVA-OneVision has no settings for them."""
-    side = pooled_side(facts.settings.get("mm_spatial_pool_mode", "bilinear"), LLAVA_PATCHES)
-    return side, facts.settings.get("mm_newline_position", "one_token")
 
 
 def _metadata(facts: CardFacts) -> str:
@@ -193,7 +168,7 @@ def _metadata(facts: CardFacts) -> str:
 
 def _introduction(facts: CardFacts) -> str:
     ratio = facts.settings["retention_ratio"]
-    name = _link(facts.base) if facts.base else f"A {GRIDS[facts.family].title} model"
+    name = _link(facts.base) if facts.base else f"A {facts.record.title} model"
     what = (
         f"{name} with FlashVID ([arXiv 2602.08024]({PAPER_URL})), which compresses the tokens of videos while the "
         f"model reads them: by default a layer of the language model sees {_percent(ratio)} of them on average. "
@@ -211,7 +186,7 @@ def _introduction(facts: CardFacts) -> str:
 
 
 def _tokens(facts: CardFacts) -> str:
-    settings, grid = facts.settings, GRIDS[facts.family]
+    settings = facts.settings
     ratio, expansion, layer = (settings[name] for name in ("retention_ratio", "expansion", "pruning_layer"))
     schedule = (
         f"{_percent(ratio * expansion)} of the video tokens enter the language model. Of its {facts.num_layers} "
@@ -224,15 +199,7 @@ def _tokens(facts: CardFacts) -> str:
     counts = [(num_frames, count_tokens(facts, num_frames)) for num_frames in TABLE_FRAMES]
     if not any(row for _, row in counts):
         return f"{schedule} With these settings the exact numbers depend on the video."
-    if grid.tokens is None:
-        side, position = _llava_layout(facts)
-        newline = {"frame": " and a newline", "one_token": ", and the video a newline", "no_token": ""}[position]
-        size = f"A frame of any size makes {side**2} tokens{newline}."
-    else:
-        size = (
-            f"Below for frames of 448 x 448 pixels, of which two make {grid.tokens} tokens; the base's processor "
-            "chooses the size by the video."
-        )
+    size = facts.record.geometry.describe(facts.geometry_config, TABLE_PIXELS, TABLE_PIXELS)
     head = ("frames", "video tokens", "enter", f"remain from layer {layer} on")
     rows = [(str(num_frames), *(f"{count:,}" for count in row)) for num_frames, row in counts if row]
     return f"{schedule} {size}\n\n{_table(head, rows)}"

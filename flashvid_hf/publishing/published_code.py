@@ -9,8 +9,9 @@ from typing import Any
 
 from transformers.dynamic_module_utils import custom_object_save
 
-from ..families import FAMILIES, Family
+from ..families import FAMILIES
 from ..hub.processing_flashvid import FlashVIDProcessor
+from ..models.family import Family
 from .bundle import Place, bundle
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -18,7 +19,11 @@ NAME = PACKAGE.name
 
 
 def find_places(family: Family) -> dict[str, Place]:
-    """The files of a family, and which modules go into each."""
+    """The files of a family, and which modules go into each.
+
+    Of the folder of a family, `models/<folder>/`, the modules that begin with "modeling_" go into the file of its
+    models, those with "processing_" into that of its processor, and what they import beside into the configuration's.
+    """
     configuration, modeling = (_module_name(c).rpartition(".")[2] for c in (family.config, family.generative_model))
     title = modeling.removeprefix("modeling_flashvid_")
     return {
@@ -36,13 +41,14 @@ def find_places(family: Family) -> dict[str, Place]:
                 "methods.registry",
             ),
         ),
+        f"processing_flashvid_{title}": Place(f"The processor of {title} with FlashVID.", ("models.*.processing_*",)),
+        modeling: Place(f"The models of {title} with FlashVID.", ("models.*.modeling_*",)),
         configuration: Place(
             f"The configuration of {title} with FlashVID.",
             (
                 "models.configuration",
                 "models.*.configuration_*",
-                "models.llava.newlines",
-                "models.llava.original_checkpoints",
+                "models.*.*",
                 "hub.weightless",
                 "hub.code_writer",
             ),
@@ -53,8 +59,6 @@ def find_places(family: Family) -> dict[str, Place]:
         "processing_flashvid": Place(
             "The processor of a folder without weights: that of its base.", ("hub.processing_flashvid",)
         ),
-        f"processing_flashvid_{title}": Place(f"The processor of {title} with FlashVID.", ("models.*.processing_*",)),
-        modeling: Place(f"The models of {title} with FlashVID.", ("models.qwen.*", "models.llava.*")),
         "modeling_flashvid": Place("What the models of all families share.", ("models.*", "hub.*")),
     }
 
@@ -88,7 +92,7 @@ def write_code(published: Any, folder: str | os.PathLike, family: Family | None 
     if published_class.__module__.partition(".")[0] != NAME:
         custom_object_save(published, folder)
         return
-    family = family or next(family for family in FAMILIES if published_class in family)
+    family = family or next(family for family in FAMILIES if published_class in family.classes)
     files = published_files(family)
     waiting, written = [f"{published_class.__module__.rpartition('.')[2]}.py"], set()
     while waiting:

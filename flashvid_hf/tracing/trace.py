@@ -23,6 +23,8 @@ from PIL import Image
 
 from ..compression.compress_video import CompressionConfig
 from ..compression.compressed_video import CompressedVideo
+from ..families import family_of_config
+from ..models.family import VideoGeometry
 from ..models.report import CompressionReport
 from ..video.batching import convert_to_tensors
 from ..video.pipeline_flashvid import media_arguments
@@ -171,8 +173,8 @@ def trace_report(
 
     Args:
         report: of the call, `outputs.report`.
-        inputs: what the model was called with; `video_grid_thw` of it says how many tokens the frames of the Qwen
-            families are high and wide. Those of the LLaVA families are square.
+        inputs: what the model was called with; in some families, such as Qwen's, it says how many tokens the frames are
+            high and wide.
         clips: the videos, with the frames that the model saw, in the order of the prompts.
         config: the model's configuration, with the settings of the call (`model.config.override(...)`).
 
@@ -189,11 +191,12 @@ def trace_report(
             f"`clips` has {len(clips)} videos and `report` {len(report.videos)}: pass every video of the call once, "
             "and trace a call without beams and with one returned sequence."
         )
-    sizes = _token_grids(report.videos, inputs, config)
+    geometry = family_of_config(config).geometry
+    sizes = _token_grids(report.videos, inputs, geometry, config)
     settings = {"model_type": config.model_type, **{name: getattr(config, name) for name in _SETTINGS}}
     stages = zip(report.tokens, report.entered, report.remained, report.kept_tokens_remained, strict=True)
     return [
-        _trace(video, clip, size, counts, remained.numpy(), config, settings)
+        _trace(video, clip, size, counts, remained.numpy(), geometry, config, settings)
         for video, clip, size, (*counts, remained) in zip(report.videos, clips, sizes, stages, strict=True)
     ]
 
@@ -248,6 +251,7 @@ def _trace(
     size: tuple[int, int],
     counts: list[int],
     remained: np.ndarray,
+    geometry: VideoGeometry,
     config: Any,
     settings: dict[str, Any],
 ) -> VideoTrace:
@@ -263,13 +267,13 @@ def _trace(
     fate[slots < 0] = Fate.DROPPED
     fate[rows_entered > 0] = Fate.ROOT
     fate[selected] = Fate.SELECTED
-    per_grid = _frames_per_grid(clip, len(selected), config)
+    per_grid = _frames_per_grid(clip, len(selected), geometry.frames_per_grid(config))
     shown = range(0, len(clip.frames), per_grid)
     rates = clip.metadata is not None and clip.metadata.fps and clip.metadata.frames_indices is not None
     seconds = [clip.metadata.timestamps[i] if rates else math.nan for i in shown]
     tokens, entered, left = counts
     return VideoTrace(
-        frames=np.stack([_thumbnail(clip.frames[i], config) for i in shown]),
+        frames=np.stack([_thumbnail(clip.frames[i], geometry.seen_part(config)) for i in shown]),
         seconds=np.array(seconds, dtype=np.float64),
         frames_per_grid=per_grid,
         height=size[0],
@@ -287,14 +291,11 @@ def _trace(
     )
 
 
-def _token_grids(videos: Sequence[CompressedVideo], inputs: Mapping[str, Any], config: Any) -> list[tuple[int, int]]:
+def _token_grids(
+    videos: Sequence[CompressedVideo], inputs: Mapping[str, Any], geometry: VideoGeometry, config: Any
+) -> list[tuple[int, int]]:
     """Height and width of the frames of each video in tokens."""
-    grids = inputs.get("video_grid_thw")
-    if grids is not None:
-        merge = config.vision_config.spatial_merge_size
-        sizes = [(height // merge, width // merge) for _, height, width in torch.as_tensor(grids).tolist()]
-    else:
-        sizes = [(math.isqrt(video.selected.shape[1]),) * 2 for video in videos]
+    sizes = geometry.grids_of_call(config, inputs, len(videos))
     for video, (height, width) in zip(videos, sizes, strict=True):
         if height * width != video.selected.shape[1]:
             raise ValueError(
@@ -304,9 +305,8 @@ def _token_grids(videos: Sequence[CompressedVideo], inputs: Mapping[str, Any], c
     return sizes
 
 
-def _frames_per_grid(clip: VideoClip, num_grids: int, config: Any) -> int:
-    """Frames that a temporal grid holds, the last perhaps fewer."""
-    per_grid = getattr(config.vision_config, "temporal_patch_size", 1)
+def _frames_per_grid(clip: VideoClip, num_grids: int, per_grid: int) -> int:
+    """`per_grid`, the frames that a temporal grid holds, the last perhaps fewer, if the clip has so many grids."""
     if math.ceil(len(clip.frames) / per_grid) != num_grids:
         raise ValueError(
             f"`clips` has a video of {len(clip.frames)} frames, and the model saw {num_grids} times {per_grid}: pass "
@@ -315,19 +315,9 @@ def _frames_per_grid(clip: VideoClip, num_grids: int, config: Any) -> int:
     return per_grid
 
 
-def _thumbnail(frame: np.ndarray, config: Any) -> np.ndarray:
-    """A small picture of what the tokens of a frame see.
-
-    Patches that do not fill the frame, and a last row and column that pooling leaves over, are cut off: LLaVA sees 378
-    of 384 pixels, pooled in twos 364.
-    """
-    height, width = frame.shape[:2]
-    if hasattr(config, "mm_spatial_pool_mode"):
-        patch, pixels = config.vision_config.patch_size, config.vision_config.image_size
-        patches = pixels // patch
-        if config.mm_spatial_pool_mode != "bilinear":
-            patches -= patches % 2
-        height, width = (round(side * patches * patch / pixels) for side in (height, width))
+def _thumbnail(frame: np.ndarray, seen_part: float) -> np.ndarray:
+    """A small picture of what the tokens of a frame see: `seen_part` of its height and width."""
+    height, width = (round(side * seen_part) for side in frame.shape[:2])
     scale = min(1.0, _THUMBNAIL / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.asarray(Image.fromarray(frame[:height, :width]).resize(size, Image.Resampling.LANCZOS))

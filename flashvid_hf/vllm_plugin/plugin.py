@@ -5,16 +5,12 @@ The entry point `vllm.general_plugins` names `register`.
 
 from typing import Any
 
+from ..families import FAMILIES
 from .settings import engine_method, flashvid_config
 from .weightless import lead_to_base
 
-# One line for each family: the class that vLLM imports when a checkpoint's `architectures` name it.
-ARCHITECTURES = {
-    "FlashVIDQwen2_5_VLForConditionalGeneration": "flashvid_hf.vllm_plugin.qwen2_5_vl:FlashVIDQwen2_5_VL",
-    "FlashVIDQwen3VLForConditionalGeneration": "flashvid_hf.vllm_plugin.qwen3_vl:FlashVIDQwen3VL",
-    "FlashVIDQwen3VLMoeForConditionalGeneration": "flashvid_hf.vllm_plugin.qwen3_vl_moe:FlashVIDQwen3VLMoe",
-    "FlashVIDLlavaOnevisionForConditionalGeneration": "flashvid_hf.vllm_plugin.llava_onevision:FlashVIDLlavaOnevision",
-}
+# What vLLM imports when a checkpoint's `architectures` name a class, as "module:class".
+ARCHITECTURES = {family.generative_model.__name__: family.vllm for family in FAMILIES if family.vllm is not None}
 # Rates that come from a ratio differ in the last digits.
 _TOLERANCE = 1e-6
 # Ways of speculative decoding that do not look at embeddings.
