@@ -24,9 +24,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from ..compression.compress_video import CompressionConfig
 from ..compression.compressed_video import CompressedVideo, check_features
 from ..compression.finite_checks import check_finite
-from ..compression.validation import check_number
+from ..compression.validation import check_number, check_settings, same_setting, setting
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,7 @@ class Kept(NamedTuple):
 class CompressionMethod:
     """A training-free way to keep part of the tokens of a video, with its settings.
 
-    Args:
-        retention_ratio: share of the video tokens that a layer of the language model sees, averaged over the layers;
-            above 0, at most 1, where the video stays as it is.
-        num_layers: L, layers of the language model; at least 1.
-        first_pruning_layer: the first layer that may see less than all that entered; at least 1. Families whose lower
-            layers take in features of the vision tower set it.
+    Its fields are its settings, flat numbers and strings. `setting` says their defaults, meanings and ranges.
 
     Raises:
         ValueError: a field is outside of its range, or no pruning brings the average to `retention_ratio`.
@@ -86,14 +82,15 @@ class CompressionMethod:
     # Whether `keep` looks at the attention; otherwise it need not be computed.
     needs_attention: ClassVar[bool] = True
 
-    retention_ratio: float = 0.25
-    num_layers: int = 28
-    first_pruning_layer: int = 1
+    retention_ratio: float = same_setting(CompressionConfig, "retention_ratio")
+    num_layers: int = setting(28, "L, layers of the language model", least=1, integer=True)
+    # Families whose lower layers take in features of the vision tower set it.
+    first_pruning_layer: int = setting(
+        1, "the first layer that may see less than all that entered", least=1, integer=True
+    )
 
     def __post_init__(self):
-        check_number("retention_ratio", self.retention_ratio, above=0, most=1)
-        check_number("num_layers", self.num_layers, least=1, integer=True)
-        check_number("first_pruning_layer", self.first_pruning_layer, least=1, integer=True)
+        check_settings(self)
         self.check()
         pruning = self.pruning if self.compresses else None
         if pruning is not None and pruning.layer < min(self.first_pruning_layer, self.num_layers):
@@ -103,7 +100,7 @@ class CompressionMethod:
             )
 
     def check(self) -> None:
-        """Raise a `ValueError` for a setting of this method that is outside of its range."""
+        """Raise a `ValueError` for settings that do not go together; each by itself is in its range by then."""
 
     @classmethod
     def settings(cls) -> dict[str, Any]:
@@ -222,24 +219,21 @@ class TokenScoring(CompressionMethod):
 class LatePruning(CompressionMethod):
     """A method with a step at a certain depth of the language model that keeps a certain share of what entered.
 
-    Args:
-        pruning_layer: K; at least 1. Default: nearest to `pruning_depth` of the layers, and not below
-            `first_pruning_layer`. From `num_layers` on there is no pruning.
-        llm_retention_ratio: share of the tokens that entered which the layers from K on see; above 0, at most 1, which
-            is no pruning. They see more where all tokens enter and `retention_ratio` would not be reached.
+    By default the step is at the layer nearest to `pruning_depth` of the layers, and not below `first_pruning_layer`.
+    The layers above see more than `llm_retention_ratio` where all tokens enter and `retention_ratio` would not be
+    reached.
     """
 
     pruning_depth: ClassVar[float]
     # The fields of `LayerPruning` beside the layer and the share.
     pruning_rule: ClassVar[dict[str, Any]] = {}
 
-    pruning_layer: int | None = None
-    llm_retention_ratio: float = 0.5
-
-    def check(self) -> None:
-        if self.pruning_layer is not None:
-            check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
-        check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
+    pruning_layer: int | None = setting(
+        None, "K, the first layer that sees less; from {layers} on none does", least=1, integer=True, optional=True
+    )
+    llm_retention_ratio: float = setting(
+        0.5, "share of the tokens that entered which the layers from K on see; at 1 nothing is pruned", above=0, most=1
+    )
 
     @property
     def pruning(self) -> LayerPruning | None:

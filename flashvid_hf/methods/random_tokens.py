@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..compression.validation import check_number
+from ..compression.validation import setting
 from .compression_method import TokenScoring
 
 
@@ -12,17 +12,13 @@ from .compression_method import TokenScoring
 class RandomTokens(TokenScoring):
     """Tokens drawn at random from the whole video, unchanged; a control, without a source.
 
-    Args:
-        seed: of the draw; at least 0. Videos of one size lose the same places, on every device.
+    Videos of one size lose the same places, on every device.
     """
 
     name = "random"
     needs_attention = False
 
-    seed: int = 0
-
-    def check(self) -> None:
-        check_number("seed", self.seed, least=0, integer=True)
+    seed: int = setting(0, "of the draw", least=0, integer=True)
 
     def score(self, features: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed)  # on the CPU: the same for every device

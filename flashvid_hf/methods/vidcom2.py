@@ -7,7 +7,7 @@ import torch
 from ..compression.budget import indices_of, share_out
 from ..compression.frame_chunks import frames_per_chunk, map_frames
 from ..compression.similarity import inverse_norms
-from ..compression.validation import check_number
+from ..compression.validation import setting
 from .compression_method import CompressionMethod, Kept
 
 # Variances of the Gaussians whose sum measures similarity.
@@ -34,19 +34,14 @@ class VidCom2(CompressionMethod):
       Where there are fewer tokens than frames, they go by the ratios alone, and frames may get none.
     - Position ids: consecutive in the LLaVA families; families with time and space in them keep those of the kept
       tokens.
-
-    Args:
-        temperature: of the softmax over the frames; above 0. Default: 0.01, as in the source. The larger it is, the
-            more even are the frames.
     """
 
     name = "vidcom2"
     needs_attention = False
 
-    temperature: float = 0.01
-
-    def check(self) -> None:
-        check_number("temperature", self.temperature, above=0)
+    temperature: float = setting(
+        0.01, "of the softmax over the frames, 0.01 in the source; the larger, the more even are the frames", above=0
+    )
 
     def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
         to_video, to_frame = _similarities(features)

@@ -7,7 +7,7 @@ import torch
 from ..compression.budget import indices_of
 from ..compression.frame_chunks import frames_per_chunk, map_frames
 from ..compression.similarity import inverse_norms
-from ..compression.validation import check_number
+from ..compression.validation import setting
 from ..compression.weighted_rows import count_by_slot, weighted_sums
 from .compression_method import CompressionMethod, Kept
 
@@ -36,17 +36,13 @@ class VisionZip(CompressionMethod):
     - Position ids: consecutive in the LLaVA families, as there; families with time and space in them keep those of
       the kept tokens.
     - No training afterwards: the source also has a variant with a fine-tuned projector.
-
-    Args:
-        dominant_ratio: share of the kept tokens that are dominant; 0 to 1. Default: 54 of 64, as in the source.
     """
 
     name = "visionzip"
 
-    dominant_ratio: float = 54 / 64
-
-    def check(self) -> None:
-        check_number("dominant_ratio", self.dominant_ratio, least=0, most=1)
+    dominant_ratio: float = setting(
+        54 / 64, "share of the kept tokens that are dominant; 54 of 64 in the source", least=0, most=1
+    )
 
     def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
         num_frames, tokens_per_frame = attention.shape
