@@ -68,7 +68,11 @@ class FlashVIDConfigMixin:
     complementary_segment: Any = same_setting(FlashVID, "complementary_segment")
     behavior: Any = same_setting(FlashVID, "behavior")
     vision_chunk_size: Any = setting(
-        32, "frames (Qwen: pairs) that the vision tower encodes at once; memory", least=1, integer=True, optional=True
+        32,
+        "frames (Qwen: pairs) of compressed videos that the vision tower encodes at once, for its memory; `null`: all",
+        least=1,
+        integer=True,
+        optional=True,
     )
     base_model_name_or_path: Any = None
     base_model_revision: Any = None
