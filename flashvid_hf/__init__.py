@@ -8,11 +8,12 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .compression.compress_video import CompressionConfig, compress_video, exact_num_tokens
 from .compression.compressed_video import CompressedVideo
+from .compression.validation import setting
 from .drop_in import flashvid
 from .families import FAMILIES, Family, find_family, load_processor
 from .hub.code_writer import CODE_WRITERS
 from .hub.processing_flashvid import FlashVIDProcessor
-from .methods.compression_method import CompressionMethod, Kept, LayerPruning, TokenScoring
+from .methods.compression_method import CompressionMethod, Kept, LayerPruning, Signal, Signals, TokenScoring
 from .methods.registry import available_methods, make_method, register_method
 from .models.cache import FlashVIDCache
 from .models.llava.configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
@@ -85,6 +86,8 @@ __all__ = [
     "FlashVIDQwen3VLMoeModel",
     "Kept",
     "LayerPruning",
+    "Signal",
+    "Signals",
     "TokenScoring",
     "VideoClip",
     "VideoTextToTextPipeline",
@@ -97,4 +100,5 @@ __all__ = [
     "make_method",
     "read_video",
     "register_method",
+    "setting",
 ]

@@ -25,7 +25,7 @@ class FastV(CompressionMethod):
     """
 
     name = "fastv"
-    needs_attention = False
+    signals = ()
 
     pruning_layer: int | None = setting(None, "K", least=1, integer=True, optional=True)
 

@@ -11,7 +11,7 @@ from ..compression.segmentation import segment_video
 from ..compression.similarity import inverse_norms
 from ..compression.validation import setting
 from ..compression.weighted_rows import weighted_sums
-from .compression_method import CompressionMethod, Kept
+from .compression_method import CompressionMethod, Kept, Signals
 
 # Nearest neighbours in the density estimate; the source's constant.
 _NUM_NEIGHBORS = 4
@@ -50,7 +50,7 @@ class FastVID(CompressionMethod):
         0.6, "beta, the least weight of a target against what is merged into it", least=0, most=1
     )
 
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
         with torch.no_grad():
             starts = segment_video(
                 features.mean(1), segment_threshold=self.segment_threshold, min_segment_num=self.min_segment_num
@@ -58,8 +58,8 @@ class FastVID(CompressionMethod):
             segment = starts.cumsum(0)
             first = torch.searchsorted(segment, segment)  # frame of the segment of each frame, (T,)
             last = torch.searchsorted(segment, segment, right=True) - 1
-            salient, context = self._share_budget(num_tokens, first, last, attention.shape[1])
-            selected = rank(attention) < salient[:, None]
+            salient, context = self._share_budget(num_tokens, first, last, features.shape[1])
+            selected = rank(signals.attention) < salient[:, None]
             is_target = rank(self._score(features, ~selected)) < context[:, None]
             kept = (selected | is_target).view(-1)
             indices = indices_of(kept, num_tokens)
@@ -75,7 +75,7 @@ class FastVID(CompressionMethod):
             is_anchor = anchor >= first[:, None]
             anchor = anchor.clamp(min=0)
             is_anchor &= context[anchor] > 0
-            target = find_targets(features, is_target, anchor, self._most_targets(num_tokens, *attention.shape))
+            target = find_targets(features, is_target, anchor, self._most_targets(num_tokens, *features.shape[:2]))
             joins = (is_anchor[:, None] & ~selected[..., None]).view(len(row), -1)  # (T * N, J)
             into = row[target].view_as(joins)
             earliest = torch.where(joins, into, num_tokens).amin(-1)

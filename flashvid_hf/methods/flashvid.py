@@ -8,7 +8,7 @@ import torch
 from ..compression.compress_video import CompressionConfig, compress_video, exact_num_tokens
 from ..compression.compressed_video import CompressedVideo
 from ..compression.validation import setting
-from .compression_method import CompressionMethod, LayerPruning
+from .compression_method import CompressionMethod, LayerPruning, Signals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,8 @@ class FlashVID(CompressionMethod, CompressionConfig):
     def exact_num_tokens(self, num_frames: int, tokens_per_frame: int) -> int:
         return exact_num_tokens(num_frames, tokens_per_frame, self)
 
-    def compress(self, video_features: torch.Tensor, attention: torch.Tensor) -> CompressedVideo:
+    def compress(self, video_features: torch.Tensor, signals: Signals | torch.Tensor) -> CompressedVideo:
+        attention = signals if isinstance(signals, torch.Tensor) else signals.attention
         return compress_video(video_features, attention, self)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from ..compression.budget import share_out
 from ..compression.validation import setting
 from ..compression.weighted_rows import count_by_slot
-from .compression_method import Kept, LatePruning
+from .compression_method import Kept, LatePruning, Signals
 from .static_tokens import cluster_sets, keep_tokens, limit_static, merge_over_time, segment_bounds
 
 # A merged token is this much its centre, and the mean of those that joined for the rest.
@@ -62,7 +62,7 @@ class HoliTom(LatePruning):
         optional=True,
     )
 
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
         threshold = self.static_threshold
         if threshold is None:
             threshold = 0.65 if self.retention_ratio <= 0.1 else 0.8
@@ -80,7 +80,8 @@ class HoliTom(LatePruning):
             centers, joined = cluster_sets(
                 merged.tokens, merged.static, num_static, max_sets=max(1, len(features) // 2)
             )  # a window with static tokens has two frames or more
-            rank = attention.masked_fill(static, float("-inf")).argsort(dim=1, descending=True, stable=True).argsort()
+            scores = signals.attention.masked_fill(static, float("-inf"))
+            rank = scores.argsort(dim=1, descending=True, stable=True).argsort()
             kept = torch.where(merged.dynamic, rank < num_dynamic[:, None], centers)
 
             joins = (merged.static & ~centers).flatten()

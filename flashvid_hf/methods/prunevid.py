@@ -10,7 +10,7 @@ from ..compression.similarity import inverse_norms
 from ..compression.token_merging import same_segment
 from ..compression.validation import setting
 from ..compression.weighted_rows import count_by_slot, weighted_sums
-from .compression_method import Kept, LatePruning
+from .compression_method import Kept, LatePruning, Signals
 from .static_tokens import NUM_NEIGHBORS, cluster_sets, keep_tokens, limit_static, merge_over_time, segment_bounds
 
 # Sets of at most so many tokens are not clustered.
@@ -52,7 +52,7 @@ class PruneVID(LatePruning):
     name = "prunevid"
     pruning_depth = 10 / 28
     pruning_rule = {"scored_by": "text_tokens"}
-    needs_attention = False
+    signals = ()
 
     segment_ratio: float = setting(
         0.25, "clusters of frames as a share of the frames, rounded down, one at least", above=0, most=1
@@ -60,7 +60,7 @@ class PruneVID(LatePruning):
     static_threshold: float = setting(0.8, "mean cosine above which a place is static", least=-1)
     llm_retention_ratio: float = 0.4
 
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
         num_segments = max(1, int(len(features) * self.segment_ratio))
         with torch.no_grad():
             starts = segment_frames(features.mean(1), num_segments)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..compression.validation import setting
-from .compression_method import TokenScoring
+from .compression_method import Signals, TokenScoring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +16,10 @@ class RandomTokens(TokenScoring):
     """
 
     name = "random"
-    needs_attention = False
+    signals = ()
 
     seed: int = setting(0, "of the draw", least=0, integer=True)
 
-    def score(self, features: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    def score(self, features: torch.Tensor, signals: Signals) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed)  # on the CPU: the same for every device
-        return torch.rand(attention.shape, generator=generator, dtype=torch.float32).to(attention.device)
+        return torch.rand(features.shape[:2], generator=generator, dtype=torch.float32).to(features.device)

@@ -8,7 +8,7 @@ from ..compression.budget import indices_of, share_out
 from ..compression.frame_chunks import frames_per_chunk, map_frames
 from ..compression.similarity import inverse_norms
 from ..compression.validation import setting
-from .compression_method import CompressionMethod, Kept
+from .compression_method import CompressionMethod, Kept, Signals
 
 # Variances of the Gaussians whose sum measures similarity.
 _SCALES = (1 / 8, 1 / 4, 1 / 2, 1, 2)
@@ -37,13 +37,13 @@ class VidCom2(CompressionMethod):
     """
 
     name = "vidcom2"
-    needs_attention = False
+    signals = ()
 
     temperature: float = setting(
         0.01, "of the softmax over the frames, 0.01 in the source; the larger, the more even are the frames", above=0
     )
 
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
         to_video, to_frame = _similarities(features)
         budget = self._frame_budgets(to_video, num_tokens)
         rank = (to_video + to_frame).argsort(dim=-1, stable=True).argsort(dim=-1)

@@ -20,6 +20,7 @@ Generated from flashvid_hf 0.1.0: do not edit. The sections are its modules:
     methods/registry.py
 """
 
+import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -197,8 +198,8 @@ class CompressedVideo:
         )
 
 
-def check_features(video_features: torch.Tensor, attention: torch.Tensor) -> None:
-    """Raise a `ValueError` unless these are the features (T, N, D) and the attention (T, N) of one video."""
+def check_features(video_features: torch.Tensor, attention: torch.Tensor | None) -> None:
+    """Raise a `ValueError` unless these are the features (T, N, D) and the attention (T, N), if any, of one video."""
     if video_features.ndim != 3 or 0 in video_features.shape:
         raise ValueError(
             f"`video_features` has shape {tuple(video_features.shape)}: it must be (frames, tokens per frame, width), "
@@ -206,6 +207,8 @@ def check_features(video_features: torch.Tensor, attention: torch.Tensor) -> Non
         )
     if not video_features.is_floating_point():
         raise ValueError(f"`video_features` has dtype {video_features.dtype}: it must be a floating point dtype.")
+    if attention is None:
+        return
     if attention.shape != video_features.shape[:2]:
         raise ValueError(
             f"`attention` has shape {tuple(attention.shape)} and `video_features` {tuple(video_features.shape)}: "
@@ -1341,22 +1344,24 @@ def unique_rows(
 
 # methods/compression_method.py ----------------------------------------------------------------------------------------
 
-"""What a compression method is: features and attention in, tokens and indices out, and perhaps a step at layer K.
+"""What a compression method is: features and signals in, tokens and indices out, and perhaps a step at layer K.
 
-A method is one file beside this one, `method_NAME.py`, and one line in `methods.py`:
+A method is one file beside this one, and one line in `methods/__init__.py`:
 
     @dataclass(frozen=True, kw_only=True)
     class Newest(CompressionMethod):
         '''Keep the last tokens of the video. Source: ...'''
 
         name = "newest"
-        needs_attention = False
+        signals = ()  # what it wants to know of the vision tower: nothing
 
-        def keep(self, features, attention, num_tokens):
-            indices = torch.arange(attention.numel() - num_tokens, attention.numel(), device=features.device)
-            return Kept(features.flatten(0, 1)[indices], indices)
+        def keep(self, features, signals, num_tokens):
+            tokens = features.flatten(0, 1)
+            indices = torch.arange(len(tokens), device=features.device)[-num_tokens:]
+            return Kept(tokens[indices], indices)
 
-Its fields are its settings, flat numbers and strings with defaults; `check` validates them.
+By default a method is told the attention that the tokens receive in the last layer of the vision tower,
+`signals.attention`. Its fields are its settings, see `setting`.
 
 Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens, L layers
 of the language model. A flat index is t * N + n.
@@ -1379,6 +1384,58 @@ class LayerPruning:
     ratio: float
     scored_by: str = "last_token"
     merges: bool = False
+
+
+# What a method may ask of a layer of the vision tower. Of a token that several patches make, their mean; where the
+# family pools its features, pooled like them.
+SIGNAL_KINDS = (
+    "attention",  # that the token receives, mean over heads and queries, with shape (T, N)
+    "keys",  # of the layer's attention before any rotary embedding, all heads side by side, with shape (T, N, width)
+    "hidden_states",  # that the layer returns, with shape (T, N, width)
+)
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Something about the tokens of a video that a method wants to know of the vision tower.
+
+    Args:
+        kind: one of `SIGNAL_KINDS`.
+        layer: which layer of the vision tower, counted from 0; a negative one counts back from the layer whose output
+            makes the features, which is -1.
+
+    Raises:
+        ValueError: there is no such kind, or the layer is no integer.
+    """
+
+    kind: str
+    layer: int = -1
+
+    def __post_init__(self):
+        check_choice("kind", self.kind, SIGNAL_KINDS)
+        if not isinstance(self.layer, int) or isinstance(self.layer, bool):
+            raise ValueError(
+                f"`layer` is {self.layer!r}: it must be an integer, 0 for the first layer of the vision tower, -1 for "
+                "the one whose output makes the features. Set `layer` to such a value."
+            )
+
+
+RECEIVED_ATTENTION = Signal("attention")
+
+
+class Signals(dict[Signal, torch.Tensor]):
+    """What a vision tower told about the tokens of one video: a tensor (T, N) or (T, N, width) for each `Signal`."""
+
+    @property
+    def attention(self) -> torch.Tensor:
+        """Attention that each token receives in the last layer, with shape (T, N)."""
+        return self[RECEIVED_ATTENTION]
+
+    def __missing__(self, signal: Signal):
+        raise ValueError(
+            f"There is no {signal!r} among the signals of the video, which are {list(self)}. Name it in `signals` of "
+            "the method, and pass it to `compress`."
+        )
 
 
 class Kept(NamedTuple):
@@ -1412,8 +1469,8 @@ class CompressionMethod:
 
     # How `compression_method` names it.
     name: ClassVar[str]
-    # Whether `keep` looks at the attention; otherwise it need not be computed.
-    needs_attention: ClassVar[bool] = True
+    # What `keep` is told of the vision tower. Nothing else is computed.
+    signals: ClassVar[tuple[Signal, ...]] = (RECEIVED_ATTENTION,)
 
     retention_ratio: float = same_setting(CompressionConfig, "retention_ratio")
     num_layers: int = setting(28, "L, layers of the language model", least=1, integer=True)
@@ -1490,26 +1547,36 @@ class CompressionMethod:
         check_number("tokens_per_frame", tokens_per_frame, least=1, integer=True)
         return max(1, round(num_frames * tokens_per_frame * self.entering_ratio))
 
-    def compress(self, video_features: torch.Tensor, attention: torch.Tensor) -> CompressedVideo:
+    def compress(self, video_features: torch.Tensor, signals: Signals | torch.Tensor) -> CompressedVideo:
         """Keep part of the tokens of one video. Deterministic; the inputs stay as they are.
 
         Args:
             video_features: tokens as they would enter the language model, with shape (T, N, D).
-            attention: attention that each token receives in the last vision block, averaged over heads and queries,
-                with shape (T, N); anything where `needs_attention` is False.
+            signals: what the method asks for in its `signals`; others are not looked at. A tensor is the attention that
+                each token receives in the last layer of the vision tower, with shape (T, N).
 
         Raises:
-            ValueError: the shapes do not fit together; a value is not finite, or beyond 1e12 in magnitude, see
-                `compress_video`.
+            ValueError: a signal is missing; the shapes do not fit together; a feature or an attention of the last layer
+                is not finite, or beyond 1e12 in magnitude, see `compress_video`.
         """
-        check_features(video_features, attention)
-        extremes = check_finite(video_features, attention if self.needs_attention else None)
-        num_frames, tokens_per_frame = attention.shape
+        if isinstance(signals, torch.Tensor):
+            signals = Signals({RECEIVED_ATTENTION: signals})
+        check_features(video_features, signals.get(RECEIVED_ATTENTION))
+        asked = Signals({signal: signals[signal] for signal in self.signals})
+        for signal, values in asked.items():
+            if values.shape[:2] != video_features.shape[:2]:
+                raise ValueError(
+                    f"{signal!r} has shape {tuple(values.shape)} and `video_features` {tuple(video_features.shape)}: "
+                    "both must begin with frames and tokens per frame. Pass the signals of this video."
+                )
+        extremes = check_finite(video_features, asked.get(RECEIVED_ATTENTION))
+        num_frames, tokens_per_frame, _ = video_features.shape
         num_tokens = self.exact_num_tokens(num_frames, tokens_per_frame)
-        if num_tokens >= attention.numel():
+        if num_tokens >= num_frames * tokens_per_frame:
             return CompressedVideo.whole(video_features, prunable=self.pruning is not None, extremes=extremes)
         with torch.autocast(video_features.device.type, enabled=False):
-            kept = self.keep(video_features.float().contiguous(), attention.float().contiguous(), num_tokens)
+            told = Signals({signal: values.float().contiguous() for signal, values in asked.items()})
+            kept = self.keep(video_features.float().contiguous(), told, num_tokens)
         return CompressedVideo.of_tokens(
             kept.tokens.to(video_features.dtype),
             kept.indices,
@@ -1520,12 +1587,12 @@ class CompressionMethod:
             extremes=extremes,
         )
 
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
         """Decide which tokens of a video are kept, and what becomes of them.
 
         Args:
             features: with shape (T, N, D), float32, contiguous.
-            attention: with shape (T, N), float32, contiguous.
+            signals: those that the method asks for, float32, contiguous: `signals.attention`, `signals[Signal(...)]`.
             num_tokens: how many to keep, M; below T * N.
         """
         raise NotImplementedError
@@ -1538,12 +1605,12 @@ SHARED_SETTINGS = frozenset(field.name for field in fields(CompressionMethod))
 class TokenScoring(CompressionMethod):
     """A method that keeps the tokens with the highest scores of the whole video, unchanged."""
 
-    def score(self, features: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        """Scores with shape (T, N), of features (T, N, D) and attention (T, N). Ties go to the lower index."""
+    def score(self, features: torch.Tensor, signals: Signals) -> torch.Tensor:
+        """Scores with shape (T, N), see `keep` for the arguments. Ties go to the lower index."""
         raise NotImplementedError
 
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
-        order = self.score(features, attention).flatten().argsort(descending=True, stable=True)
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
+        order = self.score(features, signals).flatten().argsort(descending=True, stable=True)
         indices = order[:num_tokens]
         return Kept(features.flatten(0, 1)[indices], indices)
 
@@ -1633,7 +1700,8 @@ class FlashVID(CompressionMethod, CompressionConfig):
     def exact_num_tokens(self, num_frames: int, tokens_per_frame: int) -> int:
         return exact_num_tokens(num_frames, tokens_per_frame, self)
 
-    def compress(self, video_features: torch.Tensor, attention: torch.Tensor) -> CompressedVideo:
+    def compress(self, video_features: torch.Tensor, signals: Signals | torch.Tensor) -> CompressedVideo:
+        attention = signals if isinstance(signals, torch.Tensor) else signals.attention
         return compress_video(video_features, attention, self)
 
 
@@ -1678,7 +1746,8 @@ def register_method(method: type[CompressionMethod]) -> type[CompressionMethod]:
     """Let `compression_method` choose a method by its name; also as a decorator.
 
     Raises:
-        ValueError: it is no dataclass that derives from `CompressionMethod`, or its name is missing or taken.
+        ValueError: it is no dataclass that derives from `CompressionMethod`, its name is missing or taken, or it does
+            not say by `signals` what it wants to know of the vision tower.
     """
     is_method = isinstance(method, type) and issubclass(method, CompressionMethod)
     if not is_method or "__dataclass_fields__" not in vars(method):  # a base's fields would hide the class's own
@@ -1692,8 +1761,32 @@ def register_method(method: type[CompressionMethod]) -> type[CompressionMethod]:
             f"`name` of `{method.__name__}` is {name!r}: it must be a string that no other method has; taken are "
             f"{', '.join(map(repr, METHODS))}. Choose another."
         )
+    _check_signals(method)
     METHODS[name] = method
     return method
+
+
+def _check_signals(method: type[CompressionMethod]) -> None:
+    """Raise a `ValueError` unless `signals` are right, also for a method that was written before there were any."""
+    advice = "`signals.attention` is the attention in the last layer. See `CompressionMethod`."
+    if hasattr(method, "needs_attention"):
+        raise ValueError(
+            f"`needs_attention` of `{method.__name__}` is {method.needs_attention!r}: a method now names what it wants "
+            f"to know of the vision tower. Write `signals = ()` for nothing; by default {advice}"
+        )
+    for function in ("compress", "keep", "score"):
+        if "attention" in inspect.signature(getattr(method, function, lambda: None)).parameters:
+            raise ValueError(
+                f"`{function}` of `{method.__name__}` takes `attention`: it is called with `signals` now. Rename the "
+                f"argument; {advice}"
+            )
+    signals = method.signals
+    are_signals = isinstance(signals, tuple) and all(isinstance(signal, Signal) for signal in signals)
+    if not are_signals or len(set(signals)) < len(signals):
+        raise ValueError(
+            f"`signals` of `{method.__name__}` is {signals!r}: it must be a tuple of `Signal`, each once. Write "
+            '`signals = (Signal("keys"),)` for one, `signals = ()` for nothing.'
+        )
 
 
 register_method(FlashVID)  # the others come with the package, see `methods/__init__.py`
