@@ -1592,7 +1592,7 @@ class FlashVIDModelMixin:
     def compress_videos(
         self,
         features: list[torch.Tensor],
-        told: list[Sequence[torch.Tensor]],
+        told: Sequence[Sequence[torch.Tensor]],
         settings: Any,
         stopwatch: Stopwatch,
     ) -> FlashVIDVideoOutput:
