@@ -4,7 +4,6 @@ import ast
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,20 +13,16 @@ import torch
 import transformers
 from checkpoints import assert_same, build_flashvid_folder, build_upstream_folder, once, state, upstream_class
 from safetensors.torch import load_file, save_file
-from transformers.dynamic_module_utils import get_relative_import_files
 
-from flashvid_hf import (
-    FAMILIES,
-    FlashVIDLlavaVideoProcessor,
-    FlashVIDProcessor,
-    FlashVIDQwen2_5_VLForConditionalGeneration,
-)
+from flashvid_hf import FAMILIES, FlashVIDQwen2_5_VLForConditionalGeneration
 from flashvid_hf.publishing import check_card, check_config, check_model
 from flashvid_hf.publishing.check_card import find_model_names
+from flashvid_hf.publishing.check_code import check_generated_code
 from flashvid_hf.publishing.checking import CHECKS, CheckResult, check_folder, run_check
 from flashvid_hf.publishing.clean_probe import load_reference
 from flashvid_hf.publishing.code_audit import EXECUTION, IMPORTS, NETWORK, RELATIVE, WRITING, find_faults
 from flashvid_hf.publishing.hub_folder import FULL, RECIPE, WEIGHTLESS, HubFolder
+from flashvid_hf.publishing.published_code import published_files
 from flashvid_hf.publishing.versions import INSTALLATION, TESTED_SENTENCE, TESTED_TRANSFORMERS, check_versions
 
 VERSIONS, EVALUATION = (
@@ -94,18 +89,22 @@ def test_right_folder_passes(tmp_path_factory, family):
     assert [result for result in results if result.status == "failed"] == []
 
 
-def test_published_modules_keep_the_rules(tmp_path):
-    published = [family.generative_model for family in FAMILIES] + [FlashVIDProcessor, FlashVIDLlavaVideoProcessor]
-    for module in {sys.modules[c.__module__].__file__ for c in published}:
-        for source in (module, *get_relative_import_files(module)):
-            shutil.copy(source, tmp_path)
-    assert len(list(tmp_path.iterdir())) > 20
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.config.model_type)
+def test_published_files_keep_the_rules(family, tmp_path):
+    files = published_files(family)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert len(files) == 6
     assert [str(fault) for fault in find_faults(tmp_path)] == []
 
 
 def test_code_that_breaks_the_rules_is_not_run(broken_folder, tmp_path):
     proof = tmp_path / "it ran"
-    edit(broken_folder / "ragged.py", "import torch\n", f"import torch\n\nopen({str(proof)!r}, 'w').close()\n")
+    edit(
+        broken_folder / "compression_flashvid.py",
+        "import torch\n",
+        f"import torch\n\nopen({str(proof)!r}, 'w').close()\n",
+    )
     results = {result.title: result for result in check_folder(broken_folder)}
     assert results["the code writes no file"].status == "failed"
     for check in CHECKS:
@@ -113,6 +112,25 @@ def test_code_that_breaks_the_rules_is_not_run(broken_folder, tmp_path):
             assert results[check.title].status == "skipped" and "was not run" in results[check.title].message
     assert sum(check.runs_code for check in CHECKS) == 7
     assert not proof.exists()
+
+
+def test_code_is_compared_with_what_the_package_generates(broken_folder):
+    def result() -> CheckResult:
+        return run(check_generated_code, broken_folder)
+
+    assert result().status == "passed"
+    code = broken_folder / "compression_flashvid.py"
+    edit(code, "import math\n", "import math\n\n")
+    assert result().status == "failed"
+    assert re.search(r"^compression_flashvid.py: is not what flashvid_hf [\d.]+ generates: export", result().message)
+    edit(code, "Generated from", "Derived from")  # a file of one's own is not compared, and the others are
+    assert result().status == "passed"
+    for path in broken_folder.glob("*.py"):
+        path.write_text(path.read_text().replace("Generated from flashvid_hf ", "Generated from flashvid_hf 9"))
+    assert result().status == "skipped" and "install that version" in result().message
+    for path in broken_folder.glob("*.py"):
+        path.write_text(path.read_text().replace("Generated from", "Derived from"))
+    assert result().status == "skipped" and "no file says" in result().message
 
 
 @pytest.mark.parametrize("folder", RECIPES, ids=lambda folder: folder.name)
@@ -364,12 +382,12 @@ RUNTIME_EDITS = {
         r"the weights have 1 unexpected keys, first .*extra",
     ),
     "compression that does nothing": Edit(
-        edit_code("configuration_flashvid", "return self.method.compresses", "return False"),
+        edit_code("configuration_flashvid_qwen2_5_vl", "return self.method.compresses", "return False"),
         check_model.check_differs_from_upstream,
         r"with `retention_ratio` 0.25 the output is that of the upstream model: the compression does nothing",
     ),
     "pruning that does nothing": Edit(
-        edit_code("configuration_flashvid", "method.pruning if method.compresses else None", "None"),
+        edit_code("configuration_flashvid_qwen2_5_vl", "method.pruning if method.compresses else None", "None"),
         check_model.check_counts,
         r"(\d+) of \1 video tokens remained in the upper layers: it prunes nothing",
     ),
@@ -379,9 +397,9 @@ RUNTIME_EDITS = {
         r"the logits differ from upstream's by up to",
     ),
     "missing module": Edit(
-        lambda folder: (folder / "packing.py").unlink(),
+        lambda folder: (folder / "compression_flashvid.py").unlink(),
         check_model.check_loads_from_path,
-        r"the folder does not load: .*packing",
+        r"the folder does not load: .*compression_flashvid",
     ),
 }
 

@@ -21,6 +21,8 @@ from typing import NamedTuple
 WIDTH = 120  # of a line, as in pyproject.toml
 # The one statement that several modules of a file may have in common.
 LOGGER = "logger = logging.get_logger(__name__)"
+# The line in the head of a file that names what the file was generated from.
+ORIGIN_LINE = r"(?m)^Generated from (.+): do not edit\."
 # What transformers takes for a relative import, even in a docstring: see `get_relative_imports` of its loader.
 _LOADER_PATTERN = re.compile(r"^\s*(?:import\s+\.\S+\s*$|from\s+\.\S+\s+import)", re.MULTILINE)
 

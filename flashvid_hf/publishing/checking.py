@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from .check_card import check_card_metadata, check_eval_results, check_snippets_compile, check_snippets_run
+from .check_code import check_generated_code, check_rule
 from .check_config import check_base_model, check_classes, check_compressing_settings, check_settings
 from .check_model import (
     check_counts,
@@ -62,11 +63,6 @@ class Check(NamedTuple):
     is_guard: bool = False
 
 
-def check_code(folder: HubFolder, rule: str) -> Iterator[str]:
-    """One rule of `published_code`."""
-    yield from (str(fault) for fault in folder.faults if fault.rule == rule)
-
-
 CHECKS = (
     Check("the settings in config.json are valid", check_settings, ALL_KINDS),
     Check("the settings compress and prune", check_compressing_settings, ALL_KINDS),
@@ -78,13 +74,14 @@ CHECKS = (
     Check("the evaluation results can be read", check_eval_results, ALL_KINDS),
     Check(
         "the code imports only the standard library, torch, transformers and huggingface_hub",
-        partial(check_code, rule=IMPORTS),
+        partial(check_rule, rule=IMPORTS),
         WITH_CODE,
     ),
-    Check("relative imports are flat, as the loader reads them", partial(check_code, rule=RELATIVE), WITH_CODE),
-    Check("the code uses no network", partial(check_code, rule=NETWORK), WITH_CODE, is_guard=True),
-    Check("the code runs no other code", partial(check_code, rule=EXECUTION), WITH_CODE, is_guard=True),
-    Check("the code writes no file", partial(check_code, rule=WRITING), WITH_CODE, is_guard=True),
+    Check("relative imports are flat, as the loader reads them", partial(check_rule, rule=RELATIVE), WITH_CODE),
+    Check("the code uses no network", partial(check_rule, rule=NETWORK), WITH_CODE, is_guard=True),
+    Check("the code runs no other code", partial(check_rule, rule=EXECUTION), WITH_CODE, is_guard=True),
+    Check("the code writes no file", partial(check_rule, rule=WRITING), WITH_CODE, is_guard=True),
+    Check("the code is what the named version of flashvid_hf generates", check_generated_code, WITH_CODE),
     Check(
         "the folder loads without the package, offline, from its path", check_loads_from_path, WITH_CODE, runs_code=True
     ),

@@ -67,7 +67,12 @@ def published_files(family: Family) -> dict[str, str]:
         BundleError: the package has a form that cannot be published.
     """
     classes = (family.generative_model, family.processor or FlashVIDProcessor)
-    return bundle(PACKAGE, map(_module_name, classes), find_places(family), f"{NAME} {version('flashvid-hf')}")
+    return bundle(PACKAGE, map(_module_name, classes), find_places(family), find_origin())
+
+
+def find_origin() -> str:
+    """The name and version of the package, as the head of every published file has it."""
+    return f"{NAME} {version('flashvid-hf')}"
 
 
 def write_code(published: Any, folder: str | os.PathLike, family: Family | None = None) -> None:

@@ -1,7 +1,7 @@
 """Processor of LLaVA-Video: as many placeholders as its pooling and newlines make, and the original's prompt."""
 
 import math
-import os
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -127,9 +127,12 @@ class FlashVIDLlavaVideoProcessor(LlavaOnevisionProcessor):
     def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
         """Save the processor with its code, so that it loads without this package by `trust_remote_code=True`."""
         self.auto_map = {"AutoProcessor": "processing_flashvid_llava_video.FlashVIDLlavaVideoProcessor"}
-        os.makedirs(save_directory, exist_ok=True)
-        save_code(self, save_directory)  # before upstream uploads the folder
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def to_json_file(self, json_file_path):
+        """Write `processor_config.json`, and the code that it names: upstream may upload the folder right after."""
+        super().to_json_file(json_file_path)
+        save_code(self, Path(json_file_path).parent)
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoProcessor"):
