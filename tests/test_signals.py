@@ -1,5 +1,6 @@
 """What a method asks of the vision tower: every kind of signal, in every family, against values from hooks."""
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -255,11 +256,26 @@ def test_layers_are_counted():
 
 
 def test_bad_signals_are_refused():
-    with pytest.raises(ValueError, match="`kind` is 'values': it must be one of 'attention', 'keys', 'hidden_states'"):
-        Signal("values")
+    message = refusal({"signals": (Signal("keys"), Signal("values"))})
+    assert message.startswith("`kind` is 'values': it must be one of 'attention', 'keys', 'hidden_states'")
     for layer in ("0", 1.0, None, True):
-        with pytest.raises(ValueError, match=f"`layer` is {layer!r}: it must be an integer"):
-            Signal("keys", layer)
+        message = refusal({"signals": (Signal("keys", layer),)})
+        assert message.startswith(f"`layer` of {Signal('keys', layer)!r} is {layer!r}: it must be an integer")
+
+
+def test_a_signal_is_the_same_in_two_copies_of_the_code():
+    """Remote code loads the module of the methods once for the configuration and once for the model."""
+    spec = importlib.util.find_spec("flashvid_hf.methods.compression_method")
+    other = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(other)
+    assert other.Signal is not Signal
+    for signal in EVERYTHING:
+        assert other.Signals({other.Signal(*signal): 1})[signal] == Signals({signal: 1})[other.Signal(*signal)] == 1
+    video = torch.randn(3, 4, 5), torch.rand(3, 4)
+    given = other.Signals({other.RECEIVED_ATTENTION: video[1]})
+    for name in ("flashvid", "visionzip"):
+        ours, theirs = (make_method(name).compress(video[0], signals) for signals in (video[1], given))
+        assert torch.equal(ours.tokens, theirs.tokens)
 
 
 def test_signals_that_do_not_fit_the_video_are_refused(asks, monkeypatch):

@@ -29,7 +29,7 @@ import torch
 from ..compression.compress_video import CompressionConfig
 from ..compression.compressed_video import CompressedVideo, check_features
 from ..compression.finite_checks import check_finite
-from ..compression.validation import check_choice, check_number, check_settings, same_setting, setting
+from ..compression.validation import check_number, check_settings, same_setting, setting
 
 
 @dataclass(frozen=True)
@@ -59,29 +59,18 @@ SIGNAL_KINDS = (
 )
 
 
-@dataclass(frozen=True)
-class Signal:
+# A tuple, because remote code has this module twice: once for the configuration and once for the model.
+class Signal(NamedTuple):
     """Something about the tokens of a video that a method wants to know of the vision tower.
 
     Args:
         kind: one of `SIGNAL_KINDS`.
         layer: which layer of the vision tower, counted from 0; a negative one counts back from the layer whose output
             makes the features, which is -1.
-
-    Raises:
-        ValueError: there is no such kind, or the layer is no integer.
     """
 
     kind: str
     layer: int = -1
-
-    def __post_init__(self):
-        check_choice("kind", self.kind, SIGNAL_KINDS)
-        if not isinstance(self.layer, int) or isinstance(self.layer, bool):
-            raise ValueError(
-                f"`layer` is {self.layer!r}: it must be an integer, 0 for the first layer of the vision tower, -1 for "
-                "the one whose output makes the features. Set `layer` to such a value."
-            )
 
 
 RECEIVED_ATTENTION = Signal("attention")

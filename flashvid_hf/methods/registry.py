@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 from ..compression.validation import check_choice
-from .compression_method import SHARED_SETTINGS, CompressionMethod, Signal
+from .compression_method import SHARED_SETTINGS, SIGNAL_KINDS, CompressionMethod, Signal
 from .flashvid import FlashVID
 
 METHODS: dict[str, type[CompressionMethod]] = {}
@@ -58,6 +58,13 @@ def _check_signals(method: type[CompressionMethod]) -> None:
             f"`signals` of `{method.__name__}` is {signals!r}: it must be a tuple of `Signal`, each once. Write "
             '`signals = (Signal("keys"),)` for one, `signals = ()` for nothing.'
         )
+    for signal in signals:
+        check_choice("kind", signal.kind, SIGNAL_KINDS)
+        if type(signal.layer) is not int:
+            raise ValueError(
+                f"`layer` of {signal!r} is {signal.layer!r}: it must be an integer, 0 for the first layer of the "
+                "vision tower, -1 for the one whose output makes the features. Set `layer` to such a value."
+            )
 
 
 register_method(FlashVID)  # the others come with the package, see `methods/__init__.py`
