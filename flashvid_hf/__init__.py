@@ -8,11 +8,12 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .compression.compress_video import CompressionConfig, compress_video, exact_num_tokens
 from .compression.compressed_video import CompressedVideo
+from .compression.validation import setting
 from .drop_in import flashvid
 from .families import FAMILIES, find_family, load_processor
 from .hub.code_writer import CODE_WRITERS
 from .hub.processing_flashvid import FlashVIDProcessor
-from .methods.compression_method import CompressionMethod, Kept, LayerPruning, TokenScoring
+from .methods.compression_method import CompressionMethod, Kept, LayerPruning, Signal, Signals, TokenScoring
 from .methods.registry import available_methods, make_method, register_method
 from .models.cache import FlashVIDCache
 from .models.family import Family
@@ -88,6 +89,8 @@ __all__ = [
     "FlashVIDQwen3VLMoeModel",
     "Kept",
     "LayerPruning",
+    "Signal",
+    "Signals",
     "TokenScoring",
     "VideoClip",
     "VideoTextToTextPipeline",
@@ -100,5 +103,6 @@ __all__ = [
     "make_method",
     "read_video",
     "register_method",
+    "setting",
 ]
 __all__ += sorted({_class.__name__ for _family in FAMILIES for _class in _family.classes} - set(__all__))

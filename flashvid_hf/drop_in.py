@@ -67,23 +67,8 @@ def flashvid(
     Raises:
         ValueError: `model` is of no family, or a setting is outside of its range; `model` is then as it was.
     """
-    settings = {
-        "retention_ratio": retention_ratio,
-        "do_segment": do_segment,
-        "segment_threshold": segment_threshold,
-        "min_segment_num": min_segment_num,
-        "complementary_segment": complementary_segment,
-        "token_selection_method": token_selection_method,
-        "alpha": alpha,
-        "temporal_threshold": temporal_threshold,
-        "expansion": expansion,
-        "pruning_layer": pruning_layer,
-        "llm_retention_ratio": llm_retention_ratio,
-        "behavior": behavior,
-        "vision_chunk_size": vision_chunk_size,
-        "compression_method": compression_method,
-        "method_settings": method_settings,
-    }
+    settings = {**locals()}  # every argument but the model is a setting under its name
+    del settings["model"]
     if compression_method != FlashVID.name:
         defaults = inspect.signature(flashvid).parameters
         check_own_settings(

@@ -540,7 +540,7 @@ def test_vision_tower(case, behavior, reason):
     finally:
         del run.model.model.compress_videos
         run.model.config.retention_ratio = case["flashvid"]["retention_ratio"]
-    (((features,), (attention,), *_),) = given
+    (((features,), ((attention,),), *_),) = given
     for ours, name in ((features, "vision.video_features"), (attention, "vision.cls_attention")):
         assert in_tolerance((ours - recorded[name]).abs().max().item(), recorded[name])
 

@@ -15,7 +15,7 @@ from architectures import qwen2_5_pixels, qwen3_pixels
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from make_hub_configs import NAMESPACE, RECIPES, main, make_settings
 
-from flashvid_hf.publishing.model_card import KNOBS, CardFacts, count_tokens, render_card
+from flashvid_hf.publishing.model_card import SETTINGS, CardFacts, count_tokens, render_card
 from flashvid_hf.publishing.published_accuracy import PUBLISHED, render_eval_results
 from flashvid_hf.publishing.versions import REQUIREMENTS, TESTED_TRANSFORMERS
 
@@ -240,4 +240,4 @@ def test_cards_name_the_requirements_of_the_package():
         assert f'"{requirement}"' in project
     for tested, name in zip(TESTED_TRANSFORMERS, ("constraints-oldest.txt", "constraints.txt"), strict=True):
         assert f"\ntransformers=={tested}\n" in (ROOT / name).read_text()
-    assert make_hub_configs.RETENTION_RATIO == 0.1 and len(KNOBS) == 17
+    assert make_hub_configs.RETENTION_RATIO == 0.1 and len(SETTINGS) == 17

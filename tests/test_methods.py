@@ -11,7 +11,7 @@ from benchmarking import Operators
 from flashvid_hf.compression import finite_checks as finite
 from flashvid_hf.compression.compressed_video import CompressedVideo
 from flashvid_hf.compression.token_selection import TOKEN_SELECTION_METHODS
-from flashvid_hf.methods.compression_method import SHARED_SETTINGS, CompressionMethod, Kept
+from flashvid_hf.methods.compression_method import SHARED_SETTINGS, CompressionMethod, Kept, Signals
 from flashvid_hf.methods.registry import METHODS, available_methods, make_method, register_method
 
 KEEPS_ALL = {"none"}
@@ -149,7 +149,7 @@ def test_attention_counts_where_it_is_said_to(name):
     features, attention = make_video(9, 25)
     method = make(name, 0.3)
     one, other = method.compress(features, attention), method.compress(features, attention.flip(1))
-    assert torch.equal(one.indices, other.indices) is not METHODS[name].needs_attention
+    assert torch.equal(one.indices, other.indices) is not bool(METHODS[name].signals)
 
 
 @every_method
@@ -208,7 +208,7 @@ def test_attention_that_cannot_be_computed_with_is_named(name, value):
     features, attention = make_video(9, 25)
     method, changed = make(name, 0.25), attention.clone()
     changed[3, 5] = value
-    if METHODS[name].needs_attention:
+    if METHODS[name].signals:
         with pytest.raises(ValueError, match=r"^`attention` has the value (nan|inf|2.19902e\+12): all of its values"):
             method.compress(features, changed)
     else:  # it may be anything
@@ -241,7 +241,7 @@ def test_where_the_device_is_not_waited_for(name, where, value, other_device):
         assert video.indices.shape == (num_tokens,) and len(video.tokens) == num_tokens
         assert bool((video.indices.diff() > 0).all()) and 0 <= video.indices[0] and video.indices[-1] < 9 * 25
         assert bool(((video.slots >= -1) & (video.slots < num_tokens)).all())
-        if "attention" in where and (not METHODS[name].needs_attention or selection == "div"):
+        if "attention" in where and (not METHODS[name].signals or selection == "div"):
             video.check()
             continue
         named = "attention" if "attention" in where else "video_features"
@@ -436,10 +436,11 @@ class LastTokens(CompressionMethod):
     """Keep the last tokens of the video."""
 
     name = "last_tokens_of_a_test"
-    needs_attention = False
+    signals = ()
 
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
-        indices = torch.arange(attention.numel() - num_tokens, attention.numel())
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
+        num_all = len(features.flatten(0, 1))
+        indices = torch.arange(num_all - num_tokens, num_all)
         return Kept(features.flatten(0, 1)[indices].flip(0), indices.flip(0))  # in any order
 
 

@@ -168,7 +168,7 @@ class InnerStep(CompressionMethod):
     """All tokens enter; from layer 3 on half of them are seen."""
 
     name = "inner_step_of_a_test"
-    needs_attention = False
+    signals = ()
 
     scored_by: str = "last_token"
     merges: bool = False

@@ -11,10 +11,16 @@ from transformers import Qwen2_5_VLConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionBlock
 
-from flashvid_hf.models import vision_attention
+from flashvid_hf.models import vision_signals
 from flashvid_hf.models.columns import gather_columns
-from flashvid_hf.models.vision_attention import RECORD, VisionRecord, install_packed_recording, mean_received_attention
 from flashvid_hf.models.vision_chunks import join_rows, split_frames
+from flashvid_hf.models.vision_signals import (
+    RECORD,
+    Source,
+    VisionRecord,
+    install_packed_recording,
+    mean_received_attention,
+)
 
 SMALL, LARGE = (2, 8, 4), (4, 8, 8)  # grids in patches
 
@@ -42,7 +48,7 @@ def test_received_attention_equals_that_of_the_used_block(family):
             family.video_features(model, inputs)
     finally:
         ALL_ATTENTION_FUNCTIONS._global_mapping.pop("probe", None)
-    features, scores, *_ = compressed[0]
+    features, (scores,), *_ = compressed[0]
     used = list(seen)[getattr(model.config, "vision_feature_layer", -1)]
     received = family.pooled_attention(torch.cat(seen[used]), inputs)
     torch.testing.assert_close(torch.cat([s.flatten() for s in scores]), received, atol=1e-7, rtol=1e-5)
@@ -83,7 +89,7 @@ def test_received_attention_is_in_the_order_of_the_output():
     given, original = [], model.model.compress_videos
     model.model.compress_videos = lambda *args: given.append(args) or original(*args)
     family.video_features(model, inputs)
-    ((_, (received,), *_),) = given
+    ((_, ((received,),), *_),) = given
     assert received.shape == family.tokens(part)
     torch.testing.assert_close(received.flatten(), expected, atol=1e-7, rtol=1e-5)
 
@@ -147,7 +153,7 @@ def test_received_attention_in_pieces(monkeypatch, budget):
     query, key = torch.randn(2, 3, sum(lengths), 8).unbind()
     frames = zip(query.split(lengths, dim=1), key.split(lengths, dim=1), strict=True)
     expected = torch.cat([(q @ k.mT * 0.3).softmax(-1).mean((0, 1)) for q, k in frames])
-    monkeypatch.setattr(vision_attention, "_WEIGHT_BYTES", budget)
+    monkeypatch.setattr(vision_signals, "_WEIGHT_BYTES", budget)
     sizes, softmax = [], torch.Tensor.softmax
     monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: sizes.append(4 * x.numel()) or softmax(x, dim))
     found = mean_received_attention(query, key, lengths, 0.3)
@@ -174,14 +180,14 @@ def test_recording_attention_takes_no_memory_worth_mentioning(monkeypatch, dtype
         block = Qwen2_5_VLVisionBlock(config.vision_config).to(dtype)
         states = torch.empty(160 * 1024, 1280, dtype=dtype)
         tables = (torch.empty(160 * 1024, 80), torch.empty(160 * 1024, 80))
-    install_packed_recording([block.attn])
+    install_packed_recording([block])
     seqlens = torch.arange(0, 160 * 1024 + 1, 1024, dtype=torch.int32)
-    peaks = []
-    for record in (None, VisionRecord(block.attn)):
+    source, peaks = Source("attention", block.attn), []
+    for record in (None, VisionRecord([source])):
         with torch.no_grad(), PeakMemory("meta") as memory:
             block(states, cu_seqlens=seqlens, max_seqlen=1024, position_embeddings=tables, **{RECORD: record})
         peaks.append(memory.bytes)
-    assert record.received.shape == (160 * 1024,)
+    assert record.found[source].shape == (160 * 1024,)
     assert peaks[0] > 2**30 and peaks[1] - peaks[0] < 2**20
 
 

@@ -23,7 +23,7 @@ from .segmentation import frame_similarity, segment_video
 from .similarity import gram_matrices, inverse_norms
 from .token_merging import MergedTokens, link_tokens, merge_tokens, same_segment
 from .token_selection import TOKEN_SELECTION_METHODS, select_tokens
-from .validation import check_choice, check_number
+from .validation import check_number, check_settings, setting
 from .weighted_rows import weighted_sums
 
 BEHAVIORS = ("paper", "released")
@@ -33,47 +33,37 @@ BEHAVIORS = ("paper", "released")
 class CompressionConfig:
     """Settings of the compression, under the reference implementation's names.
 
-    Args:
-        retention_ratio: share of the video tokens that a layer of the language model sees, averaged over the layers;
-            above 0, at most 1. Where `retention_ratio * expansion` reaches 1, the video stays as it is.
-        expansion: `retention_ratio * expansion` is the share that enters the language model; at least 1. The
-            pruning inside the language model makes up for it.
-        alpha: share of the kept tokens that are selected (ADTS); the others are merged (TSTM); 0 to 1.
-        token_selection_method: "attn", "div", "attn_div" or "attn_div_v2", see `select_tokens`.
-        temporal_threshold: smallest cosine that links a token to the frame before; at least -1. From 1 on nothing is
-            merged over time.
-        do_segment: cut the video into segments (DySeg); otherwise it is one segment.
-        segment_threshold: cosine of neighbouring frames below which a segment ends; at least -1.
-        min_segment_num: segments that `complementary_segment` aims at; at least 1.
-        complementary_segment: cut further where too few cuts pass the threshold.
-        behavior: "paper", or "released" to reproduce the numbers of the released code with its deviations.
+    Where `retention_ratio * expansion` reaches 1, the video stays as it is. The pruning inside the language model makes
+    up for the expansion. From a `temporal_threshold` of 1 on nothing is merged over time. In behavior "released" the
+    numbers are those of the released code, with its deviations from the paper.
 
     Raises:
         ValueError: a field is outside of its range.
     """
 
-    retention_ratio: float = 0.25
-    expansion: float = 1.25
-    alpha: float = 0.7
-    token_selection_method: str = "attn_div_v2"
-    temporal_threshold: float = 0.8
-    do_segment: bool = True
-    segment_threshold: float = 0.9
-    min_segment_num: int = 8
-    complementary_segment: bool = True
-    behavior: str = "paper"
+    retention_ratio: float = setting(
+        0.25, "share of the video tokens that a layer sees on average; 1.0 is off", above=0, most=1
+    )
+    expansion: float = setting(
+        1.25, "`retention_ratio * expansion` is the share that enters the language model", least=1
+    )
+    alpha: float = setting(
+        0.7, "share of the kept tokens that are selected (ADTS); the others are merged (TSTM)", least=0, most=1
+    )
+    token_selection_method: str = setting(
+        "attn_div_v2", "select by attention, by diversity, or by both", choices=TOKEN_SELECTION_METHODS
+    )
+    temporal_threshold: float = setting(0.8, "smallest cosine that merges a token into the frame before", least=-1)
+    do_segment: bool = setting(True, "cut the video into segments (DySeg), or take it as one", choices=(True, False))
+    segment_threshold: float = setting(0.9, "cosine of neighbouring frames below which a segment ends", least=-1)
+    min_segment_num: int = setting(8, "segments that `complementary_segment` aims at", least=1, integer=True)
+    complementary_segment: bool = setting(
+        True, "cut further where too few cuts pass the threshold", choices=(True, False)
+    )
+    behavior: str = setting("paper", "`released` reproduces the numbers of the authors' code", choices=BEHAVIORS)
 
     def __post_init__(self):
-        check_number("retention_ratio", self.retention_ratio, above=0, most=1)
-        check_number("expansion", self.expansion, least=1)
-        check_number("alpha", self.alpha, least=0, most=1)
-        check_choice("token_selection_method", self.token_selection_method, TOKEN_SELECTION_METHODS)
-        check_number("temporal_threshold", self.temporal_threshold, least=-1)
-        check_number("segment_threshold", self.segment_threshold, least=-1)
-        check_number("min_segment_num", self.min_segment_num, least=1, integer=True)
-        check_choice("do_segment", self.do_segment, (True, False))
-        check_choice("complementary_segment", self.complementary_segment, (True, False))
-        check_choice("behavior", self.behavior, BEHAVIORS)
+        check_settings(self)
 
     @property
     def segmentation(self) -> dict:

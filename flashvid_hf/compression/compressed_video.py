@@ -117,8 +117,8 @@ class CompressedVideo:
         )
 
 
-def check_features(video_features: torch.Tensor, attention: torch.Tensor) -> None:
-    """Raise a `ValueError` unless these are the features (T, N, D) and the attention (T, N) of one video."""
+def check_features(video_features: torch.Tensor, attention: torch.Tensor | None) -> None:
+    """Raise a `ValueError` unless these are the features (T, N, D) and the attention (T, N), if any, of one video."""
     if video_features.ndim != 3 or 0 in video_features.shape:
         raise ValueError(
             f"`video_features` has shape {tuple(video_features.shape)}: it must be (frames, tokens per frame, width), "
@@ -126,6 +126,8 @@ def check_features(video_features: torch.Tensor, attention: torch.Tensor) -> Non
         )
     if not video_features.is_floating_point():
         raise ValueError(f"`video_features` has dtype {video_features.dtype}: it must be a floating point dtype.")
+    if attention is None:
+        return
     if attention.shape != video_features.shape[:2]:
         raise ValueError(
             f"`attention` has shape {tuple(attention.shape)} and `video_features` {tuple(video_features.shape)}: "

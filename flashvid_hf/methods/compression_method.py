@@ -1,19 +1,21 @@
-"""What a compression method is: features and attention in, tokens and indices out, and perhaps a step at layer K.
+"""What a compression method is: features and signals in, tokens and indices out, and perhaps a step at layer K.
 
-A method is one file beside this one, `method_NAME.py`, and one line in `methods.py`:
+A method is one file beside this one, and one line in `methods/__init__.py`:
 
     @dataclass(frozen=True, kw_only=True)
     class Newest(CompressionMethod):
         '''Keep the last tokens of the video. Source: ...'''
 
         name = "newest"
-        needs_attention = False
+        signals = ()  # what it wants to know of the vision tower: nothing
 
-        def keep(self, features, attention, num_tokens):
-            indices = torch.arange(attention.numel() - num_tokens, attention.numel(), device=features.device)
-            return Kept(features.flatten(0, 1)[indices], indices)
+        def keep(self, features, signals, num_tokens):
+            tokens = features.flatten(0, 1)
+            indices = torch.arange(len(tokens), device=features.device)[-num_tokens:]
+            return Kept(tokens[indices], indices)
 
-Its fields are its settings, flat numbers and strings with defaults; `check` validates them.
+By default a method is told the attention that the tokens receive in the last layer of the vision tower,
+`signals.attention`. Its fields are its settings, see `setting`.
 
 Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens, L layers
 of the language model. A flat index is t * N + n.
@@ -24,9 +26,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from ..compression.compress_video import CompressionConfig
 from ..compression.compressed_video import CompressedVideo, check_features
 from ..compression.finite_checks import check_finite
-from ..compression.validation import check_number
+from ..compression.validation import check_number, check_settings, same_setting, setting
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,47 @@ class LayerPruning:
     ratio: float
     scored_by: str = "last_token"
     merges: bool = False
+
+
+# What a method may ask of a layer of the vision tower. Of a token that several patches make, their mean; where the
+# family pools its features, pooled like them.
+SIGNAL_KINDS = (
+    "attention",  # that the token receives, mean over heads and queries, with shape (T, N)
+    "keys",  # of the layer's attention before any rotary embedding, all heads side by side, with shape (T, N, width)
+    "hidden_states",  # that the layer returns, with shape (T, N, width)
+)
+
+
+# A tuple, because remote code has this module twice: once for the configuration and once for the model.
+class Signal(NamedTuple):
+    """Something about the tokens of a video that a method wants to know of the vision tower.
+
+    Args:
+        kind: one of `SIGNAL_KINDS`.
+        layer: which layer of the vision tower, counted from 0; a negative one counts back from the layer whose output
+            makes the features, which is -1.
+    """
+
+    kind: str
+    layer: int = -1
+
+
+RECEIVED_ATTENTION = Signal("attention")
+
+
+class Signals(dict[Signal, torch.Tensor]):
+    """What a vision tower told about the tokens of one video: a tensor (T, N) or (T, N, width) for each `Signal`."""
+
+    @property
+    def attention(self) -> torch.Tensor:
+        """Attention that each token receives in the last layer, with shape (T, N)."""
+        return self[RECEIVED_ATTENTION]
+
+    def __missing__(self, signal: Signal):
+        raise ValueError(
+            f"There is no {signal!r} among the signals of the video, which are {list(self)}. Name it in `signals` of "
+            "the method, and pass it to `compress`."
+        )
 
 
 class Kept(NamedTuple):
@@ -70,12 +114,7 @@ class Kept(NamedTuple):
 class CompressionMethod:
     """A training-free way to keep part of the tokens of a video, with its settings.
 
-    Args:
-        retention_ratio: share of the video tokens that a layer of the language model sees, averaged over the layers;
-            above 0, at most 1, where the video stays as it is.
-        num_layers: L, layers of the language model; at least 1.
-        first_pruning_layer: the first layer that may see less than all that entered; at least 1. Families whose lower
-            layers take in features of the vision tower set it.
+    Its fields are its settings, flat numbers and strings. `setting` says their defaults, meanings and ranges.
 
     Raises:
         ValueError: a field is outside of its range, or no pruning brings the average to `retention_ratio`.
@@ -83,17 +122,18 @@ class CompressionMethod:
 
     # How `compression_method` names it.
     name: ClassVar[str]
-    # Whether `keep` looks at the attention; otherwise it need not be computed.
-    needs_attention: ClassVar[bool] = True
+    # What `keep` is told of the vision tower. Nothing else is computed.
+    signals: ClassVar[tuple[Signal, ...]] = (RECEIVED_ATTENTION,)
 
-    retention_ratio: float = 0.25
-    num_layers: int = 28
-    first_pruning_layer: int = 1
+    retention_ratio: float = same_setting(CompressionConfig, "retention_ratio")
+    num_layers: int = setting(28, "L, layers of the language model", least=1, integer=True)
+    # Families whose lower layers take in features of the vision tower set it.
+    first_pruning_layer: int = setting(
+        1, "the first layer that may see less than all that entered", least=1, integer=True
+    )
 
     def __post_init__(self):
-        check_number("retention_ratio", self.retention_ratio, above=0, most=1)
-        check_number("num_layers", self.num_layers, least=1, integer=True)
-        check_number("first_pruning_layer", self.first_pruning_layer, least=1, integer=True)
+        check_settings(self)
         self.check()
         pruning = self.pruning if self.compresses else None
         if pruning is not None and pruning.layer < min(self.first_pruning_layer, self.num_layers):
@@ -103,7 +143,7 @@ class CompressionMethod:
             )
 
     def check(self) -> None:
-        """Raise a `ValueError` for a setting of this method that is outside of its range."""
+        """Raise a `ValueError` for settings that do not go together; each by itself is in its range by then."""
 
     @classmethod
     def settings(cls) -> dict[str, Any]:
@@ -160,26 +200,36 @@ class CompressionMethod:
         check_number("tokens_per_frame", tokens_per_frame, least=1, integer=True)
         return max(1, round(num_frames * tokens_per_frame * self.entering_ratio))
 
-    def compress(self, video_features: torch.Tensor, attention: torch.Tensor) -> CompressedVideo:
+    def compress(self, video_features: torch.Tensor, signals: Signals | torch.Tensor) -> CompressedVideo:
         """Keep part of the tokens of one video. Deterministic; the inputs stay as they are.
 
         Args:
             video_features: tokens as they would enter the language model, with shape (T, N, D).
-            attention: attention that each token receives in the last vision block, averaged over heads and queries,
-                with shape (T, N); anything where `needs_attention` is False.
+            signals: what the method asks for in its `signals`; others are not looked at. A tensor is the attention that
+                each token receives in the last layer of the vision tower, with shape (T, N).
 
         Raises:
-            ValueError: the shapes do not fit together; a value is not finite, or beyond 1e12 in magnitude, see
-                `compress_video`.
+            ValueError: a signal is missing; the shapes do not fit together; a feature or an attention of the last layer
+                is not finite, or beyond 1e12 in magnitude, see `compress_video`.
         """
-        check_features(video_features, attention)
-        extremes = check_finite(video_features, attention if self.needs_attention else None)
-        num_frames, tokens_per_frame = attention.shape
+        if isinstance(signals, torch.Tensor):
+            signals = Signals({RECEIVED_ATTENTION: signals})
+        check_features(video_features, signals.get(RECEIVED_ATTENTION))
+        asked = Signals({signal: signals[signal] for signal in self.signals})
+        for signal, values in asked.items():
+            if values.shape[:2] != video_features.shape[:2]:
+                raise ValueError(
+                    f"{signal!r} has shape {tuple(values.shape)} and `video_features` {tuple(video_features.shape)}: "
+                    "both must begin with frames and tokens per frame. Pass the signals of this video."
+                )
+        extremes = check_finite(video_features, asked.get(RECEIVED_ATTENTION))
+        num_frames, tokens_per_frame, _ = video_features.shape
         num_tokens = self.exact_num_tokens(num_frames, tokens_per_frame)
-        if num_tokens >= attention.numel():
+        if num_tokens >= num_frames * tokens_per_frame:
             return CompressedVideo.whole(video_features, prunable=self.pruning is not None, extremes=extremes)
         with torch.autocast(video_features.device.type, enabled=False):
-            kept = self.keep(video_features.float().contiguous(), attention.float().contiguous(), num_tokens)
+            told = Signals({signal: values.float().contiguous() for signal, values in asked.items()})
+            kept = self.keep(video_features.float().contiguous(), told, num_tokens)
         return CompressedVideo.of_tokens(
             kept.tokens.to(video_features.dtype),
             kept.indices,
@@ -190,12 +240,12 @@ class CompressionMethod:
             extremes=extremes,
         )
 
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
         """Decide which tokens of a video are kept, and what becomes of them.
 
         Args:
             features: with shape (T, N, D), float32, contiguous.
-            attention: with shape (T, N), float32, contiguous.
+            signals: those that the method asks for, float32, contiguous: `signals.attention`, `signals[Signal(...)]`.
             num_tokens: how many to keep, M; below T * N.
         """
         raise NotImplementedError
@@ -208,12 +258,12 @@ SHARED_SETTINGS = frozenset(field.name for field in fields(CompressionMethod))
 class TokenScoring(CompressionMethod):
     """A method that keeps the tokens with the highest scores of the whole video, unchanged."""
 
-    def score(self, features: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        """Scores with shape (T, N), of features (T, N, D) and attention (T, N). Ties go to the lower index."""
+    def score(self, features: torch.Tensor, signals: Signals) -> torch.Tensor:
+        """Scores with shape (T, N), see `keep` for the arguments. Ties go to the lower index."""
         raise NotImplementedError
 
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
-        order = self.score(features, attention).flatten().argsort(descending=True, stable=True)
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
+        order = self.score(features, signals).flatten().argsort(descending=True, stable=True)
         indices = order[:num_tokens]
         return Kept(features.flatten(0, 1)[indices], indices)
 
@@ -222,24 +272,21 @@ class TokenScoring(CompressionMethod):
 class LatePruning(CompressionMethod):
     """A method with a step at a certain depth of the language model that keeps a certain share of what entered.
 
-    Args:
-        pruning_layer: K; at least 1. Default: nearest to `pruning_depth` of the layers, and not below
-            `first_pruning_layer`. From `num_layers` on there is no pruning.
-        llm_retention_ratio: share of the tokens that entered which the layers from K on see; above 0, at most 1, which
-            is no pruning. They see more where all tokens enter and `retention_ratio` would not be reached.
+    By default the step is at the layer nearest to `pruning_depth` of the layers, and not below `first_pruning_layer`.
+    The layers above see more than `llm_retention_ratio` where all tokens enter and `retention_ratio` would not be
+    reached.
     """
 
     pruning_depth: ClassVar[float]
     # The fields of `LayerPruning` beside the layer and the share.
     pruning_rule: ClassVar[dict[str, Any]] = {}
 
-    pruning_layer: int | None = None
-    llm_retention_ratio: float = 0.5
-
-    def check(self) -> None:
-        if self.pruning_layer is not None:
-            check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
-        check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
+    pruning_layer: int | None = setting(
+        None, "K, the first layer that sees less; from {layers} on none does", least=1, integer=True, optional=True
+    )
+    llm_retention_ratio: float = setting(
+        0.5, "share of the tokens that entered which the layers from K on see; at 1 nothing is pruned", above=0, most=1
+    )
 
     @property
     def pruning(self) -> LayerPruning | None:

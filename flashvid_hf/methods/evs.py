@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .compression_method import TokenScoring
+from .compression_method import Signals, TokenScoring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +21,12 @@ class EVS(TokenScoring):
     """
 
     name = "evs"
-    needs_attention = False
+    signals = ()
 
     def exact_num_tokens(self, num_frames: int, tokens_per_frame: int) -> int:
         return max(tokens_per_frame, super().exact_num_tokens(num_frames, tokens_per_frame))
 
-    def score(self, features: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    def score(self, features: torch.Tensor, signals: Signals) -> torch.Tensor:
         unit = F.normalize(features, dim=-1)
         change = 1 - (unit[1:] * unit[:-1]).sum(-1)
         return F.pad(change, (0, 0, 1, 0), value=float("inf"))

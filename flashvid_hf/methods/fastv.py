@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..compression.validation import check_number
+from ..compression.validation import setting
 from .compression_method import CompressionMethod, LayerPruning
 
 
@@ -17,22 +17,19 @@ class FastV(CompressionMethod):
     (R * L - K) / (L - K), where the paper gives it (0.5). K layers that see everything are K / L of the average
     already, so R has to be larger.
 
-    Args:
-        pruning_layer: K; at least 1. Default: 2 as in the paper, 1 where two whole layers are too many, and
-            `first_pruning_layer` where that is deeper.
+    K is 2 by default, as in the paper; 1 where two whole layers are too many, and `first_pruning_layer` where that is
+    deeper.
 
     Raises:
         ValueError: the whole layers alone exceed `retention_ratio`.
     """
 
     name = "fastv"
-    needs_attention = False
+    signals = ()
 
-    pruning_layer: int | None = None
+    pruning_layer: int | None = setting(None, "K", least=1, integer=True, optional=True)
 
     def check(self) -> None:
-        if self.pruning_layer is not None:
-            check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
         if self.compresses and self._kept_share <= 0:
             least = self._layer / self.num_layers
             raise ValueError(

@@ -9,9 +9,9 @@ from ..compression.density_peaks import density_scores
 from ..compression.frame_chunks import frames_per_chunk, map_frames
 from ..compression.segmentation import segment_video
 from ..compression.similarity import inverse_norms
-from ..compression.validation import check_number
+from ..compression.validation import setting
 from ..compression.weighted_rows import weighted_sums
-from .compression_method import CompressionMethod, Kept
+from .compression_method import CompressionMethod, Kept, Signals
 
 # Nearest neighbours in the density estimate; the source's constant.
 _NUM_NEIGHBORS = 4
@@ -38,31 +38,19 @@ class FastVID(CompressionMethod):
     salient tokens. Ties go to the lower index instead of to noise. LLaVA families number what is kept consecutively,
     where the source keeps the positions. Its port to Qwen2.5-VL (another attention, near-identical frames left out, a
     threshold of 0.84) is not followed.
-
-    Args:
-        segment_threshold: cosine of neighbouring frames below which a segment ends; at least -1.
-        min_segment_num: segments to cut at least, where there are as many frames; at least 1.
-        contextual_ratio: d, the share of the kept tokens that is context; 0 to 1.
-        anchor_interval: p, an anchor for every so many frames of a segment; at least 1.
-        target_weight: beta, the least weight of a target against what is merged into it; 0 to 1.
     """
 
     name = "fastvid"
 
-    segment_threshold: float = 0.9
-    min_segment_num: int = 8
-    contextual_ratio: float = 0.4
-    anchor_interval: int = 4
-    target_weight: float = 0.6
+    segment_threshold: float = setting(0.9, "cosine of neighbouring frames below which a segment ends", least=-1)
+    min_segment_num: int = setting(8, "segments to cut at least, where there are as many frames", least=1, integer=True)
+    contextual_ratio: float = setting(0.4, "d, the share of the kept tokens that is context", least=0, most=1)
+    anchor_interval: int = setting(4, "p, an anchor for every so many frames of a segment", least=1, integer=True)
+    target_weight: float = setting(
+        0.6, "beta, the least weight of a target against what is merged into it", least=0, most=1
+    )
 
-    def check(self) -> None:
-        check_number("segment_threshold", self.segment_threshold, least=-1)
-        check_number("min_segment_num", self.min_segment_num, least=1, integer=True)
-        check_number("contextual_ratio", self.contextual_ratio, least=0, most=1)
-        check_number("anchor_interval", self.anchor_interval, least=1, integer=True)
-        check_number("target_weight", self.target_weight, least=0, most=1)
-
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
         with torch.no_grad():
             starts = segment_video(
                 features.mean(1), segment_threshold=self.segment_threshold, min_segment_num=self.min_segment_num
@@ -70,8 +58,8 @@ class FastVID(CompressionMethod):
             segment = starts.cumsum(0)
             first = torch.searchsorted(segment, segment)  # frame of the segment of each frame, (T,)
             last = torch.searchsorted(segment, segment, right=True) - 1
-            salient, context = self._share_budget(num_tokens, first, last, attention.shape[1])
-            selected = rank(attention) < salient[:, None]
+            salient, context = self._share_budget(num_tokens, first, last, features.shape[1])
+            selected = rank(signals.attention) < salient[:, None]
             is_target = rank(self._score(features, ~selected)) < context[:, None]
             kept = (selected | is_target).view(-1)
             indices = indices_of(kept, num_tokens)
@@ -87,7 +75,7 @@ class FastVID(CompressionMethod):
             is_anchor = anchor >= first[:, None]
             anchor = anchor.clamp(min=0)
             is_anchor &= context[anchor] > 0
-            target = find_targets(features, is_target, anchor, self._most_targets(num_tokens, *attention.shape))
+            target = find_targets(features, is_target, anchor, self._most_targets(num_tokens, *features.shape[:2]))
             joins = (is_anchor[:, None] & ~selected[..., None]).view(len(row), -1)  # (T * N, J)
             into = row[target].view_as(joins)
             earliest = torch.where(joins, into, num_tokens).amin(-1)

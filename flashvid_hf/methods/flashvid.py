@@ -7,36 +7,30 @@ import torch
 
 from ..compression.compress_video import CompressionConfig, compress_video, exact_num_tokens
 from ..compression.compressed_video import CompressedVideo
-from ..compression.validation import check_number
-from .compression_method import CompressionMethod, LayerPruning
+from ..compression.validation import setting
+from .compression_method import CompressionMethod, LayerPruning, Signals
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlashVID(CompressionConfig, CompressionMethod):
-    """FlashVID (arXiv 2602.08024), see `compress_video`.
-
-    Args:
-        retention_ratio ... behavior: see `CompressionConfig`.
-        pruning_layer: the first layer that sees only part of the video tokens that entered; at least 1. Default: near
-            5/7 of the depth.
-        llm_retention_ratio: the part that it sees; above 0, at most 1, which is no pruning. Default: what makes
-            `retention_ratio` the average over all layers.
-    """
+class FlashVID(CompressionMethod, CompressionConfig):
+    """FlashVID (arXiv 2602.08024), see `compress_video`; by default it prunes near 5/7 of the depth."""
 
     name = "flashvid"
 
-    pruning_layer: int | None = None
-    llm_retention_ratio: float | None = None
-
-    def __post_init__(self):
-        CompressionConfig.__post_init__(self)
-        CompressionMethod.__post_init__(self)
-
-    def check(self) -> None:
-        if self.pruning_layer is not None:
-            check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
-        if self.llm_retention_ratio is not None:
-            check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
+    pruning_layer: int | None = setting(
+        None,
+        "first layer that sees only part of what entered; from {layers} on none does; `null`: from the depth",
+        least=1,
+        integer=True,
+        optional=True,
+    )
+    llm_retention_ratio: float | None = setting(
+        None,
+        "that part; smaller is faster and drops more; `null`: what makes `retention_ratio` the average",
+        above=0,
+        most=1,
+        optional=True,
+    )
 
     @property
     def compresses(self) -> bool:
@@ -61,7 +55,8 @@ class FlashVID(CompressionConfig, CompressionMethod):
     def exact_num_tokens(self, num_frames: int, tokens_per_frame: int) -> int:
         return exact_num_tokens(num_frames, tokens_per_frame, self)
 
-    def compress(self, video_features: torch.Tensor, attention: torch.Tensor) -> CompressedVideo:
+    def compress(self, video_features: torch.Tensor, signals: Signals | torch.Tensor) -> CompressedVideo:
+        attention = signals if isinstance(signals, torch.Tensor) else signals.attention
         return compress_video(video_features, attention, self)
 
 

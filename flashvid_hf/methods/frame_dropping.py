@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .compression_method import CompressionMethod, Kept
+from .compression_method import CompressionMethod, Kept, Signals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +16,10 @@ class FrameDropping(CompressionMethod):
     """
 
     name = "frame_dropping"
-    needs_attention = False
+    signals = ()
 
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
-        num_frames, tokens_per_frame = attention.shape
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
+        num_frames, tokens_per_frame = features.shape[:2]
         num_kept = -(-num_tokens // tokens_per_frame)
         num_left = num_tokens - (num_kept - 1) * tokens_per_frame  # of the last frame
         frames = torch.arange(num_kept, device=features.device)

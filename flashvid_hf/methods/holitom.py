@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from ..compression.budget import share_out
-from ..compression.validation import check_number
+from ..compression.validation import setting
 from ..compression.weighted_rows import count_by_slot
-from .compression_method import Kept, LatePruning
+from .compression_method import Kept, LatePruning, Signals
 from .static_tokens import cluster_sets, keep_tokens, limit_static, merge_over_time, segment_bounds
 
 # A merged token is this much its centre, and the mean of those that joined for the rest.
@@ -47,25 +47,22 @@ class HoliTom(LatePruning):
     - step 4 rounds the count up. The keys and values of the layers below K stay;
     - positions: a token has the place of its centre. In the LLaVA families positions are consecutive.
 
-    Args:
-        static_threshold: cosine above which a place stays static; at least -1. Default: 0.65 where `retention_ratio`
-            is at most 0.1, 0.8 above, as in the source.
-        pruning_layer, llm_retention_ratio: K and its share, see `LatePruning`; 18/28 of the depth and 0.5, as in the
-            source.
+    Defaults as in the source: K at 18/28 of the depth, and half of the tokens from there on.
     """
 
     name = "holitom"
     pruning_depth = 18 / 28
     pruning_rule = {"merges": True}
 
-    static_threshold: float | None = None
+    static_threshold: float | None = setting(
+        None,
+        "cosine above which a place stays static; `null`, as in the source: 0.65 where `retention_ratio` is at most "
+        "0.1, 0.8 above",
+        least=-1,
+        optional=True,
+    )
 
-    def check(self) -> None:
-        if self.static_threshold is not None:
-            check_number("static_threshold", self.static_threshold, least=-1)
-        super().check()
-
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
         threshold = self.static_threshold
         if threshold is None:
             threshold = 0.65 if self.retention_ratio <= 0.1 else 0.8
@@ -83,7 +80,8 @@ class HoliTom(LatePruning):
             centers, joined = cluster_sets(
                 merged.tokens, merged.static, num_static, max_sets=max(1, len(features) // 2)
             )  # a window with static tokens has two frames or more
-            rank = attention.masked_fill(static, float("-inf")).argsort(dim=1, descending=True, stable=True).argsort()
+            scores = signals.attention.masked_fill(static, float("-inf"))
+            rank = scores.argsort(dim=1, descending=True, stable=True).argsort()
             kept = torch.where(merged.dynamic, rank < num_dynamic[:, None], centers)
 
             joins = (merged.static & ~centers).flatten()

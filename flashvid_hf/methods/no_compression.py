@@ -10,7 +10,7 @@ class NoCompression(CompressionMethod):
     """Every token is kept, whatever `retention_ratio` says: the upstream model. A control, without a source."""
 
     name = "none"
-    needs_attention = False
+    signals = ()
 
     @property
     def compresses(self) -> bool:

@@ -8,9 +8,9 @@ from ..compression.budget import share_out
 from ..compression.density_peaks import cluster_tokens
 from ..compression.similarity import inverse_norms
 from ..compression.token_merging import same_segment
-from ..compression.validation import check_number
+from ..compression.validation import setting
 from ..compression.weighted_rows import count_by_slot, weighted_sums
-from .compression_method import Kept, LatePruning
+from .compression_method import Kept, LatePruning, Signals
 from .static_tokens import NUM_NEIGHBORS, cluster_sets, keep_tokens, limit_static, merge_over_time, segment_bounds
 
 # Sets of at most so many tokens are not clustered.
@@ -46,28 +46,21 @@ class PruneVID(LatePruning):
     - positions and order: a token has the place of its centre, and all are in the order of the video. In the LLaVA
       families positions are consecutive.
 
-    Args:
-        segment_ratio: clusters of frames as a share of the frames (rounded down, one at least); above 0, at most 1.
-        static_threshold: mean cosine above which a place is static; at least -1.
-        pruning_layer, llm_retention_ratio: K and its share, see `LatePruning`; 10/28 of the depth and 0.4, as in the
-            source.
+    Defaults as in the source: K at 10/28 of the depth, and 0.4 of the tokens from there on.
     """
 
     name = "prunevid"
     pruning_depth = 10 / 28
     pruning_rule = {"scored_by": "text_tokens"}
-    needs_attention = False
+    signals = ()
 
-    segment_ratio: float = 0.25
-    static_threshold: float = 0.8
+    segment_ratio: float = setting(
+        0.25, "clusters of frames as a share of the frames, rounded down, one at least", above=0, most=1
+    )
+    static_threshold: float = setting(0.8, "mean cosine above which a place is static", least=-1)
     llm_retention_ratio: float = 0.4
 
-    def check(self) -> None:
-        check_number("segment_ratio", self.segment_ratio, above=0, most=1)
-        check_number("static_threshold", self.static_threshold, least=-1)
-        super().check()
-
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
         num_segments = max(1, int(len(features) * self.segment_ratio))
         with torch.no_grad():
             starts = segment_frames(features.mean(1), num_segments)

@@ -4,26 +4,22 @@ from dataclasses import dataclass
 
 import torch
 
-from ..compression.validation import check_number
-from .compression_method import TokenScoring
+from ..compression.validation import setting
+from .compression_method import Signals, TokenScoring
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomTokens(TokenScoring):
     """Tokens drawn at random from the whole video, unchanged; a control, without a source.
 
-    Args:
-        seed: of the draw; at least 0. Videos of one size lose the same places, on every device.
+    Videos of one size lose the same places, on every device.
     """
 
     name = "random"
-    needs_attention = False
+    signals = ()
 
-    seed: int = 0
+    seed: int = setting(0, "of the draw", least=0, integer=True)
 
-    def check(self) -> None:
-        check_number("seed", self.seed, least=0, integer=True)
-
-    def score(self, features: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    def score(self, features: torch.Tensor, signals: Signals) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed)  # on the CPU: the same for every device
-        return torch.rand(attention.shape, generator=generator, dtype=torch.float32).to(attention.device)
+        return torch.rand(features.shape[:2], generator=generator, dtype=torch.float32).to(features.device)

@@ -3,10 +3,11 @@
 Published code knows FlashVID. The package adds the others, and users add theirs by `register_method`.
 """
 
+import inspect
 from typing import Any
 
 from ..compression.validation import check_choice
-from .compression_method import SHARED_SETTINGS, CompressionMethod
+from .compression_method import SHARED_SETTINGS, SIGNAL_KINDS, CompressionMethod, Signal
 from .flashvid import FlashVID
 
 METHODS: dict[str, type[CompressionMethod]] = {}
@@ -16,7 +17,8 @@ def register_method(method: type[CompressionMethod]) -> type[CompressionMethod]:
     """Let `compression_method` choose a method by its name; also as a decorator.
 
     Raises:
-        ValueError: it is no dataclass that derives from `CompressionMethod`, or its name is missing or taken.
+        ValueError: it is no dataclass that derives from `CompressionMethod`, its name is missing or taken, or it does
+            not say by `signals` what it wants to know of the vision tower.
     """
     is_method = isinstance(method, type) and issubclass(method, CompressionMethod)
     if not is_method or "__dataclass_fields__" not in vars(method):  # a base's fields would hide the class's own
@@ -30,8 +32,39 @@ def register_method(method: type[CompressionMethod]) -> type[CompressionMethod]:
             f"`name` of `{method.__name__}` is {name!r}: it must be a string that no other method has; taken are "
             f"{', '.join(map(repr, METHODS))}. Choose another."
         )
+    _check_signals(method)
     METHODS[name] = method
     return method
+
+
+def _check_signals(method: type[CompressionMethod]) -> None:
+    """Raise a `ValueError` unless `signals` are right, also for a method that was written before there were any."""
+    advice = "`signals.attention` is the attention in the last layer. See `CompressionMethod`."
+    if hasattr(method, "needs_attention"):
+        raise ValueError(
+            f"`needs_attention` of `{method.__name__}` is {method.needs_attention!r}: a method now names what it wants "
+            f"to know of the vision tower. Write `signals = ()` for nothing; by default {advice}"
+        )
+    for function in ("compress", "keep", "score"):
+        if "attention" in inspect.signature(getattr(method, function, lambda: None)).parameters:
+            raise ValueError(
+                f"`{function}` of `{method.__name__}` takes `attention`: it is called with `signals` now. Rename the "
+                f"argument; {advice}"
+            )
+    signals = method.signals
+    are_signals = isinstance(signals, tuple) and all(isinstance(signal, Signal) for signal in signals)
+    if not are_signals or len(set(signals)) < len(signals):
+        raise ValueError(
+            f"`signals` of `{method.__name__}` is {signals!r}: it must be a tuple of `Signal`, each once. Write "
+            '`signals = (Signal("keys"),)` for one, `signals = ()` for nothing.'
+        )
+    for signal in signals:
+        check_choice("kind", signal.kind, SIGNAL_KINDS)
+        if type(signal.layer) is not int:
+            raise ValueError(
+                f"`layer` of {signal!r} is {signal.layer!r}: it must be an integer, 0 for the first layer of the "
+                "vision tower, -1 for the one whose output makes the features. Set `layer` to such a value."
+            )
 
 
 register_method(FlashVID)  # the others come with the package, see `methods/__init__.py`

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .compression_method import CompressionMethod, Kept
+from .compression_method import CompressionMethod, Kept, Signals
 
 # 1 / golden ratio: multiples of it are spread evenly over the unit interval, however many there are.
 _GOLDEN = (5**0.5 - 1) / 2
@@ -18,10 +18,10 @@ class UniformTokens(CompressionMethod):
     """
 
     name = "uniform"
-    needs_attention = False
+    signals = ()
 
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
-        num_frames, tokens_per_frame = attention.shape
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
+        num_frames, tokens_per_frame = features.shape[:2]
         # The m-th token of the video lies in frame m * T // M, and every frame has M / T of them, rounded.
         order = torch.arange(num_tokens, device=features.device)
         frame = order * num_frames // num_tokens

@@ -7,8 +7,8 @@ import torch
 from ..compression.budget import indices_of, share_out
 from ..compression.frame_chunks import frames_per_chunk, map_frames
 from ..compression.similarity import inverse_norms
-from ..compression.validation import check_number
-from .compression_method import CompressionMethod, Kept
+from ..compression.validation import setting
+from .compression_method import CompressionMethod, Kept, Signals
 
 # Variances of the Gaussians whose sum measures similarity.
 _SCALES = (1 / 8, 1 / 4, 1 / 2, 1, 2)
@@ -34,21 +34,16 @@ class VidCom2(CompressionMethod):
       Where there are fewer tokens than frames, they go by the ratios alone, and frames may get none.
     - Position ids: consecutive in the LLaVA families; families with time and space in them keep those of the kept
       tokens.
-
-    Args:
-        temperature: of the softmax over the frames; above 0. Default: 0.01, as in the source. The larger it is, the
-            more even are the frames.
     """
 
     name = "vidcom2"
-    needs_attention = False
+    signals = ()
 
-    temperature: float = 0.01
+    temperature: float = setting(
+        0.01, "of the softmax over the frames, 0.01 in the source; the larger, the more even are the frames", above=0
+    )
 
-    def check(self) -> None:
-        check_number("temperature", self.temperature, above=0)
-
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
         to_video, to_frame = _similarities(features)
         budget = self._frame_budgets(to_video, num_tokens)
         rank = (to_video + to_frame).argsort(dim=-1, stable=True).argsort(dim=-1)

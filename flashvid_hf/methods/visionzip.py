@@ -7,9 +7,9 @@ import torch
 from ..compression.budget import indices_of
 from ..compression.frame_chunks import frames_per_chunk, map_frames
 from ..compression.similarity import inverse_norms
-from ..compression.validation import check_number
+from ..compression.validation import setting
 from ..compression.weighted_rows import count_by_slot, weighted_sums
-from .compression_method import CompressionMethod, Kept
+from .compression_method import CompressionMethod, Kept, Signals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,20 +36,16 @@ class VisionZip(CompressionMethod):
     - Position ids: consecutive in the LLaVA families, as there; families with time and space in them keep those of
       the kept tokens.
     - No training afterwards: the source also has a variant with a fine-tuned projector.
-
-    Args:
-        dominant_ratio: share of the kept tokens that are dominant; 0 to 1. Default: 54 of 64, as in the source.
     """
 
     name = "visionzip"
 
-    dominant_ratio: float = 54 / 64
+    dominant_ratio: float = setting(
+        54 / 64, "share of the kept tokens that are dominant; 54 of 64 in the source", least=0, most=1
+    )
 
-    def check(self) -> None:
-        check_number("dominant_ratio", self.dominant_ratio, least=0, most=1)
-
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
-        num_frames, tokens_per_frame = attention.shape
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
+        num_frames, tokens_per_frame = features.shape[:2]
         budget, num_larger = divmod(num_tokens, num_frames)  # the first frames have one more
         dominant, dominant_of_larger = (round(size * self.dominant_ratio) for size in (budget, budget + 1))
         contextual, contextual_of_larger = budget - dominant, budget + 1 - dominant_of_larger
@@ -57,7 +53,7 @@ class VisionZip(CompressionMethod):
         num_dominant = dominant + larger * (dominant_of_larger - dominant)
         num_contextual = contextual + larger * (contextual_of_larger - contextual)
 
-        rank = attention.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+        rank = signals.attention.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
         selected = rank < num_dominant
         step = ((tokens_per_frame - num_dominant) // num_contextual.clamp(min=1)).clamp(min=1)
         place = (~selected).cumsum(-1) - 1  # among the others of the frame

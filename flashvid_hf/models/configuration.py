@@ -1,11 +1,10 @@
 """The configuration fields of FlashVID, shared by the configurations of all model families."""
 
 import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..compression.compress_video import CompressionConfig
-from ..compression.validation import check_number
+from ..compression.validation import check_settings, same_setting, setting, settings_of
 from ..methods.compression_method import CompressionMethod, LayerPruning
 from ..methods.flashvid import FlashVID, default_llm_retention_ratio, default_pruning_layer
 from ..methods.registry import make_method
@@ -18,17 +17,10 @@ class FlashVIDConfigMixin:
     A family's configuration derives from this and from its upstream configuration, and says which checkpoints it
     accepts.
 
+    Most fields are the settings of `FlashVID`. Chunks of `vision_chunk_size` bound the memory of the vision tower: the
+    features are the same up to rounding. A temporal grid of Qwen is two frames.
+
     Args:
-        compression_method: which method compresses; one of `available_methods()`. Those beside "flashvid" are there to
-            be compared with it: of the fields below they look at `retention_ratio` and `vision_chunk_size` alone.
-        method_settings: settings of another method than "flashvid", by name; `None` for its defaults.
-        retention_ratio ... behavior: see `CompressionConfig`.
-        pruning_layer: the first layer of the language model that sees only part of the video tokens that entered it;
-            at least 1; from the number of layers on nothing is pruned. Default: near `pruning_depth` of the depth.
-        llm_retention_ratio: the part that it sees; above 0, at most 1, which is no pruning. Default: what makes
-            `retention_ratio` the average over all layers.
-        vision_chunk_size: frames (for Qwen: temporal grids, of two frames each) of compressed videos that the vision
-            tower encodes at once; `None` for all. Bounds memory: the features are the same up to rounding.
         base_model_name_or_path: the repository or folder that has the weights, where this one has none.
         base_model_revision: its commit. Both are `None` in the configuration of a model that is loaded.
 
@@ -50,22 +42,38 @@ class FlashVIDConfigMixin:
     # The fields that are added to upstream's.
     method_fields: ClassVar[frozenset[str]]
 
-    # Typed `Any`, because the checks of `CompressionConfig` say more than those of upstream's strict dataclasses.
-    compression_method: Any = "flashvid"
-    method_settings: Any = None
-    retention_ratio: Any = 0.25
-    expansion: Any = 1.25
-    alpha: Any = 0.7
-    token_selection_method: Any = "attn_div_v2"
-    temporal_threshold: Any = 0.8
-    do_segment: Any = True
-    segment_threshold: Any = 0.9
-    min_segment_num: Any = 8
-    complementary_segment: Any = True
-    behavior: Any = "paper"
-    pruning_layer: Any = None
-    llm_retention_ratio: Any = None
-    vision_chunk_size: Any = 32
+    # Typed `Any`, because the checks of settings say more than those of upstream's strict dataclasses.
+    compression_method: Any = setting(
+        FlashVID.name,
+        "the method; those beside `flashvid` are there to be compared with it, and look at no other field but "
+        "`method_settings`, `retention_ratio` and `vision_chunk_size`",
+        words="a name in `flashvid_hf.available_methods()`",
+    )
+    method_settings: Any = setting(
+        None,
+        "settings of a method other than `flashvid`; `null` for its defaults",
+        words="a dictionary",
+        optional=True,
+    )
+    retention_ratio: Any = same_setting(FlashVID, "retention_ratio")
+    expansion: Any = same_setting(FlashVID, "expansion")
+    pruning_layer: Any = same_setting(FlashVID, "pruning_layer")
+    llm_retention_ratio: Any = same_setting(FlashVID, "llm_retention_ratio")
+    alpha: Any = same_setting(FlashVID, "alpha")
+    token_selection_method: Any = same_setting(FlashVID, "token_selection_method")
+    temporal_threshold: Any = same_setting(FlashVID, "temporal_threshold")
+    do_segment: Any = same_setting(FlashVID, "do_segment")
+    segment_threshold: Any = same_setting(FlashVID, "segment_threshold")
+    min_segment_num: Any = same_setting(FlashVID, "min_segment_num")
+    complementary_segment: Any = same_setting(FlashVID, "complementary_segment")
+    behavior: Any = same_setting(FlashVID, "behavior")
+    vision_chunk_size: Any = setting(
+        32,
+        "frames (Qwen: pairs) of compressed videos that the vision tower encodes at once, for its memory; `null`: all",
+        least=1,
+        integer=True,
+        optional=True,
+    )
     base_model_name_or_path: Any = None
     base_model_revision: Any = None
 
@@ -76,15 +84,14 @@ class FlashVIDConfigMixin:
         self._derive()
 
     def _derive(self) -> None:
-        """Fill in what is `None`, and check all fields."""
+        """Check all fields, and fill in the depth and the share of the pruning where they are `None`."""
+        check_settings(self)
         depth = self.get_text_config().num_hidden_layers
-        check_number("expansion", self.expansion, least=1)
         if self.pruning_layer is None:
             self.pruning_layer = default_pruning_layer(depth, self.expansion, self.pruning_depth)
-        check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
         if self.llm_retention_ratio is None:
             self.llm_retention_ratio = default_llm_retention_ratio(depth, self.pruning_layer, self.expansion)
-        self.check_flashvid()
+        self.method  # noqa: B018 -- validates on construction
 
     @property
     def method(self) -> CompressionMethod:
@@ -125,15 +132,6 @@ class FlashVIDConfigMixin:
         method = self.method
         pruning = method.pruning if method.compresses else None
         return pruning if pruning is not None and pruning.layer < method.num_layers else None
-
-    def check_flashvid(self) -> None:
-        """Raise a `ValueError` for a field that is outside of its range."""
-        CompressionConfig(**{field.name: getattr(self, field.name) for field in fields(CompressionConfig)})
-        check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
-        check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
-        if self.vision_chunk_size is not None:
-            check_number("vision_chunk_size", self.vision_chunk_size, least=1, integer=True)
-        self.method  # noqa: B018 -- validates on construction
 
     def override(self, **overrides: Any) -> Any:
         """This configuration with other settings, validated; itself if there are none. Other parts are shared.
@@ -215,7 +213,7 @@ class FlashVIDConfigMixin:
 
 
 # The fields that every family has, and a single call may set.
-CALL_FIELDS = frozenset(field.name for field in fields(FlashVIDConfigMixin) if not field.name.startswith("base_model_"))
+CALL_FIELDS = frozenset(settings_of(FlashVIDConfigMixin))
 FlashVIDConfigMixin.method_fields = CALL_FIELDS
 
 

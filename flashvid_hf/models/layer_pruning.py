@@ -20,7 +20,7 @@ from .columns import find_columns, gather_columns
 from .hooks import add_pre_hook
 from .tensor_parallel import mean_over_heads
 from .upstream import CACHE
-from .vision_attention import rotate
+from .vision_signals import rotate
 
 # Name of the keyword argument that carries the decision through the language model.
 PRUNING = "pruning"

@@ -4,7 +4,7 @@ Legend: B batch, S columns of the input, M columns that enter the language model
 pruning layer on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 
 from ..compression.compressed_video import CompressedVideo
 from ..compression.released_deviations import released_repeats
+from ..methods.compression_method import Signals
 from .cache import FlashVIDCache, check_cache, is_compressed
 from .columns import gather_columns
 from .configuration import CALL_FIELDS
@@ -267,14 +268,21 @@ class FlashVIDModelMixin:
     def compress_videos(
         self,
         features: list[torch.Tensor],
-        attention: list[torch.Tensor],
+        told: Sequence[Sequence[torch.Tensor]],
         settings: Any,
         stopwatch: Stopwatch,
     ) -> FlashVIDVideoOutput:
-        """Compress the features (T, N, D) of each video by the attention (T, N) that its tokens receive."""
+        """Compress each video.
+
+        Args:
+            features: with shape (T, N, D), for each video.
+            told: for each signal of the method, that of each video, with shape (T, N) or (T, N, width).
+        """
         method = settings.method
+        signals = [Signals(zip(method.signals, of_video, strict=True)) for of_video in zip(*told, strict=True)]
+        signals = signals or [Signals()] * len(features)
         with stopwatch.stage("compression", features[0].device):
-            videos = tuple(method.compress(*video) for video in zip(features, attention, strict=True))
+            videos = tuple(method.compress(*video) for video in zip(features, signals, strict=True))
         tokens = tuple(video.tokens for video in videos)
         if settings.behavior == "released" and self.released_code_overwrites_repeats:
             tokens = tuple(released_repeats(video.tokens, video.indices) for video in videos)

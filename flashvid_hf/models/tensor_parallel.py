@@ -36,3 +36,22 @@ def mean_over_heads(mean: torch.Tensor, num_local: int, num_heads: int, projecti
         if not placement.is_replicate():
             distributed.all_reduce(total, group=mesh.get_group(dim))
     return total / num_heads
+
+
+def all_heads(states: torch.Tensor, width: int) -> torch.Tensor:
+    """`states` with the heads of an attention module side by side, unless some of them are on other processes.
+
+    Args:
+        states: with the heads of this process in the last dimension.
+        width: of all heads together.
+
+    Raises:
+        ValueError: heads are missing.
+    """
+    if states.shape[-1] != width:
+        raise ValueError(
+            f"`signals` of the method names keys, and this process has {states.shape[-1]} of their {width} values: the "
+            "vision tower's attention is shared out. Load the model without tensor parallelism, or choose a "
+            "`compression_method` that asks for no keys."
+        )
+    return states

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from ..compression.compress_video import CompressionConfig, exact_num_tokens
-from ..compression.validation import check_choice, check_number
+from ..compression.validation import check_choice, check_number, settings_of
 from ..families import FAMILIES_BY_NAME
 from ..models.configuration import CALL_FIELDS
 from ..models.family import Family
@@ -21,35 +21,9 @@ TAGS = ["video", "video-token-compression", "token-pruning", "flashvid"]
 # Numbers of frames in the card's table of tokens, and their height and width in pixels.
 TABLE_FRAMES, TABLE_PIXELS = (16, 32, 64), 448
 
-# Each setting: what it may be, and what it does. {layers} is the number of layers.
-KNOBS = {
-    "compression_method": (
-        "a name in `flashvid_hf.available_methods()`",
-        "the method; those beside `flashvid` are there to be compared with it, and look at no other field but "
-        "`method_settings`, `retention_ratio` and `vision_chunk_size`",
-    ),
-    "method_settings": (
-        "a dictionary, or `null`",
-        "settings of a method other than `flashvid`; `null` for its defaults",
-    ),
-    "retention_ratio": ("above 0, at most 1", "share of the video tokens that a layer sees on average; 1.0 is off"),
-    "expansion": ("at least 1", "`retention_ratio * expansion` is the share that enters the language model"),
-    "pruning_layer": ("at least 1", "first layer that sees only part of what entered; from {layers} on none does"),
-    "llm_retention_ratio": ("above 0, at most 1", "that part; smaller is faster and drops more"),
-    "alpha": ("0 to 1", "share of the kept tokens that are selected (ADTS); the others are merged (TSTM)"),
-    "token_selection_method": (
-        "`attn`, `div`, `attn_div`, `attn_div_v2`",
-        "select by attention, by diversity, or by both",
-    ),
-    "temporal_threshold": ("at least -1", "smallest cosine that merges a token into the frame before"),
-    "do_segment": ("`true`, `false`", "cut the video into segments (DySeg), or take it as one"),
-    "segment_threshold": ("at least -1", "cosine of neighbouring frames below which a segment ends"),
-    "min_segment_num": ("at least 1", "segments that `complementary_segment` aims at"),
-    "complementary_segment": ("`true`, `false`", "cut further where too few cuts pass the threshold"),
-    "behavior": ("`paper`, `released`", "`released` reproduces the numbers of the authors' code"),
-    "vision_chunk_size": ("at least 1, `null`", "frames (Qwen: pairs) that the vision tower encodes at once; memory"),
-    "mm_spatial_pool_mode": ("`average`, `max`, `bilinear`", "how a frame's patches are pooled"),
-    "mm_newline_position": ("`frame`, `grid`, `one_token`, `no_token`", "after what a newline follows"),
+# The settings of all families by name.
+SETTINGS = {
+    name: setting for family in FAMILIES_BY_NAME.values() for name, setting in settings_of(family.config).items()
 }
 
 CITATION = """\
@@ -248,11 +222,12 @@ print(answer["video_tokens"])  # total, entered, remained
 
 def _settings(facts: CardFacts) -> str:
     rows = []
-    for name, (allowed, effect) in KNOBS.items():
+    for name, setting in SETTINGS.items():
         if name in facts.settings:
             value = json.dumps(facts.settings[name]).strip('"')
-            rows.append((f"`{name}`", f"`{value}`", allowed, effect.format(layers=facts.num_layers)))
-    per_call = "any of them" if set(KNOBS) - set(facts.settings) else "any of them that does not begin with `mm_`"
+            meaning = setting.meaning.format(layers=facts.num_layers)
+            rows.append((f"`{name}`", f"`{value}`", setting.allowed, meaning))
+    per_call = "any of them" if set(SETTINGS) - set(facts.settings) else "any of them that does not begin with `mm_`"
     return f"""\
 Fields of `config.json`. `from_pretrained(..., retention_ratio=0.2)` sets them for a model, and a call of the \
 pipeline, of `generate` or of `forward` sets {per_call} for itself.

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from transformers.utils.import_utils import is_serve_available
 
-from ..compression.validation import check_choice, check_number
+from ..compression.compress_video import CompressionConfig
+from ..compression.validation import check_choice, check_number, settings_of
 from ..video.reading import DEFAULT_NUM_FRAMES
 
 
@@ -72,7 +73,7 @@ def serve(
     check_number("port", port, least=0, most=65535, integer=True)
     check_number("num_frames", num_frames, least=1, integer=True)
     if retention_ratio is not None:
-        check_number("retention_ratio", retention_ratio, above=0, most=1)
+        settings_of(CompressionConfig)["retention_ratio"].check("retention_ratio", retention_ratio)
     check_choice("log_level", log_level, ("critical", "error", "warning", "info", "debug"))
     if not is_serve_available():
         raise ImportError('A server needs more packages than a model: `pip install "flashvid-hf[serve]"`.')

@@ -49,9 +49,9 @@ class FlashVIDLlavaOnevision(LlavaOnevisionForConditionalGeneration):
         videos = list(inputs["pixel_values_videos"])
         num_frames = [len(video) for video in videos]
         layer = self.vision_tower.vision_model.encoder.layers[-1]
-        with recorded(layer.self_attn.attn if self.method.needs_attention else None) as recording:
+        with recorded(layer.self_attn.attn if self.method.signals else None) as recording:
             features = self._video_pixels_to_features(self.vision_tower, torch.cat(videos))
-        if self.method.needs_attention:
+        if self.method.signals:
             patches = recording.query.shape[1]
             received = recording.received([patches] * len(features)).view(len(features), patches, 1)
             attention = self.apply_pooling(received)[..., 0]

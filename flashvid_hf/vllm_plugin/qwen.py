@@ -56,9 +56,9 @@ class FlashVIDQwenMixin:
         if self.method is None:
             return super()._process_video_input(video_input)  # type: ignore[misc]
         grids = video_input["video_grid_thw"].tolist()
-        with recorded(self.visual.blocks[-1].attn.attn if self.method.needs_attention else None) as recording:
+        with recorded(self.visual.blocks[-1].attn.attn if self.method.signals else None) as recording:
             videos = super()._process_video_input(video_input)  # type: ignore[misc]
-        if self.method.needs_attention:
+        if self.method.signals:
             unit = self.visual.spatial_merge_size**2
             lengths = [height * width for frames, height, width in grids for _ in range(frames)]
             received = recording.received(lengths).view(-1, unit).mean(-1)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
 
-from ..models.vision_attention import mean_received_attention
+from ..models.vision_signals import mean_received_attention
 
 
 class Recording:

@@ -10,7 +10,7 @@ from typing import Any
 import flashvid_hf  # registers our configurations with AutoConfig
 
 from ..compression.validation import check_choice
-from ..methods.compression_method import CompressionMethod
+from ..methods.compression_method import RECEIVED_ATTENTION, CompressionMethod
 from ..models.configuration import FlashVIDConfigMixin
 
 # What `retention_ratio` is: "entering", the share that enters the language model; "layer_average", the average that
@@ -41,8 +41,8 @@ def engine_method(config: Any) -> CompressionMethod | None:
         config: of one of our families; its `vllm_ratio`, one of `RATIOS`, is "entering" by default.
 
     Raises:
-        ValueError: a field is outside of its range, the method acts inside the language model alone, or its count is
-            not known before the video is encoded.
+        ValueError: a field is outside of its range, the method acts inside the language model alone, its count is not
+            known before the video is encoded, or it asks for a signal that is not recorded inside vLLM.
     """
     ratio = getattr(config, "vllm_ratio", RATIOS[0])
     check_choice("vllm_ratio", ratio, RATIOS)
@@ -51,4 +51,11 @@ def engine_method(config: Any) -> CompressionMethod | None:
     if not method.compresses:
         return None
     method.exact_num_tokens(1, 1)  # raises where the count depends on the video
+    for signal in method.signals:
+        if signal != RECEIVED_ATTENTION:
+            raise ValueError(
+                f"`compression_method` is {method.name!r}: it asks for {signal!r}, and of the vision tower inside vLLM "
+                f"only {RECEIVED_ATTENTION!r} is recorded. Choose a method that asks for nothing else, or run this one "
+                "by the classes for transformers."
+            )
     return method

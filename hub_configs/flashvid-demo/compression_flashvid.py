@@ -20,9 +20,10 @@ Generated from flashvid_hf 0.1.0: do not edit. The sections are its modules:
     methods/registry.py
 """
 
+import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import pairwise
 from numbers import Integral, Real
@@ -197,8 +198,8 @@ class CompressedVideo:
         )
 
 
-def check_features(video_features: torch.Tensor, attention: torch.Tensor) -> None:
-    """Raise a `ValueError` unless these are the features (T, N, D) and the attention (T, N) of one video."""
+def check_features(video_features: torch.Tensor, attention: torch.Tensor | None) -> None:
+    """Raise a `ValueError` unless these are the features (T, N, D) and the attention (T, N), if any, of one video."""
     if video_features.ndim != 3 or 0 in video_features.shape:
         raise ValueError(
             f"`video_features` has shape {tuple(video_features.shape)}: it must be (frames, tokens per frame, width), "
@@ -206,6 +207,8 @@ def check_features(video_features: torch.Tensor, attention: torch.Tensor) -> Non
         )
     if not video_features.is_floating_point():
         raise ValueError(f"`video_features` has dtype {video_features.dtype}: it must be a floating point dtype.")
+    if attention is None:
+        return
     if attention.shape != video_features.shape[:2]:
         raise ValueError(
             f"`attention` has shape {tuple(attention.shape)} and `video_features` {tuple(video_features.shape)}: "
@@ -950,7 +953,11 @@ def indices_of(mask: torch.Tensor, count: int) -> torch.Tensor:
 
 # compression/validation.py --------------------------------------------------------------------------------------------
 
-"""Checks of settings, with errors that name the field, the value, the allowed range and the next step."""
+"""What a setting may be: one record each, and checks whose errors name the field, the value, the range and a next step.
+
+The fields of a dataclass are its settings. Each states its default, its meaning and its range once, by `setting`. The
+checks, the fields of the models' configurations, the tables of the model cards and that of the README follow from it.
+"""
 
 
 def check_number(
@@ -977,8 +984,7 @@ def check_number(
         and (most is None or value <= most)
     )
     if not fits:
-        bounds = {"above": above, "at least": least, "at most": most}
-        allowed = " and ".join(f"{words} {bound}" for words, bound in bounds.items() if bound is not None)
+        allowed = " and ".join(_describe_bounds(above, least, most))
         kind = "an integer" if integer else "a number"
         raise ValueError(f"`{name}` is {value!r}: it must be {kind} {allowed}. Set `{name}` to such a value.")
 
@@ -988,6 +994,82 @@ def check_choice(name: str, value: Any, choices: Collection) -> None:
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"`{name}` is {value!r}: it must be one of {listed}. Set `{name}` to one of them.")
+
+
+def _describe_bounds(above: float | None, least: float | None, most: float | None) -> list[str]:
+    bounds = {"above": above, "at least": least, "at most": most}
+    return [f"{words} {bound}" for words, bound in bounds.items() if bound is not None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a setting does and what it may be.
+
+    Args:
+        meaning: what it does, for tables in Markdown. "{layers}" stands for the number of layers.
+        above: a number must be larger than this.
+        least, most: a number must be at least and at most this.
+        integer: a number must be an integer.
+        choices: it must be one of these.
+        optional: it may be `None` too.
+        words: what it may be, where none of the above can say it. Then its owner checks it, and `check` does not.
+    """
+
+    meaning: str
+    above: float | None = None
+    least: float | None = None
+    most: float | None = None
+    integer: bool = False
+    choices: tuple[str | bool, ...] = ()
+    optional: bool = False
+    words: str = ""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise a `ValueError` if the setting called `name` must not have this value."""
+        if self.words or (value is None and self.optional):
+            return
+        if self.choices:
+            check_choice(name, value, self.choices)
+        else:
+            check_number(name, value, above=self.above, least=self.least, most=self.most, integer=self.integer)
+
+    @property
+    def allowed(self) -> str:
+        """What it may be, in Markdown; values are written as JSON."""
+        choices = [f"`{str(choice).lower()}`" for choice in self.choices]
+        parts = [self.words] if self.words else choices or _describe_bounds(self.above, self.least, self.most)
+        return ", ".join([*parts, *(["`null`"] if self.optional else [])])
+
+
+def setting(default: Any, meaning: str, **allowed: Any) -> Any:
+    """A field of a dataclass that is a setting. A subclass may give it another default by a plain assignment.
+
+    Args:
+        default: its default.
+        meaning, allowed: see `Setting`.
+    """
+    return field(default=default, metadata={"setting": Setting(meaning, **allowed)})
+
+
+def same_setting(owner: Any, name: str) -> Any:
+    """A field that has the default, the meaning and the range of the field `name` of the dataclass `owner`."""
+    (default,) = (field.default for field in fields(owner) if field.name == name)
+    return field(default=default, metadata={"setting": settings_of(owner)[name]})
+
+
+def settings_of(owner: Any) -> dict[str, Setting]:
+    """The settings of a dataclass by name, in the order of its fields."""
+    found = {}
+    for base in reversed(owner.__mro__):  # a subclass that only changes a default keeps the range
+        own = vars(base).get("__dataclass_fields__", {})
+        found.update({name: field.metadata["setting"] for name, field in own.items() if "setting" in field.metadata})
+    return found
+
+
+def check_settings(owner: Any) -> None:
+    """Raise a `ValueError` for the first setting of a dataclass's instance that is outside of its range."""
+    for name, found in settings_of(type(owner)).items():
+        found.check(name, getattr(owner, name))
 
 
 # compression/compress_video.py ----------------------------------------------------------------------------------------
@@ -1009,47 +1091,37 @@ BEHAVIORS = ("paper", "released")
 class CompressionConfig:
     """Settings of the compression, under the reference implementation's names.
 
-    Args:
-        retention_ratio: share of the video tokens that a layer of the language model sees, averaged over the layers;
-            above 0, at most 1. Where `retention_ratio * expansion` reaches 1, the video stays as it is.
-        expansion: `retention_ratio * expansion` is the share that enters the language model; at least 1. The
-            pruning inside the language model makes up for it.
-        alpha: share of the kept tokens that are selected (ADTS); the others are merged (TSTM); 0 to 1.
-        token_selection_method: "attn", "div", "attn_div" or "attn_div_v2", see `select_tokens`.
-        temporal_threshold: smallest cosine that links a token to the frame before; at least -1. From 1 on nothing is
-            merged over time.
-        do_segment: cut the video into segments (DySeg); otherwise it is one segment.
-        segment_threshold: cosine of neighbouring frames below which a segment ends; at least -1.
-        min_segment_num: segments that `complementary_segment` aims at; at least 1.
-        complementary_segment: cut further where too few cuts pass the threshold.
-        behavior: "paper", or "released" to reproduce the numbers of the released code with its deviations.
+    Where `retention_ratio * expansion` reaches 1, the video stays as it is. The pruning inside the language model makes
+    up for the expansion. From a `temporal_threshold` of 1 on nothing is merged over time. In behavior "released" the
+    numbers are those of the released code, with its deviations from the paper.
 
     Raises:
         ValueError: a field is outside of its range.
     """
 
-    retention_ratio: float = 0.25
-    expansion: float = 1.25
-    alpha: float = 0.7
-    token_selection_method: str = "attn_div_v2"
-    temporal_threshold: float = 0.8
-    do_segment: bool = True
-    segment_threshold: float = 0.9
-    min_segment_num: int = 8
-    complementary_segment: bool = True
-    behavior: str = "paper"
+    retention_ratio: float = setting(
+        0.25, "share of the video tokens that a layer sees on average; 1.0 is off", above=0, most=1
+    )
+    expansion: float = setting(
+        1.25, "`retention_ratio * expansion` is the share that enters the language model", least=1
+    )
+    alpha: float = setting(
+        0.7, "share of the kept tokens that are selected (ADTS); the others are merged (TSTM)", least=0, most=1
+    )
+    token_selection_method: str = setting(
+        "attn_div_v2", "select by attention, by diversity, or by both", choices=TOKEN_SELECTION_METHODS
+    )
+    temporal_threshold: float = setting(0.8, "smallest cosine that merges a token into the frame before", least=-1)
+    do_segment: bool = setting(True, "cut the video into segments (DySeg), or take it as one", choices=(True, False))
+    segment_threshold: float = setting(0.9, "cosine of neighbouring frames below which a segment ends", least=-1)
+    min_segment_num: int = setting(8, "segments that `complementary_segment` aims at", least=1, integer=True)
+    complementary_segment: bool = setting(
+        True, "cut further where too few cuts pass the threshold", choices=(True, False)
+    )
+    behavior: str = setting("paper", "`released` reproduces the numbers of the authors' code", choices=BEHAVIORS)
 
     def __post_init__(self):
-        check_number("retention_ratio", self.retention_ratio, above=0, most=1)
-        check_number("expansion", self.expansion, least=1)
-        check_number("alpha", self.alpha, least=0, most=1)
-        check_choice("token_selection_method", self.token_selection_method, TOKEN_SELECTION_METHODS)
-        check_number("temporal_threshold", self.temporal_threshold, least=-1)
-        check_number("segment_threshold", self.segment_threshold, least=-1)
-        check_number("min_segment_num", self.min_segment_num, least=1, integer=True)
-        check_choice("do_segment", self.do_segment, (True, False))
-        check_choice("complementary_segment", self.complementary_segment, (True, False))
-        check_choice("behavior", self.behavior, BEHAVIORS)
+        check_settings(self)
 
     @property
     def segmentation(self) -> dict:
@@ -1272,22 +1344,24 @@ def unique_rows(
 
 # methods/compression_method.py ----------------------------------------------------------------------------------------
 
-"""What a compression method is: features and attention in, tokens and indices out, and perhaps a step at layer K.
+"""What a compression method is: features and signals in, tokens and indices out, and perhaps a step at layer K.
 
-A method is one file beside this one, `method_NAME.py`, and one line in `methods.py`:
+A method is one file beside this one, and one line in `methods/__init__.py`:
 
     @dataclass(frozen=True, kw_only=True)
     class Newest(CompressionMethod):
         '''Keep the last tokens of the video. Source: ...'''
 
         name = "newest"
-        needs_attention = False
+        signals = ()  # what it wants to know of the vision tower: nothing
 
-        def keep(self, features, attention, num_tokens):
-            indices = torch.arange(attention.numel() - num_tokens, attention.numel(), device=features.device)
-            return Kept(features.flatten(0, 1)[indices], indices)
+        def keep(self, features, signals, num_tokens):
+            tokens = features.flatten(0, 1)
+            indices = torch.arange(len(tokens), device=features.device)[-num_tokens:]
+            return Kept(tokens[indices], indices)
 
-Its fields are its settings, flat numbers and strings with defaults; `check` validates them.
+By default a method is told the attention that the tokens receive in the last layer of the vision tower,
+`signals.attention`. Its fields are its settings, see `setting`.
 
 Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens, L layers
 of the language model. A flat index is t * N + n.
@@ -1310,6 +1384,47 @@ class LayerPruning:
     ratio: float
     scored_by: str = "last_token"
     merges: bool = False
+
+
+# What a method may ask of a layer of the vision tower. Of a token that several patches make, their mean; where the
+# family pools its features, pooled like them.
+SIGNAL_KINDS = (
+    "attention",  # that the token receives, mean over heads and queries, with shape (T, N)
+    "keys",  # of the layer's attention before any rotary embedding, all heads side by side, with shape (T, N, width)
+    "hidden_states",  # that the layer returns, with shape (T, N, width)
+)
+
+
+# A tuple, because remote code has this module twice: once for the configuration and once for the model.
+class Signal(NamedTuple):
+    """Something about the tokens of a video that a method wants to know of the vision tower.
+
+    Args:
+        kind: one of `SIGNAL_KINDS`.
+        layer: which layer of the vision tower, counted from 0; a negative one counts back from the layer whose output
+            makes the features, which is -1.
+    """
+
+    kind: str
+    layer: int = -1
+
+
+RECEIVED_ATTENTION = Signal("attention")
+
+
+class Signals(dict[Signal, torch.Tensor]):
+    """What a vision tower told about the tokens of one video: a tensor (T, N) or (T, N, width) for each `Signal`."""
+
+    @property
+    def attention(self) -> torch.Tensor:
+        """Attention that each token receives in the last layer, with shape (T, N)."""
+        return self[RECEIVED_ATTENTION]
+
+    def __missing__(self, signal: Signal):
+        raise ValueError(
+            f"There is no {signal!r} among the signals of the video, which are {list(self)}. Name it in `signals` of "
+            "the method, and pass it to `compress`."
+        )
 
 
 class Kept(NamedTuple):
@@ -1335,12 +1450,7 @@ class Kept(NamedTuple):
 class CompressionMethod:
     """A training-free way to keep part of the tokens of a video, with its settings.
 
-    Args:
-        retention_ratio: share of the video tokens that a layer of the language model sees, averaged over the layers;
-            above 0, at most 1, where the video stays as it is.
-        num_layers: L, layers of the language model; at least 1.
-        first_pruning_layer: the first layer that may see less than all that entered; at least 1. Families whose lower
-            layers take in features of the vision tower set it.
+    Its fields are its settings, flat numbers and strings. `setting` says their defaults, meanings and ranges.
 
     Raises:
         ValueError: a field is outside of its range, or no pruning brings the average to `retention_ratio`.
@@ -1348,17 +1458,18 @@ class CompressionMethod:
 
     # How `compression_method` names it.
     name: ClassVar[str]
-    # Whether `keep` looks at the attention; otherwise it need not be computed.
-    needs_attention: ClassVar[bool] = True
+    # What `keep` is told of the vision tower. Nothing else is computed.
+    signals: ClassVar[tuple[Signal, ...]] = (RECEIVED_ATTENTION,)
 
-    retention_ratio: float = 0.25
-    num_layers: int = 28
-    first_pruning_layer: int = 1
+    retention_ratio: float = same_setting(CompressionConfig, "retention_ratio")
+    num_layers: int = setting(28, "L, layers of the language model", least=1, integer=True)
+    # Families whose lower layers take in features of the vision tower set it.
+    first_pruning_layer: int = setting(
+        1, "the first layer that may see less than all that entered", least=1, integer=True
+    )
 
     def __post_init__(self):
-        check_number("retention_ratio", self.retention_ratio, above=0, most=1)
-        check_number("num_layers", self.num_layers, least=1, integer=True)
-        check_number("first_pruning_layer", self.first_pruning_layer, least=1, integer=True)
+        check_settings(self)
         self.check()
         pruning = self.pruning if self.compresses else None
         if pruning is not None and pruning.layer < min(self.first_pruning_layer, self.num_layers):
@@ -1368,7 +1479,7 @@ class CompressionMethod:
             )
 
     def check(self) -> None:
-        """Raise a `ValueError` for a setting of this method that is outside of its range."""
+        """Raise a `ValueError` for settings that do not go together; each by itself is in its range by then."""
 
     @classmethod
     def settings(cls) -> dict[str, Any]:
@@ -1425,26 +1536,36 @@ class CompressionMethod:
         check_number("tokens_per_frame", tokens_per_frame, least=1, integer=True)
         return max(1, round(num_frames * tokens_per_frame * self.entering_ratio))
 
-    def compress(self, video_features: torch.Tensor, attention: torch.Tensor) -> CompressedVideo:
+    def compress(self, video_features: torch.Tensor, signals: Signals | torch.Tensor) -> CompressedVideo:
         """Keep part of the tokens of one video. Deterministic; the inputs stay as they are.
 
         Args:
             video_features: tokens as they would enter the language model, with shape (T, N, D).
-            attention: attention that each token receives in the last vision block, averaged over heads and queries,
-                with shape (T, N); anything where `needs_attention` is False.
+            signals: what the method asks for in its `signals`; others are not looked at. A tensor is the attention that
+                each token receives in the last layer of the vision tower, with shape (T, N).
 
         Raises:
-            ValueError: the shapes do not fit together; a value is not finite, or beyond 1e12 in magnitude, see
-                `compress_video`.
+            ValueError: a signal is missing; the shapes do not fit together; a feature or an attention of the last layer
+                is not finite, or beyond 1e12 in magnitude, see `compress_video`.
         """
-        check_features(video_features, attention)
-        extremes = check_finite(video_features, attention if self.needs_attention else None)
-        num_frames, tokens_per_frame = attention.shape
+        if isinstance(signals, torch.Tensor):
+            signals = Signals({RECEIVED_ATTENTION: signals})
+        check_features(video_features, signals.get(RECEIVED_ATTENTION))
+        asked = Signals({signal: signals[signal] for signal in self.signals})
+        for signal, values in asked.items():
+            if values.shape[:2] != video_features.shape[:2]:
+                raise ValueError(
+                    f"{signal!r} has shape {tuple(values.shape)} and `video_features` {tuple(video_features.shape)}: "
+                    "both must begin with frames and tokens per frame. Pass the signals of this video."
+                )
+        extremes = check_finite(video_features, asked.get(RECEIVED_ATTENTION))
+        num_frames, tokens_per_frame, _ = video_features.shape
         num_tokens = self.exact_num_tokens(num_frames, tokens_per_frame)
-        if num_tokens >= attention.numel():
+        if num_tokens >= num_frames * tokens_per_frame:
             return CompressedVideo.whole(video_features, prunable=self.pruning is not None, extremes=extremes)
         with torch.autocast(video_features.device.type, enabled=False):
-            kept = self.keep(video_features.float().contiguous(), attention.float().contiguous(), num_tokens)
+            told = Signals({signal: values.float().contiguous() for signal, values in asked.items()})
+            kept = self.keep(video_features.float().contiguous(), told, num_tokens)
         return CompressedVideo.of_tokens(
             kept.tokens.to(video_features.dtype),
             kept.indices,
@@ -1455,12 +1576,12 @@ class CompressionMethod:
             extremes=extremes,
         )
 
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
         """Decide which tokens of a video are kept, and what becomes of them.
 
         Args:
             features: with shape (T, N, D), float32, contiguous.
-            attention: with shape (T, N), float32, contiguous.
+            signals: those that the method asks for, float32, contiguous: `signals.attention`, `signals[Signal(...)]`.
             num_tokens: how many to keep, M; below T * N.
         """
         raise NotImplementedError
@@ -1473,12 +1594,12 @@ SHARED_SETTINGS = frozenset(field.name for field in fields(CompressionMethod))
 class TokenScoring(CompressionMethod):
     """A method that keeps the tokens with the highest scores of the whole video, unchanged."""
 
-    def score(self, features: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        """Scores with shape (T, N), of features (T, N, D) and attention (T, N). Ties go to the lower index."""
+    def score(self, features: torch.Tensor, signals: Signals) -> torch.Tensor:
+        """Scores with shape (T, N), see `keep` for the arguments. Ties go to the lower index."""
         raise NotImplementedError
 
-    def keep(self, features: torch.Tensor, attention: torch.Tensor, num_tokens: int) -> Kept:
-        order = self.score(features, attention).flatten().argsort(descending=True, stable=True)
+    def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
+        order = self.score(features, signals).flatten().argsort(descending=True, stable=True)
         indices = order[:num_tokens]
         return Kept(features.flatten(0, 1)[indices], indices)
 
@@ -1487,24 +1608,21 @@ class TokenScoring(CompressionMethod):
 class LatePruning(CompressionMethod):
     """A method with a step at a certain depth of the language model that keeps a certain share of what entered.
 
-    Args:
-        pruning_layer: K; at least 1. Default: nearest to `pruning_depth` of the layers, and not below
-            `first_pruning_layer`. From `num_layers` on there is no pruning.
-        llm_retention_ratio: share of the tokens that entered which the layers from K on see; above 0, at most 1, which
-            is no pruning. They see more where all tokens enter and `retention_ratio` would not be reached.
+    By default the step is at the layer nearest to `pruning_depth` of the layers, and not below `first_pruning_layer`.
+    The layers above see more than `llm_retention_ratio` where all tokens enter and `retention_ratio` would not be
+    reached.
     """
 
     pruning_depth: ClassVar[float]
     # The fields of `LayerPruning` beside the layer and the share.
     pruning_rule: ClassVar[dict[str, Any]] = {}
 
-    pruning_layer: int | None = None
-    llm_retention_ratio: float = 0.5
-
-    def check(self) -> None:
-        if self.pruning_layer is not None:
-            check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
-        check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
+    pruning_layer: int | None = setting(
+        None, "K, the first layer that sees less; from {layers} on none does", least=1, integer=True, optional=True
+    )
+    llm_retention_ratio: float = setting(
+        0.5, "share of the tokens that entered which the layers from K on see; at 1 nothing is pruned", above=0, most=1
+    )
 
     @property
     def pruning(self) -> LayerPruning | None:
@@ -1528,31 +1646,25 @@ class LatePruning(CompressionMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlashVID(CompressionConfig, CompressionMethod):
-    """FlashVID (arXiv 2602.08024), see `compress_video`.
-
-    Args:
-        retention_ratio ... behavior: see `CompressionConfig`.
-        pruning_layer: the first layer that sees only part of the video tokens that entered; at least 1. Default: near
-            5/7 of the depth.
-        llm_retention_ratio: the part that it sees; above 0, at most 1, which is no pruning. Default: what makes
-            `retention_ratio` the average over all layers.
-    """
+class FlashVID(CompressionMethod, CompressionConfig):
+    """FlashVID (arXiv 2602.08024), see `compress_video`; by default it prunes near 5/7 of the depth."""
 
     name = "flashvid"
 
-    pruning_layer: int | None = None
-    llm_retention_ratio: float | None = None
-
-    def __post_init__(self):
-        CompressionConfig.__post_init__(self)
-        CompressionMethod.__post_init__(self)
-
-    def check(self) -> None:
-        if self.pruning_layer is not None:
-            check_number("pruning_layer", self.pruning_layer, least=1, integer=True)
-        if self.llm_retention_ratio is not None:
-            check_number("llm_retention_ratio", self.llm_retention_ratio, above=0, most=1)
+    pruning_layer: int | None = setting(
+        None,
+        "first layer that sees only part of what entered; from {layers} on none does; `null`: from the depth",
+        least=1,
+        integer=True,
+        optional=True,
+    )
+    llm_retention_ratio: float | None = setting(
+        None,
+        "that part; smaller is faster and drops more; `null`: what makes `retention_ratio` the average",
+        above=0,
+        most=1,
+        optional=True,
+    )
 
     @property
     def compresses(self) -> bool:
@@ -1577,7 +1689,8 @@ class FlashVID(CompressionConfig, CompressionMethod):
     def exact_num_tokens(self, num_frames: int, tokens_per_frame: int) -> int:
         return exact_num_tokens(num_frames, tokens_per_frame, self)
 
-    def compress(self, video_features: torch.Tensor, attention: torch.Tensor) -> CompressedVideo:
+    def compress(self, video_features: torch.Tensor, signals: Signals | torch.Tensor) -> CompressedVideo:
+        attention = signals if isinstance(signals, torch.Tensor) else signals.attention
         return compress_video(video_features, attention, self)
 
 
@@ -1622,7 +1735,8 @@ def register_method(method: type[CompressionMethod]) -> type[CompressionMethod]:
     """Let `compression_method` choose a method by its name; also as a decorator.
 
     Raises:
-        ValueError: it is no dataclass that derives from `CompressionMethod`, or its name is missing or taken.
+        ValueError: it is no dataclass that derives from `CompressionMethod`, its name is missing or taken, or it does
+            not say by `signals` what it wants to know of the vision tower.
     """
     is_method = isinstance(method, type) and issubclass(method, CompressionMethod)
     if not is_method or "__dataclass_fields__" not in vars(method):  # a base's fields would hide the class's own
@@ -1636,8 +1750,39 @@ def register_method(method: type[CompressionMethod]) -> type[CompressionMethod]:
             f"`name` of `{method.__name__}` is {name!r}: it must be a string that no other method has; taken are "
             f"{', '.join(map(repr, METHODS))}. Choose another."
         )
+    _check_signals(method)
     METHODS[name] = method
     return method
+
+
+def _check_signals(method: type[CompressionMethod]) -> None:
+    """Raise a `ValueError` unless `signals` are right, also for a method that was written before there were any."""
+    advice = "`signals.attention` is the attention in the last layer. See `CompressionMethod`."
+    if hasattr(method, "needs_attention"):
+        raise ValueError(
+            f"`needs_attention` of `{method.__name__}` is {method.needs_attention!r}: a method now names what it wants "
+            f"to know of the vision tower. Write `signals = ()` for nothing; by default {advice}"
+        )
+    for function in ("compress", "keep", "score"):
+        if "attention" in inspect.signature(getattr(method, function, lambda: None)).parameters:
+            raise ValueError(
+                f"`{function}` of `{method.__name__}` takes `attention`: it is called with `signals` now. Rename the "
+                f"argument; {advice}"
+            )
+    signals = method.signals
+    are_signals = isinstance(signals, tuple) and all(isinstance(signal, Signal) for signal in signals)
+    if not are_signals or len(set(signals)) < len(signals):
+        raise ValueError(
+            f"`signals` of `{method.__name__}` is {signals!r}: it must be a tuple of `Signal`, each once. Write "
+            '`signals = (Signal("keys"),)` for one, `signals = ()` for nothing.'
+        )
+    for signal in signals:
+        check_choice("kind", signal.kind, SIGNAL_KINDS)
+        if type(signal.layer) is not int:
+            raise ValueError(
+                f"`layer` of {signal!r} is {signal.layer!r}: it must be an integer, 0 for the first layer of the "
+                "vision tower, -1 for the one whose output makes the features. Set `layer` to such a value."
+            )
 
 
 register_method(FlashVID)  # the others come with the package, see `methods/__init__.py`

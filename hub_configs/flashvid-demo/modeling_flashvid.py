@@ -10,7 +10,7 @@ Generated from flashvid_hf 0.1.0: do not edit. The sections are its modules:
     models/generation.py
     models/hooks.py
     models/tensor_parallel.py
-    models/vision_attention.py
+    models/vision_signals.py
     models/layer_pruning.py
     models/outputs.py
     models/prompt.py
@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from itertools import groupby
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, ClassVar, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import distributed, nn
@@ -38,7 +38,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
-from .compression_flashvid import CompressedVideo, LayerPruning, released_repeats, weighted_sums
+from .compression_flashvid import CompressedVideo, LayerPruning, Signal, Signals, released_repeats, weighted_sums
 from .configuration_flashvid_qwen2_5_vl import CALL_FIELDS, follow_base, hub_arguments, read_config, save_code
 from .pipeline_flashvid import CUSTOM_PIPELINES
 
@@ -747,13 +747,32 @@ def mean_over_heads(mean: torch.Tensor, num_local: int, num_heads: int, projecti
     return total / num_heads
 
 
-# models/vision_attention.py -------------------------------------------------------------------------------------------
+def all_heads(states: torch.Tensor, width: int) -> torch.Tensor:
+    """`states` with the heads of an attention module side by side, unless some of them are on other processes.
 
-"""The attention that every patch receives in one block of a vision tower, whatever its attention implementation.
+    Args:
+        states: with the heads of this process in the last dimension.
+        width: of all heads together.
 
-Blocks return no attention weights, so queries and keys of that block are computed once more, from its own input.
-The hooks belong to one model instance and do nothing unless a call brings a `VisionRecord`, so calls from several
-threads do not meet.
+    Raises:
+        ValueError: heads are missing.
+    """
+    if states.shape[-1] != width:
+        raise ValueError(
+            f"`signals` of the method names keys, and this process has {states.shape[-1]} of their {width} values: the "
+            "vision tower's attention is shared out. Load the model without tensor parallelism, or choose a "
+            "`compression_method` that asks for no keys."
+        )
+    return states
+
+
+# models/vision_signals.py ---------------------------------------------------------------------------------------------
+
+"""What happens in the layers of a vision tower, for every patch, whatever its attention implementation.
+
+Layers return no attention weights, so queries and keys of a layer that somebody asks for are computed once more, from
+its own input. The hooks belong to one model instance and do nothing unless a call brings a `VisionRecord`, so calls
+from several threads do not meet.
 """
 
 # Name of the keyword argument that carries the record through the vision tower.
@@ -764,32 +783,72 @@ _WEIGHT_BYTES = 64 * 2**20
 _WEIGHTS_PER_QUERY = 2
 
 
-class VisionRecord:
-    """What a call wants to know of the inside of a vision tower.
+class Source(NamedTuple):
+    """Where in a vision tower a signal is recorded.
 
     Args:
-        attention: the attention module whose received attention is recorded; `None` for none.
-        layers: the encoder layers whose outputs are recorded.
+        kind: one of `SIGNAL_KINDS`.
+        module: the layer for "hidden_states", its attention module for the others.
     """
 
-    def __init__(self, attention: nn.Module | None, layers: tuple[nn.Module, ...] = ()):
-        self.attention, self.layers = attention, layers
-        self.received: torch.Tensor | None = None  # (positions,), float32, all frames one after the other
-        self.hidden_states: dict[nn.Module, torch.Tensor] = {}
+    kind: str
+    module: nn.Module
 
 
-def install_packed_recording(attentions: list[nn.Module]) -> None:
-    """For attention modules that take packed sequences (`cu_seqlens`) and project with a joint `qkv`, as Qwen's do."""
-    for attention in attentions:
-        add_pre_hook(attention, _record_packed)
+class VisionRecord:
+    """What a call wants to know of the inside of a vision tower, and what it was told.
+
+    Args:
+        wanted: what is recorded. `found` then has, all frames one after the other, "attention" with shape (positions,)
+            in float32, "keys" and "hidden_states" with the shape of what runs through the tower.
+    """
+
+    def __init__(self, wanted: Iterable[Source]):
+        self.wanted = frozenset(wanted)
+        self.found: dict[Source, torch.Tensor] = {}
 
 
-def install_layer_recording(layers: nn.ModuleList) -> None:
-    """For encoder layers that take a batch of frames and project with `q_proj` and `k_proj`, as SigLIP's do."""
-    layer: Any
+def find_sources(signals: Iterable[Signal], layers: Sequence[Any], last: Any) -> dict[Signal, Source]:
+    """Where in a vision tower each signal is recorded.
+
+    Args:
+        layers: of the tower, from the bottom.
+        last: that of the layers whose output makes the features.
+
+    Raises:
+        ValueError: a signal names a layer that the tower does not have.
+    """
+    sources, layers = {}, list(layers)
+    num_used = layers.index(last) + 1
+    for signal in signals:
+        index = signal.layer if signal.layer >= 0 else num_used + signal.layer
+        if not 0 <= index < len(layers):
+            raise ValueError(
+                f"`layer` of {signal!r} is {signal.layer}: the vision tower has {len(layers)} layers, of which number "
+                f"{num_used - 1} makes the features, so it must lie in -{num_used} ... {len(layers) - 1}. Choose such "
+                "a layer in `signals` of the method."
+            )
+        of_layer = signal.kind == "hidden_states"
+        sources[signal] = Source(signal.kind, layers[index] if of_layer else _attention_of(layers[index]))
+    return sources
+
+
+def install_packed_recording(layers: Iterable[nn.Module]) -> None:
+    """For layers that take packed sequences (`cu_seqlens`) and project with a joint `qkv`, as Qwen's do."""
     for layer in layers:
-        add_pre_hook(layer.self_attn, _record_frames)
+        add_pre_hook(_attention_of(layer), _record_packed)
         add_hook(layer, _record_output)
+
+
+def install_frame_recording(layers: Iterable[nn.Module]) -> None:
+    """For layers that take a batch of frames and project with `q_proj` and `k_proj`, as SigLIP's do."""
+    for layer in layers:
+        add_pre_hook(_attention_of(layer), _record_frames)
+        add_hook(layer, _record_output)
+
+
+def _attention_of(layer: Any) -> nn.Module:
+    return layer.attn if hasattr(layer, "attn") else layer.self_attn
 
 
 def mean_received_attention(query: torch.Tensor, key: torch.Tensor, lengths: list[int], scaling: float) -> torch.Tensor:
@@ -839,35 +898,44 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 @torch.no_grad()
 def _record_packed(attention: Any, args: tuple, kwargs: dict[str, Any]):
     record = kwargs.pop(RECORD, None)
-    if record is not None and record.attention is attention:
+    received, keys = Source("attention", attention), Source("keys", attention)
+    if record is not None and not record.wanted.isdisjoint((received, keys)):
         hidden_states = args[0] if args else kwargs["hidden_states"]
-        cos, sin = (table.float() for table in kwargs["position_embeddings"])
         heads = (len(hidden_states), 3, attention.num_heads, -1)
         query, key, _ = attention.qkv(hidden_states).view(heads).permute(1, 2, 0, 3)
-        lengths = kwargs["cu_seqlens"].diff().tolist()
-        query, key = rotate(query.float(), cos, sin), rotate(key.float(), cos, sin)
-        record.received = mean_received_attention(query, key, lengths, attention.scaling)
+        if keys in record.wanted:
+            record.found[keys] = key.transpose(0, 1).flatten(1)
+        if received in record.wanted:
+            cos, sin = (table.float() for table in kwargs["position_embeddings"])
+            lengths = kwargs["cu_seqlens"].diff().tolist()
+            query, key = rotate(query.float(), cos, sin), rotate(key.float(), cos, sin)
+            record.found[received] = mean_received_attention(query, key, lengths, attention.scaling)
     return args, kwargs
 
 
 @torch.no_grad()
 def _record_frames(attention: Any, args: tuple, kwargs: dict[str, Any]):
     record = kwargs.pop(RECORD, None)
-    if record is not None and record.attention is attention:
+    received, keys = Source("attention", attention), Source("keys", attention)
+    if record is not None and not record.wanted.isdisjoint((received, keys)):
         hidden_states = args[0] if args else kwargs["hidden_states"]
         frames, length, _ = hidden_states.shape
         heads = (frames * length, -1, attention.head_dim)  # those of this rank
-        query = attention.q_proj(hidden_states).view(heads).transpose(0, 1)
-        key = attention.k_proj(hidden_states).view(heads).transpose(0, 1)
-        received = mean_received_attention(query, key, [length] * frames, attention.scale)
-        record.received = mean_over_heads(received, len(query), attention.num_heads, attention.q_proj)
+        key = attention.k_proj(hidden_states)
+        if keys in record.wanted:
+            record.found[keys] = all_heads(key, attention.num_heads * attention.head_dim)
+        if received in record.wanted:
+            query = attention.q_proj(hidden_states).view(heads).transpose(0, 1)
+            key = key.view(heads).transpose(0, 1)
+            mean = mean_received_attention(query, key, [length] * frames, attention.scale)
+            record.found[received] = mean_over_heads(mean, len(query), attention.num_heads, attention.q_proj)
     return args, kwargs
 
 
 def _record_output(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-    record = kwargs.get(RECORD)
-    if record is not None and layer in record.layers:
-        record.hidden_states[layer] = output[0] if isinstance(output, tuple) else output
+    record, states = kwargs.get(RECORD), Source("hidden_states", layer)
+    if record is not None and states in record.wanted:
+        record.found[states] = output[0] if isinstance(output, tuple) else output
 
 
 # models/layer_pruning.py ----------------------------------------------------------------------------------------------
@@ -1583,14 +1651,21 @@ class FlashVIDModelMixin:
     def compress_videos(
         self,
         features: list[torch.Tensor],
-        attention: list[torch.Tensor],
+        told: Sequence[Sequence[torch.Tensor]],
         settings: Any,
         stopwatch: Stopwatch,
     ) -> FlashVIDVideoOutput:
-        """Compress the features (T, N, D) of each video by the attention (T, N) that its tokens receive."""
+        """Compress each video.
+
+        Args:
+            features: with shape (T, N, D), for each video.
+            told: for each signal of the method, that of each video, with shape (T, N) or (T, N, width).
+        """
         method = settings.method
+        signals = [Signals(zip(method.signals, of_video, strict=True)) for of_video in zip(*told, strict=True)]
+        signals = signals or [Signals()] * len(features)
         with stopwatch.stage("compression", features[0].device):
-            videos = tuple(method.compress(*video) for video in zip(features, attention, strict=True))
+            videos = tuple(method.compress(*video) for video in zip(features, signals, strict=True))
         tokens = tuple(video.tokens for video in videos)
         if settings.behavior == "released" and self.released_code_overwrites_repeats:
             tokens = tuple(released_repeats(video.tokens, video.indices) for video in videos)

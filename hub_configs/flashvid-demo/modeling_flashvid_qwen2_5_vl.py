@@ -32,6 +32,7 @@ from .modeling_flashvid import (
     Prompt,
     Stopwatch,
     VisionRecord,
+    find_sources,
     install_packed_recording,
     join_rows,
     output_class,
@@ -81,7 +82,7 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
 
     def install_hooks(self) -> None:
         super().install_hooks()
-        install_packed_recording([block.attn for block in self.visual.blocks])
+        install_packed_recording(self.visual.blocks)
 
     def get_video_features(
         self,
@@ -113,16 +114,17 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         sizes = [math.prod(grid) // self.visual.spatial_merge_unit for grid in grids]
         with stopwatch.stage("vision", tower_device(self.visual, pixel_values_videos)):
             chunks = self._encode_chunks(pixel_values_videos, video_grid_thw, grids, settings, **kwargs)
-            features, attention, *levels = (rows.split(sizes) for rows in join_rows(chunks, sum(sizes)))
-        features, attention = (
+            joined = [rows.split(sizes) for rows in join_rows(chunks, sum(sizes))]
+        num_rows = 1 + len(settings.method.signals)
+        features, *told = (
             [rows.unflatten(0, (grid[0], -1)) for rows, grid in zip(of_videos, grids, strict=True)]
-            for of_videos in (features, attention)
+            for of_videos in joined[:num_rows]
         )
-        compressed = self.compress_videos(features, attention, settings, stopwatch)
+        compressed = self.compress_videos(features, told, settings, stopwatch)
         # Deepstack features are not merged: a kept token takes those of its own place.
         compressed.deepstack_features = [
             tuple(rows[video.indices.to(rows.device)] for rows, video in zip(level, compressed.videos, strict=True))
-            for level in levels
+            for level in joined[num_rows:]
         ] or None
         return compressed if return_dict is not False else compressed.to_tuple()
 
@@ -134,9 +136,7 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         settings: Any,
         **kwargs: Any,
     ) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Features (tokens, D) of chunks of the videos, the attention (tokens,) that they receive, deepstack levels.
-
-        The attention is 0 if the method does not ask for it.
+        """Features (tokens, D) of chunks of the videos, each signal that the method asks for, each deepstack level.
 
         Args:
             grids: `video_grid_thw` as numbers.
@@ -149,29 +149,29 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
                 f"{settings.vision_chunk_size}: pass `vision_chunk_size=None` with it, or leave it out."
             )
         device, start = tower_device(self.visual, pixel_values_videos), 0
-        recorded = self.visual.blocks[-1].attn if settings.method.needs_attention else None
+        sources = find_sources(settings.method.signals, self.visual.blocks, self.visual.blocks[-1])
         for chunk in chunks:
             shapes = [(frames, *grids[video][1:]) for video, frames in chunk]
             grid, end = video_grid_thw.new_tensor(shapes), start + sum(math.prod(shape) for shape in shapes)
-            record = VisionRecord(recorded)
+            record = VisionRecord(sources.values())
             outputs = super().get_video_features(
                 pixel_values_videos[start:end].to(device), grid, return_dict=True, **{RECORD: record}, **kwargs
             )
             start = end
             features = torch.cat(outputs.pooler_output)
-            if record.received is None:
-                attention = features.new_zeros(len(features))
-            else:  # of a token, the mean over the patches that the merger joins
-                attention = self.restore_order(record.received.view(-1, self.visual.spatial_merge_unit).mean(-1), grid)
-            yield features, attention, *self.deepstack_levels(outputs)
+            signals = []
+            for source in sources.values():  # of a token, the mean over the patches that the merger joins
+                patches = record.found[source].detach().float().unflatten(0, (-1, self.visual.spatial_merge_unit))
+                signals.append(self.restore_order(patches.mean(1), grid).to(features.device))
+            yield features, *signals, *self.deepstack_levels(outputs)
 
     def deepstack_levels(self, outputs: Any) -> list[torch.Tensor]:
         """Deepstack features of the vision tower, for every level with shape (tokens, D); most families have none."""
         return []
 
-    def restore_order(self, attention: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
+    def restore_order(self, rows: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
         """From the order of the tokens inside the vision tower to that of its output; the same in most families."""
-        return attention
+        return rows
 
     def find_positions(self, prompt: Prompt, inputs: dict[str, Any]) -> torch.Tensor:
         """Upstream's three-axis positions of the whole prompt; a kept token keeps its own."""
@@ -235,7 +235,7 @@ class FlashVIDQwen2_5_VLModel(FlashVIDPreTrainedMixin, FlashVIDQwenModelMixin, Q
     output_class = FlashVIDQwen2_5_VLModelOutput
     position_inputs = (*FlashVIDQwenModelMixin.position_inputs, "second_per_grid_ts")
 
-    def restore_order(self, attention: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
+    def restore_order(self, rows: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
         # The vision tower sorts its tokens by attention windows.
         window_index, _ = get_vision_window_index(
             video_grid_thw,
@@ -243,7 +243,7 @@ class FlashVIDQwen2_5_VLModel(FlashVIDPreTrainedMixin, FlashVIDQwenModelMixin, Q
             window_size=self.visual.window_size,
             patch_size=self.visual.patch_size,
         )
-        return attention[window_index.to(attention.device).argsort()]
+        return rows[window_index.to(rows.device).argsort()]
 
     @can_return_tuple
     @takes_arguments_of(Qwen2_5_VLModel)

@@ -4,7 +4,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from ...compression.validation import check_choice
+from ...compression.validation import setting
 from ..configuration import FlashVIDConfigMixin
 from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
 from .original_checkpoints import is_original, original_layout
@@ -17,11 +17,9 @@ NEWLINE_POSITIONS = ("frame", "grid", "one_token", "no_token")
 class FlashVIDLlavaVideoConfig(FlashVIDLlavaOnevisionConfig):
     """LLaVA-OneVision's configuration with FlashVID's fields, and where LLaVA-Video differs.
 
-    Args:
-        mm_spatial_pool_mode: how frames are pooled to half their width and height: "average" and "max" round down,
-            "bilinear" rounds up.
-        mm_newline_position: a newline after each "frame", after each row of a frame ("grid"), after the whole video
-            ("one_token"), or none ("no_token").
+    Frames are pooled to half their width and height, as `mm_spatial_pool_mode` says: "average" and "max" round down,
+    "bilinear" rounds up. As `mm_newline_position` says, a newline follows each "frame", each row of a frame ("grid"),
+    the whole video ("one_token") or nothing ("no_token").
 
     Of an original checkpoint both are read, except where it was trained with "grid", as LLaVA-Video is: that runs with
     "average" and "frame", as in FlashVID's scripts, unless the caller passes others.
@@ -41,8 +39,8 @@ class FlashVIDLlavaVideoConfig(FlashVIDLlavaOnevisionConfig):
     }
     method_fields = FlashVIDConfigMixin.method_fields | {"mm_spatial_pool_mode", "mm_newline_position"}
 
-    mm_spatial_pool_mode: Any = "average"
-    mm_newline_position: Any = "frame"
+    mm_spatial_pool_mode: Any = setting("average", "how a frame's patches are pooled", choices=POOL_MODES)
+    mm_newline_position: Any = setting("frame", "after what a newline follows", choices=NEWLINE_POSITIONS)
 
     @classmethod
     def accepts(cls, config_dict: dict[str, Any]) -> bool:
@@ -54,11 +52,6 @@ class FlashVIDLlavaVideoConfig(FlashVIDLlavaOnevisionConfig):
         if is_original(config_dict) and config_dict.get("mm_newline_position") != "grid":
             adopted.update(original_layout(config_dict))
         return adopted
-
-    def check_flashvid(self) -> None:
-        super().check_flashvid()
-        check_choice("mm_spatial_pool_mode", self.mm_spatial_pool_mode, POOL_MODES)
-        check_choice("mm_newline_position", self.mm_newline_position, NEWLINE_POSITIONS)
 
 
 __all__ = ["FlashVIDLlavaVideoConfig"]

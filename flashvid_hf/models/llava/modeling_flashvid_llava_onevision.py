@@ -20,8 +20,8 @@ from ..outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput, FlashVIDVideo
 from ..prompt import Prompt, VideoLayout, count_occurrences
 from ..stopwatch import Stopwatch
 from ..upstream import FEATURES_END_WITH_NEWLINE, complete_outputs, output_class, takes_arguments_of
-from ..vision_attention import RECORD, VisionRecord, install_layer_recording
 from ..vision_chunks import join_rows, tower_device
+from ..vision_signals import RECORD, Source, VisionRecord, find_sources, install_frame_recording
 from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
 from .newlines import Rows, count_rows, lay_out_rows, pooled_side
 from .original_checkpoints import ORIGINAL_KEY_MAPPING
@@ -85,7 +85,7 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
                 "knows how to read here. Choose a checkpoint with such a vision tower."
             )
         super().install_hooks()
-        install_layer_recording(self.vision_tower.encoder.layers)
+        install_frame_recording(self.vision_tower.encoder.layers)
 
     def get_video_features(
         self,
@@ -133,14 +133,15 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         with stopwatch.stage("vision", tower_device(self.vision_tower, frames)):
             layers = self._feature_layers(vision_feature_layer)
             chunks = self._encode_chunks(frames, layers, strategy == "default", settings, **kwargs)
-            features, of_frames = join_rows(chunks, len(frames))
+            features, *of_frames = join_rows(chunks, len(frames))
         videos = list(features.split(num_frames))
         if settings.compresses:
-            video_output = self.compress_videos(videos, list(of_frames.split(num_frames)), settings, stopwatch)
+            told = [rows.split(num_frames) for rows in of_frames]
+            video_output = self.compress_videos(videos, told, settings, stopwatch)
             indices = [video.indices for video in video_output.videos]
         else:
             tokens = tuple(video.flatten(0, 1) for video in videos)
-            video_output = FlashVIDVideoOutput(last_hidden_state=of_frames, pooler_output=tokens, settings=settings)
+            video_output = FlashVIDVideoOutput(last_hidden_state=of_frames[0], pooler_output=tokens, settings=settings)
             indices = [torch.arange(len(video), device=video.device) for video in tokens]
         video_output.pooler_output = tuple(
             torch.cat([tokens, self.image_newline[None].to(tokens)])[self._rows(kept, frames).order]
@@ -151,9 +152,9 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
     def _encode_chunks(
         self, frames: torch.Tensor, layers: tuple[Any, ...], drops_first: bool, settings: Any, **kwargs: Any
     ) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Features (T, N, D) of chunks of frames, and the attention (T, N) that they receive, 0 if no method asks.
+        """Features (T, N, D) of chunks of frames, and each signal that the method asks for.
 
-        In place of the attention, the tower's last hidden states if the videos are not to be compressed.
+        In place of the signals, the tower's last hidden states if the videos are not to be compressed.
 
         Args:
             frames: with shape (T, channels, height, width).
@@ -162,19 +163,23 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         """
         size = settings.vision_chunk_size if settings.compresses else None
         device, first = tower_device(self.vision_tower, frames), int(drops_first)
-        records = settings.compresses and settings.method.needs_attention
+        outputs_of = [Source("hidden_states", layer) for layer in layers]
+        asked = settings.method.signals if settings.compresses else ()
+        sources = find_sources(asked, self.vision_tower.encoder.layers, layers[-1])
         for chunk in frames.split(size or len(frames)):
-            record = VisionRecord(layers[-1].self_attn if records else None, layers)
+            record = VisionRecord([*outputs_of, *sources.values()])
             outputs = self.vision_tower(chunk.to(device), **{RECORD: record}, **kwargs)
-            hidden_states = torch.cat([record.hidden_states[layer] for layer in layers], dim=-1)[:, first:]
-            features = self.apply_pooling(self.multi_modal_projector(hidden_states))
+            hidden_states = torch.cat([record.found[output] for output in outputs_of], dim=-1)
+            features = self.apply_pooling(self.multi_modal_projector(hidden_states[:, first:]))
             if not settings.compresses:
                 yield features, outputs.last_hidden_state
-            elif record.received is None:
-                yield features, features.new_zeros(features.shape[:2])
-            else:
-                received = record.received.view(len(chunk), -1)[:, first:, None]
-                yield features, self.apply_pooling(received)[..., 0]
+                continue
+            signals = []
+            for signal, source in sources.items():
+                patches = record.found[source].detach().float().reshape(*hidden_states.shape[:2], -1)[:, first:]
+                pooled = self.apply_pooling(patches).to(features.device)
+                signals.append(pooled[..., 0] if signal.kind == "attention" else pooled)
+            yield features, *signals
 
     def lay_out(self, video: CompressedVideo, settings: Any) -> VideoLayout:
         num_frames, num_tokens = video.selected.shape

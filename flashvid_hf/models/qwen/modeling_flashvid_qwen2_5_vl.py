@@ -42,7 +42,7 @@ class FlashVIDQwen2_5_VLModel(FlashVIDPreTrainedMixin, FlashVIDQwenModelMixin, Q
     output_class = FlashVIDQwen2_5_VLModelOutput
     position_inputs = (*FlashVIDQwenModelMixin.position_inputs, "second_per_grid_ts")
 
-    def restore_order(self, attention: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
+    def restore_order(self, rows: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
         # The vision tower sorts its tokens by attention windows.
         window_index, _ = get_vision_window_index(
             video_grid_thw,
@@ -50,7 +50,7 @@ class FlashVIDQwen2_5_VLModel(FlashVIDPreTrainedMixin, FlashVIDQwenModelMixin, Q
             window_size=self.visual.window_size,
             patch_size=self.visual.patch_size,
         )
-        return attention[window_index.to(attention.device).argsort()]
+        return rows[window_index.to(rows.device).argsort()]
 
     @can_return_tuple
     @takes_arguments_of(Qwen2_5_VLModel)

@@ -12,8 +12,8 @@ from ..outputs import FlashVIDVideoOutput
 from ..prompt import Prompt
 from ..stopwatch import Stopwatch
 from ..upstream import CACHE, TAKES_ENCODED_VIDEOS
-from ..vision_attention import RECORD, VisionRecord, install_packed_recording
 from ..vision_chunks import join_rows, split_frames, tower_device
+from ..vision_signals import RECORD, VisionRecord, find_sources, install_packed_recording
 
 
 class FlashVIDQwenGenerationMixin(FlashVIDGenerationMixin):
@@ -52,7 +52,7 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
 
     def install_hooks(self) -> None:
         super().install_hooks()
-        install_packed_recording([block.attn for block in self.visual.blocks])
+        install_packed_recording(self.visual.blocks)
 
     def get_video_features(
         self,
@@ -84,16 +84,17 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         sizes = [math.prod(grid) // self.visual.spatial_merge_unit for grid in grids]
         with stopwatch.stage("vision", tower_device(self.visual, pixel_values_videos)):
             chunks = self._encode_chunks(pixel_values_videos, video_grid_thw, grids, settings, **kwargs)
-            features, attention, *levels = (rows.split(sizes) for rows in join_rows(chunks, sum(sizes)))
-        features, attention = (
+            joined = [rows.split(sizes) for rows in join_rows(chunks, sum(sizes))]
+        num_rows = 1 + len(settings.method.signals)
+        features, *told = (
             [rows.unflatten(0, (grid[0], -1)) for rows, grid in zip(of_videos, grids, strict=True)]
-            for of_videos in (features, attention)
+            for of_videos in joined[:num_rows]
         )
-        compressed = self.compress_videos(features, attention, settings, stopwatch)
+        compressed = self.compress_videos(features, told, settings, stopwatch)
         # Deepstack features are not merged: a kept token takes those of its own place.
         compressed.deepstack_features = [
             tuple(rows[video.indices.to(rows.device)] for rows, video in zip(level, compressed.videos, strict=True))
-            for level in levels
+            for level in joined[num_rows:]
         ] or None
         return compressed if return_dict is not False else compressed.to_tuple()
 
@@ -105,9 +106,7 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         settings: Any,
         **kwargs: Any,
     ) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Features (tokens, D) of chunks of the videos, the attention (tokens,) that they receive, deepstack levels.
-
-        The attention is 0 if the method does not ask for it.
+        """Features (tokens, D) of chunks of the videos, each signal that the method asks for, each deepstack level.
 
         Args:
             grids: `video_grid_thw` as numbers.
@@ -120,29 +119,29 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
                 f"{settings.vision_chunk_size}: pass `vision_chunk_size=None` with it, or leave it out."
             )
         device, start = tower_device(self.visual, pixel_values_videos), 0
-        recorded = self.visual.blocks[-1].attn if settings.method.needs_attention else None
+        sources = find_sources(settings.method.signals, self.visual.blocks, self.visual.blocks[-1])
         for chunk in chunks:
             shapes = [(frames, *grids[video][1:]) for video, frames in chunk]
             grid, end = video_grid_thw.new_tensor(shapes), start + sum(math.prod(shape) for shape in shapes)
-            record = VisionRecord(recorded)
+            record = VisionRecord(sources.values())
             outputs = super().get_video_features(
                 pixel_values_videos[start:end].to(device), grid, return_dict=True, **{RECORD: record}, **kwargs
             )
             start = end
             features = torch.cat(outputs.pooler_output)
-            if record.received is None:
-                attention = features.new_zeros(len(features))
-            else:  # of a token, the mean over the patches that the merger joins
-                attention = self.restore_order(record.received.view(-1, self.visual.spatial_merge_unit).mean(-1), grid)
-            yield features, attention, *self.deepstack_levels(outputs)
+            signals = []
+            for source in sources.values():  # of a token, the mean over the patches that the merger joins
+                patches = record.found[source].detach().float().unflatten(0, (-1, self.visual.spatial_merge_unit))
+                signals.append(self.restore_order(patches.mean(1), grid).to(features.device))
+            yield features, *signals, *self.deepstack_levels(outputs)
 
     def deepstack_levels(self, outputs: Any) -> list[torch.Tensor]:
         """Deepstack features of the vision tower, for every level with shape (tokens, D); most families have none."""
         return []
 
-    def restore_order(self, attention: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
+    def restore_order(self, rows: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
         """From the order of the tokens inside the vision tower to that of its output; the same in most families."""
-        return attention
+        return rows
 
     def find_positions(self, prompt: Prompt, inputs: dict[str, Any]) -> torch.Tensor:
         """Upstream's three-axis positions of the whole prompt; a kept token keeps its own."""
