@@ -83,7 +83,7 @@ def make_requests(arguments: argparse.Namespace, first_seed: int, count: int) ->
             "duration": arguments.frames / FPS,
             "total_num_frames": arguments.frames,
             "frames_indices": list(range(arguments.frames)),
-            "video_backend": "opencv",
+            "video_backend": "pyav",
             "do_sample_frames": False,
         }
         requests.append(
