@@ -116,7 +116,7 @@ flashvid-hf export hub_configs/{example} build/{example}
 ```
 
 [`{demo}`]({demo}) is a complete repository, with code and weights: a small model of this project's own, trained
-on synthetic videos by [`scripts/train_demo_model.py`](../scripts/train_demo_model.py). `make demo` asks it.
+on synthetic videos by [`scripts/demo_model/`](../scripts/demo_model/train_demo_model.py). `make demo` asks it.
 
 [`scripts/make_hub_configs.py`](../scripts/make_hub_configs.py) (`make hub-configs`) writes the recipes from one table
 and the demo's code from the package, and a test compares the folders with what it writes. `retention_ratio` is {ratio}
