@@ -46,8 +46,8 @@ fuzz: env  ## Try random calls and damaged video files until the time is over (M
 	.venv/bin/python tests/fuzz.py --minutes $(MINUTES)
 
 bench: env  ## Measure speed and memory on this machine, into benchmarks/ (some minutes on a CPU)
-	.venv/bin/python scripts/bench_compression.py
-	.venv/bin/python scripts/bench_generation.py
+	.venv/bin/python scripts/benchmarks/bench_compression.py
+	.venv/bin/python scripts/benchmarks/bench_generation.py
 
 hub-configs: env  ## Write hub_configs/ from the records of the families and from the package
 	.venv/bin/python scripts/make_hub_configs.py

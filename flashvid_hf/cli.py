@@ -12,7 +12,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperCommand
 
+from .evaluation.benchmarks import BENCHMARKS
+from .evaluation.evaluate import EvaluationOptions
+from .evaluation.reproduce_tables import BEHAVIORS, COMMANDS, SETUPS
+from .evaluation.studies import STUDIES
 from .families import FAMILIES
 
 app = typer.Typer(
@@ -24,7 +29,8 @@ app = typer.Typer(
 
 Ask first: `flashvid-hf run clip.mp4 "What happens?" --model Qwen/Qwen2.5-VL-3B-Instruct`
 
-Then look inside (`trace`), serve it (`serve`), or make a Hub repository of it (`export`, `check`, `push`).""",
+Then look inside (`trace`), serve it (`serve`), measure its answers (`evaluate`), or make a Hub repository of it
+(`export`, `check`, `push`).""",
 )
 console = Console()
 
@@ -59,9 +65,37 @@ Repository = Annotated[
 ]
 
 
+def listed(names: Any) -> str:
+    """Names as the help shows them."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+class ListOptions(TyperCommand):
+    """A command whose repeatable options also take several values at once: `--ratios 0.1 0.25`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        lists = {name for parameter in self.params if getattr(parameter, "multiple", False) for name in parameter.opts}
+        spread: list[str] = []
+        option, has_value = "", False  # the list that the next word may belong to, and whether it has one already
+        for word in args:
+            if word.startswith("-"):
+                option, has_value = word if word in lists else "", False
+            elif option and has_value:
+                spread.append(option)
+            else:
+                has_value = True
+            spread.append(word)
+        return super().parse_args(ctx, spread)
+
+
 def say(text: str) -> None:
     """A line, as it is: neither wrapped nor coloured, so that programs can read it too."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def say_aside(text: str) -> None:
+    """A line beside the results, on the error output."""
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def read_settings(retention_ratio: float | None, fields: list[str] | None) -> dict[str, Any]:
@@ -215,6 +249,89 @@ def serve(
         allow_local_files=allow_local_files,
         log_level=log_level,
     )
+
+
+@app.command(cls=ListOptions)
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a FlashVID or an upstream checkpoint.")],
+    output: Annotated[Path, typer.Option(help="Folder of the answers and results; the same one goes on.")],
+    benchmark: Annotated[str, typer.Option(help=f"One of {listed(BENCHMARKS)}.")] = EvaluationOptions.benchmark,
+    source: Annotated[
+        str | None, typer.Option(help="Folder or repository of the benchmark. Default: the published one.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Videos, from the start. Default: all, of MovingShapes 200.")
+    ] = None,
+    num_frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video. Default: the benchmark's.")] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest answer, in tokens.")
+    ] = EvaluationOptions.max_new_tokens,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Questions about a video at once.")
+    ] = EvaluationOptions.batch_size,
+    study: Annotated[str, typer.Option(help=f"What is compared, one of {listed(STUDIES)}.")] = EvaluationOptions.study,
+    methods: Annotated[
+        list[str] | None, typer.Option(metavar="NAME...", help="Of the study's lines only these. Default: all.")
+    ] = None,
+    ratios: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="RATIO...",
+            help="Average shares of the video tokens, above 0, at most 1. Default: "
+            f"{' '.join(map(str, EvaluationOptions.ratios))}.",
+        ),
+    ] = None,
+    dtype: Dtype = EvaluationOptions.dtype,
+) -> None:
+    """Measure how well a model answers a benchmark, without compression and with every line of a study.
+
+    `flashvid-hf evaluate hub_configs/flashvid-demo --methods flashvid evs --ratios 0.1 0.25 --output build/shapes`
+
+    A run that was broken off goes on where it stopped. Several processes share the videos:
+    `torchrun --nproc-per-node 2 -m flashvid_hf.cli evaluate ...`
+    """
+    from .evaluation.evaluate import evaluate_model
+
+    options = EvaluationOptions(
+        model=model,
+        output=output,
+        benchmark=benchmark,
+        source=source,
+        limit=limit,
+        num_frames=num_frames,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        study=study,
+        methods=methods or None,
+        ratios=tuple(ratios or EvaluationOptions.ratios),
+        dtype=dtype,
+    )
+    tables = evaluate_model(options, say=say_aside)
+    if tables is not None:  # the main process
+        say(f"wrote {output / 'results.json'}")
+        say(tables)
+
+
+@app.command(cls=ListOptions)
+def reproduce(
+    family: Annotated[
+        list[str] | None, typer.Option(metavar="NAME...", help=f"Of {listed(SETUPS)}. Default: all.")
+    ] = None,
+    tool: Annotated[str, typer.Option(help=f"What measures, one of {listed(COMMANDS)}.")] = "evaluate",
+    behavior: Annotated[
+        str,
+        typer.Option(help=f"One of {listed(BEHAVIORS)}; `released` is the code which the paper's figures come from."),
+    ] = "released",
+    output: Annotated[str, typer.Option(help="Folder of the results.")] = "build/tables",
+) -> None:
+    """Print the commands that measure the paper's tables, and the published figures to compare with.
+
+    `flashvid-hf reproduce --family qwen2_5_vl | bash`
+    """
+    from .evaluation.reproduce_tables import reproduction_lines
+
+    for line in reproduction_lines(family, tool, behavior, output):
+        say(line)
 
 
 @app.command()

@@ -1,11 +1,14 @@
-"""scripts/bench_compression.py at tiny sizes; its counts are those of a call outside of it. Times are not judged."""
+"""`scripts/benchmarks/bench_compression.py` at tiny sizes: its counts are those of a call outside of it.
+
+Times are not judged.
+"""
 
 import json
 
 import bench_compression
 import pytest
 import torch
-from benchmarking import Operators
+from measuring import Operators
 
 from flashvid_hf.compression.compress_video import CompressionConfig, compress_video
 
@@ -15,7 +18,7 @@ def test_benchmark(tmp_path, capsys):
     bench_compression.main([*sizes, "--device", "cpu", "--dtype", "bfloat16", "--output", str(tmp_path)])
     report = json.loads((tmp_path / "compression-cpu-bfloat16.json").read_text())
     assert report["arguments"]["tokens"] == 36 and report["command"].startswith(
-        "python scripts/bench_compression.py --frames 4 6 "
+        "python scripts/benchmarks/bench_compression.py --frames 4 6 "
     )
     assert str(tmp_path) not in report["command"]
     assert [result["frames"] for result in report["results"]] == [4, 6]

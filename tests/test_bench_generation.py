@@ -1,9 +1,10 @@
-"""`scripts/bench_generation.py` at tiny size: what it writes, never how fast anything was."""
+"""`scripts/benchmarks/bench_generation.py` at tiny size: what it writes, never how fast anything was."""
 
 import json
 
 import bench_generation
 import pytest
+import stage_timing
 import torch
 from architectures import ARCHITECTURES, build_upstream
 from synthetic_video import make_clip, make_inputs
@@ -72,7 +73,7 @@ def test_a_run_that_is_out_of_memory_is_left_out():
     def fail():
         raise torch.OutOfMemoryError("as a GPU would")
 
-    times = bench_generation.alternate_stages({"fits": lambda: {"stage": 1.0}, "fails": fail}, repeats=2)
+    times = stage_timing.alternate_stages({"fits": lambda: {"stage": 1.0}, "fails": fail}, repeats=2)
     assert times == {"fits": {"stage": [1.0, 1.0]}}
 
 

@@ -163,7 +163,7 @@ def faults_of(folder: Path, code: str) -> list[tuple[str, str]]:
         "from .helper import value\n",
         '"""`from .helper import value` inside of a line."""\nfrom .helper import value\n',
         "import importlib\nav = importlib.import_module('av')\n",
-        "import importlib\nT = {'a': 'cv2'}\nfound = [importlib.util.find_spec(T[x]) for x in T]\n",
+        "import importlib\nT = {'a': 'decord'}\nfound = [importlib.util.find_spec(T[x]) for x in T]\n",
         "import re, torch\nre.compile('x')\ntorch.compile(print)\nmodel.eval()\n",
         "with open('x', 'rb') as file:\n    file.read()\nopen('x')\nav.open('film', mode='r')\n",
         "import os\nos.path.join('a', 'b'.replace('a', 'b'))\n",
@@ -182,6 +182,7 @@ def test_allowed_code(tmp_path, code):
         ("import flashvid_hf\n", IMPORTS, "imports `flashvid_hf`, which is not installed there"),
         ("from os import *\n", IMPORTS, "hides what is used"),
         ("import importlib\nimportlib.import_module('numpy')\n", IMPORTS, "module.py:2: `importlib.import_module` of"),
+        ("import importlib\nimportlib.import_module('cv2')\n", IMPORTS, "but the name of a decoder (av, decord)"),
         ("import importlib\nimportlib.import_module(name)\n", IMPORTS, "of anything but the name of a decoder"),
         ("import importlib as i\nT = {'a': 'os'}\ni.import_module(T['a'])\n", IMPORTS, "module.py:3: `importlib.imp"),
         (

@@ -34,7 +34,7 @@ from flashvid_hf.publishing.hub_folder import RECIPE, WEIGHTLESS
 from flashvid_hf.publishing.versions import TESTED_TRANSFORMERS
 from flashvid_hf.serving import server as serving
 
-COMMANDS = ("run", "trace", "serve", "export", "convert", "check", "push")
+COMMANDS = ("run", "trace", "serve", "evaluate", "reproduce", "export", "convert", "check", "push")
 NUM_FRAMES = 8
 SHORT = ("--num-frames", NUM_FRAMES, "--max-new-tokens", 8)
 

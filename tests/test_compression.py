@@ -10,9 +10,9 @@ from dataclasses import fields, replace
 import pytest
 import reference
 import torch
-from benchmarking import Operators, PeakMemory
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from measuring import Operators, PeakMemory
 
 from flashvid_hf.compression import frame_chunks
 from flashvid_hf.compression.compress_video import CompressionConfig, compress_video, cosine_distances, exact_num_tokens

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from benchmarking import Operators, PeakMemory
 from families import FAMILIES, IMAGE, VIDEO
+from measuring import Operators, PeakMemory
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

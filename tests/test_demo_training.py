@@ -5,10 +5,11 @@ import sys
 import pytest
 import torch
 import train_demo_model
-from demo_batches import Packer, Videos, make_patches
+from demo_batches import Packer, make_patches
 from demo_initialization import initialize_attention
 from demo_learner import Learner
-from trained_demo import make_config, make_processor, train_tokenizer
+from demo_parts import make_config, make_processor, train_tokenizer
+from demo_videos import Videos
 
 from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration
 from flashvid_hf.evaluation import moving_shapes as ms

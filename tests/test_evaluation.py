@@ -4,18 +4,21 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import evaluate
 import numpy as np
 import pytest
 from checkpoints import once
-from studies import STUDIES
+from typer.testing import CliRunner
 
 from flashvid_hf import FlashVIDQwen2_5_VLConfig, read_video
+from flashvid_hf.cli import app
+from flashvid_hf.evaluation import answer_files, studies, tables
 from flashvid_hf.evaluation.benchmarks import BENCHMARKS, load_benchmark
+from flashvid_hf.evaluation.evaluate import RATIOS, EvaluationOptions, evaluate_model
 from flashvid_hf.evaluation.items import Question, VideoItem
 from flashvid_hf.evaluation.plot import plot_accuracy
 from flashvid_hf.evaluation.runner import Answer, Run, answer_items
 from flashvid_hf.evaluation.statistics import summarize
+from flashvid_hf.evaluation.studies import REFERENCE, STUDIES
 from flashvid_hf.loading import load_model
 from flashvid_hf.tiny_models import build_small_folder
 
@@ -188,47 +191,49 @@ def test_moving_shapes():
 @pytest.mark.parametrize("name", STUDIES)
 def test_studies_have_settings_that_exist(name):
     config = FlashVIDQwen2_5_VLConfig()
-    planned = evaluate.plan_runs(config, STUDIES[name], None, [0.1, 0.25])
+    planned = studies.plan_runs(config, STUDIES[name], None, [0.1, 0.25])
     assert list(planned) == list(STUDIES[name].lines)
     for of_line in planned.values():
         for run in of_line:
             assert config.override(**run.settings).compresses
 
 
-def test_a_method_that_cannot_keep_so_little_is_left_out(capsys):
+def test_a_method_that_cannot_keep_so_little_is_left_out():
     config = FlashVIDQwen2_5_VLConfig(text_config={"num_hidden_layers": 28})
-    planned = evaluate.plan_runs(config, STUDIES["methods"], ["fastv"], [0.02, 0.1])
+    said = []
+    planned = studies.plan_runs(config, STUDIES["methods"], ["fastv"], [0.02, 0.1], said.append)
     assert [run.name for run in planned["fastv"]] == ["fastv 0.1"]
-    assert "left out: fastv 0.02: `retention_ratio` is 0.02" in capsys.readouterr().err
+    (line,) = said
+    assert line.startswith("left out: fastv 0.02: `retention_ratio` is 0.02")
 
 
 def test_runs_are_compared_with_the_first_line_at_their_ratio():
     config = FlashVIDQwen2_5_VLConfig(text_config={"num_hidden_layers": 28})
-    planned = evaluate.plan_runs(config, STUDIES["methods"], ["flashvid", "fastv", "evs"], [0.02, 0.1])
-    references = evaluate.find_references(planned)
+    planned = studies.plan_runs(config, STUDIES["methods"], ["flashvid", "fastv", "evs"], [0.02, 0.1])
+    references = studies.find_references(planned)
     assert references == {
-        "flashvid 0.02": evaluate.REFERENCE,
-        "flashvid 0.1": evaluate.REFERENCE,
+        "flashvid 0.02": REFERENCE,
+        "flashvid 0.1": REFERENCE,
         "fastv 0.1": "flashvid 0.1",
         "evs 0.02": "flashvid 0.02",
         "evs 0.1": "flashvid 0.1",
     }
     # A first line that cannot keep so little leaves the comparison with no compression.
     del planned["flashvid"]
-    references = evaluate.find_references(planned)
-    assert references["evs 0.02"] == evaluate.REFERENCE and references["evs 0.1"] == "fastv 0.1"
+    references = studies.find_references(planned)
+    assert references["evs 0.02"] == REFERENCE and references["evs 0.1"] == "fastv 0.1"
 
 
 def test_table():
     right = np.random.default_rng(0).random((20, 3)) < 0.5
-    answers = make_answers(evaluate.REFERENCE, np.ones((20, 3)), 1.0) + make_answers("a 0.1", right)
-    results = summarize(answers, {"a 0.1": evaluate.REFERENCE})
+    answers = make_answers(REFERENCE, np.ones((20, 3)), 1.0) + make_answers("a 0.1", right)
+    results = summarize(answers, {"a 0.1": REFERENCE})
     lines = {"a": [Run("a 0.1", {"retention_ratio": 0.1})]}
-    header, _, none, row = evaluate.make_table(results, lines).splitlines()
+    header, _, none, row = tables.make_table(results, lines).splitlines()
     assert header == "| run | entered / remained / average | all | difference | first | other |"
     assert none.startswith("| no compression | 20.0% / 5.0% / 100.0% | 100.0 (100.0 – 100.0) |  | 100.0 |")
     difference = 100 * right.mean() - 100
-    whole, _, ratios, _, overview = evaluate.make_overview(results, lines).splitlines()
+    whole, _, ratios, _, overview = tables.make_overview(results, lines).splitlines()
     assert (whole, ratios) == ("No compression: 100.0 (100.0 – 100.0)", "| | 10% |")
     assert overview == f"| a |{row.split('|')[3]}|"
     assert f"| {100 * right.mean():.1f} (" in row and f"| {difference:+.1f} (" in row
@@ -238,11 +243,63 @@ def test_a_broken_last_line_is_not_an_answer(tmp_path):
     answers = make_answers("run", np.ones((2, 2)))
     lines = [json.dumps([asdict(answer) for answer in answers[i : i + 2]]) for i in (0, 2)]
     (tmp_path / "0.jsonl").write_text(f"{lines[0]}\n{lines[1][:40]}")
-    assert evaluate.read_answers(tmp_path) == answers[:2]
+    assert answer_files.read_answers(tmp_path) == answers[:2]
 
 
-def test_arguments():
-    given = evaluate.parse_arguments(["model", "--output", "out", "--methods", "evs", "flashvid"])
-    assert given.methods == ["evs", "flashvid"] and given.ratios == evaluate.RATIOS
-    with pytest.raises(SystemExit):
-        evaluate.parse_arguments(["model", "--output", "out", "--methods", "nothing"])
+def options_of(monkeypatch, *arguments: str) -> EvaluationOptions:
+    """What the command line passes on."""
+    passed = []
+    monkeypatch.setattr("flashvid_hf.evaluation.evaluate.evaluate_model", lambda options, say: passed.append(options))
+    done = CliRunner().invoke(app, ["evaluate", *arguments])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return passed[0]
+
+
+def test_arguments(monkeypatch):
+    given = options_of(monkeypatch, "model", "--output", "out", "--methods", "evs", "flashvid")
+    assert given.methods == ["evs", "flashvid"] and given.ratios == RATIOS
+    given = options_of(monkeypatch, "--ratios", "0.1", "0.25", "--methods", "evs", "--output", "out", "model")
+    assert (given.model, given.ratios, given.methods) == ("model", (0.1, 0.25), ["evs"])
+    repeated = options_of(monkeypatch, "model", "--output", "out", "--ratios", "0.1", "--ratios", "0.25")
+    assert repeated.ratios == (0.1, 0.25)
+    assert given.command() == "flashvid-hf evaluate model --methods evs --ratios 0.1 0.25"
+    assert options_of(monkeypatch, *given.command().split()[2:], "--output", "out") == given
+
+
+def test_the_defaults_of_the_command_line_are_those_of_the_options(monkeypatch):
+    assert options_of(monkeypatch, "model", "--output", "out") == EvaluationOptions("model", Path("out"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"methods": ["nothing"]}, "`methods` has 'nothing': the study 'methods' has 'flashvid', "),
+        ({"study": "nothing"}, "`study` is 'nothing': it must be one of 'methods', "),
+        ({"benchmark": "nothing"}, "`benchmark` is 'nothing': it must be one of 'moving_shapes', "),
+        ({"ratios": [0.1, 0]}, "`ratios` is 0: it must be a number above 0 and at most 1"),
+        ({"ratios": [10]}, "`ratios` is 10: it must be a number above 0 and at most 1"),
+        ({"ratios": []}, "at least one entry each. Leave them out"),
+        ({"limit": 0}, "`limit` is 0: it must be an integer at least 1"),
+        ({"num_frames": 0}, "`num_frames` is 0: it must be an integer at least 1"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` is 0: it must be an integer at least 1"),
+        ({"batch_size": 1.5}, "`batch_size` is 1.5: it must be an integer at least 1"),
+        ({"dtype": "nothing"}, "`dtype` is 'nothing': it must be 'auto' or a type of torch such as 'bfloat16'"),
+    ],
+)
+def test_wrong_options(options, said):
+    with pytest.raises(ValueError, match=said):
+        EvaluationOptions("model", Path("out"), **options)
+
+
+def test_an_output_with_other_answers_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    for name in ("load_benchmark", "load_model"):
+        monkeypatch.setattr(f"flashvid_hf.evaluation.evaluate.{name}", lambda *_, **__: pytest.fail("too early"))
+    noted = answer_files.Evaluation("other", "moving_shapes", None, None, 16, 16, 8, "torch.float32", {})
+    answer_files.prepare_output(tmp_path / "out", noted)
+    with pytest.raises(ValueError, match="has answers with `model` 'other', not 'model'. Choose another folder"):
+        evaluate_model(EvaluationOptions("model", tmp_path / "out"))
+    with pytest.raises(ValueError, match="which is a file: it must be a folder"):
+        evaluate_model(EvaluationOptions("model", tmp_path / "out" / "evaluation.json"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'need scipy, which is missing: `pip install "flashvid-hf\[eval\]"`'):
+        evaluate_model(EvaluationOptions("model", tmp_path / "new"))

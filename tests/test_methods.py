@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
-from benchmarking import Operators
+from measuring import Operators
 
 from flashvid_hf.compression import finite_checks as finite
 from flashvid_hf.compression.compressed_video import CompressedVideo

@@ -114,7 +114,7 @@ assert FAMILIES[-1].name == "throwaway"
 report = tiny(**FAMILIES[-1].inputs(["text", (4, 4, 8), "text"])).report
 assert report.tokens == (FAMILIES[-1].placeholders((4, 4, 8)),) and report.entered < report.tokens
 
-sys.path.append(scripts)
+sys.path += [scripts, f"{scripts}/benchmarks"]
 from architectures import ARCHITECTURES
 from make_hub_configs import RECIPES, make_recipe
 

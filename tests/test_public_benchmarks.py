@@ -1,4 +1,4 @@
-"""The public benchmarks on small local data in their formats, and `scripts/evaluate.py` on one of them."""
+"""The public benchmarks on small local data in their formats, and `flashvid-hf evaluate` on one of them."""
 
 import json
 import os
@@ -6,19 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import evaluate
 import pytest
 from accelerate import PartialState
 from checkpoints import build_flashvid_folder, once
 from public_formats import FORMATS, write_videomme
+from typer.testing import CliRunner
 
+import flashvid_hf
+from flashvid_hf.cli import app
 from flashvid_hf.evaluation.benchmarks import BENCHMARKS, load_benchmark
 from flashvid_hf.evaluation.mvbench import FOLDERS
 from flashvid_hf.evaluation.videomme import load_videomme
 
 datasets = pytest.importorskip("datasets", reason="`pip install flashvid-hf[eval]` provides it")
 
-SCRIPT = Path(evaluate.__file__)
 RUNS = {"no compression", "flashvid 0.1", "flashvid 0.25"}
 
 
@@ -121,9 +122,10 @@ def arguments(work: Path, output: Path, *more: str) -> list[str]:
 def run(work: Path, output: Path, *launcher: str) -> None:
     """Evaluate in a process of its own, or in those that a launcher starts."""
     caches = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(work / "cache"), "OMP_NUM_THREADS": "1"}
+    package = {"PYTHONPATH": str(Path(flashvid_hf.__file__).parents[1])}
     done = subprocess.run(
-        [sys.executable, *launcher, str(SCRIPT), *arguments(work, output)],
-        env={**os.environ, **caches},
+        [sys.executable, *launcher, "-m", "flashvid_hf.cli", "evaluate", *arguments(work, output)],
+        env={**os.environ, **caches, **package},
         capture_output=True,
         text=True,
     )
@@ -133,7 +135,13 @@ def run(work: Path, output: Path, *launcher: str) -> None:
 @pytest.fixture
 def again(work):
     """Evaluate in this process."""
-    yield lambda output, *more: evaluate.main(arguments(work, output, *more))
+
+    def evaluate(output: Path, *more: str) -> None:
+        done = CliRunner().invoke(app, ["evaluate", *arguments(work, output, *more)])
+        if done.exception is not None:
+            raise done.exception
+
+    yield evaluate
     PartialState._reset_state()
 
 

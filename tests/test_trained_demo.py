@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import run_program
+from demo_parts import train_tokenizer
 from huggingface_hub import ModelCard
-from trained_demo import train_tokenizer
 from transformers import AutoTokenizer, pipeline
 
 from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration, load_processor, read_video

@@ -5,8 +5,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from benchmarking import PeakMemory
 from families import FAMILIES
+from measuring import PeakMemory
 from transformers import Qwen2_5_VLConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionBlock

@@ -98,7 +98,7 @@ def make_request(family: str, *media: tuple, text: str = "What happens?") -> dic
                 "duration": num_frames / FPS,
                 "total_num_frames": num_frames,
                 "frames_indices": list(range(num_frames)),
-                "video_backend": "opencv",
+                "video_backend": "pyav",
                 "do_sample_frames": False,
             }
             videos.append((frames, metadata) if "qwen" in family else frames)

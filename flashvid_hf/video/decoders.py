@@ -1,10 +1,9 @@
 """The decoders of video files: which frames of a file are wanted, and how each decoder gets exactly those.
 
 PyAV comes first: it decodes only what lies between a wanted frame and the keyframe before it, and lets each frame's
-timestamp and damage flag be checked. The others are tried where it cannot read a file. decord is exact in MP4 and
-QuickTime, in one pass from the start. After a seek, decord and torchcodec return neighbouring frames in MPEG-TS,
-MPEG-PS and AVI (decord also in open-GOP video, which x265 writes by default), and OpenCV trusts the frame count in the
-header.
+timestamp and damage flag be checked. decord is tried where PyAV cannot read a file. decord is exact in MP4 and
+QuickTime, in one pass from the start. After a seek it returns neighbouring frames in MPEG-TS, MPEG-PS, AVI and
+open-GOP video, which x265 writes by default.
 
 Not every format lets damage be noticed. Damaged picture data that decodes to some other picture passes with every
 decoder: seldom in H.264, AV1, MPEG-2 and MPEG-4 of plain pictures, more often in noisy ones and in HEVC, VP9 and Motion
@@ -17,12 +16,10 @@ import math
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import accumulate, islice
 from typing import Any
 
 import torch
-from transformers.video_utils import VideoMetadata, load_video
 
 MAX_FRAMES_IN_ONE_PASS = 3000
 
@@ -137,13 +134,6 @@ def _pyav_frame(frame: Any) -> torch.Tensor:
     return torch.rot90(torch.as_tensor(frame.to_ndarray(format="rgb24")), round(frame.rotation / 90))
 
 
-def _read_torchcodec(path: str, choose: Choose) -> Decoded:
-    if _container(path) is None:
-        raise ValueError("this decoder finds the right frames only in MP4, QuickTime, Matroska and WebM")
-    frames, *rest = _read_with_transformers("torchcodec", path, choose)
-    return frames.permute(0, 2, 3, 1), *rest
-
-
 def _read_decord(path: str, choose: Choose) -> Decoded:
     # Not transformers' reader: its `get_batch` seeks, and misses by some frames in open-GOP video. One pass is exact.
     if _container(path) != "quicktime":
@@ -163,14 +153,6 @@ def _read_decord(path: str, choose: Choose) -> Decoded:
     # A program that has set one of decord's bridges gets tensors instead of decord's own arrays.
     arrays = (frame.asnumpy if hasattr(frame, "asnumpy") else frame.numpy for frame in frames)
     return [array() for i, array in enumerate(arrays) if i in indices], indices, len(reader), fps
-
-
-def _read_with_transformers(name: str, path: str, choose: Choose) -> Decoded:
-    def sample(metadata: VideoMetadata, **_: Any) -> list[int]:
-        return choose(int(metadata.total_num_frames or 0), metadata.fps)
-
-    frames, metadata = load_video(path, backend=name, sample_indices_fn=sample)
-    return frames, metadata.frames_indices, metadata.total_num_frames, metadata.fps or None
 
 
 def _container(path: str) -> str | None:
@@ -223,13 +205,10 @@ def _announced_size(path: str) -> int:
 BACKENDS: dict[str, Callable[[str, Choose], Decoded]] = {  # in the order in which they are tried
     "pyav": _read_pyav,
     "decord": _read_decord,
-    "torchcodec": _read_torchcodec,
-    "opencv": partial(_read_with_transformers, "opencv"),
 }
-MODULES = {"pyav": "av", "torchcodec": "torchcodec", "decord": "decord", "opencv": "cv2"}
-PACKAGES = MODULES | {"opencv": "opencv-python-headless"}
+MODULES = {"pyav": "av", "decord": "decord"}  # the module of each decoder; pip has it under the same name
 
 
 def available_backends() -> list[str]:
-    """Names of the installed decoders in the order in which they are tried: pyav, decord, torchcodec, opencv."""
+    """Names of the installed decoders in the order in which they are tried: pyav, decord."""
     return [name for name in BACKENDS if importlib.util.find_spec(MODULES[name]) is not None]

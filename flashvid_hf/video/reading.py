@@ -4,7 +4,7 @@
     processor(text=..., videos=[clip.frames], video_metadata=[clip.metadata], do_sample_frames=False)
 
 What always holds: the frames are those that `metadata.frames_indices` names, or an error says why not; what the decoder
-notices to be damaged or cut short is an error (`video_decoders.py` says what each can notice).
+notices to be damaged or cut short is an error (`decoders.py` says what each can notice).
 
 A frame's time is index / fps, as in transformers: exact for a constant frame rate, based on the mean rate otherwise.
 """
@@ -24,7 +24,7 @@ from transformers.image_utils import is_pil_image
 from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
 
-from .decoders import BACKENDS, PACKAGES, Choose, DamagedVideo, available_backends
+from .decoders import BACKENDS, MODULES, Choose, DamagedVideo, available_backends
 
 logger = logging.get_logger(__name__)
 
@@ -88,7 +88,7 @@ def read_video(
     if video_metadata is not None:
         raise ValueError("`video_metadata` describes decoded frames; a video file carries its own: leave it out")
     if backend is not None and backend not in available_backends():
-        hint = f"`pip install {PACKAGES[backend]}` provides it" if backend in BACKENDS else f"known are {[*BACKENDS]}"
+        hint = f"`pip install {MODULES[backend]}` provides it" if backend in BACKENDS else f"known are {[*BACKENDS]}"
         raise ValueError(f"`backend` must be one of the installed {available_backends()}, got {backend!r}; {hint}")
 
     text = f"<{len(video)} bytes>" if is_bytes else os.fspath(video)

@@ -18,7 +18,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate, islice
 from numbers import Integral, Real
 from typing import Any
@@ -28,7 +27,7 @@ import torch
 from transformers import BatchFeature, GenerationConfig, Pipeline
 from transformers.image_utils import is_pil_image, load_image
 from transformers.utils import logging
-from transformers.video_utils import VideoMetadata, load_video
+from transformers.video_utils import VideoMetadata
 
 logger = logging.get_logger(__name__)
 
@@ -58,10 +57,9 @@ def convert_to_tensors(inputs: BatchFeature, tensor_type: Any) -> BatchFeature:
 """The decoders of video files: which frames of a file are wanted, and how each decoder gets exactly those.
 
 PyAV comes first: it decodes only what lies between a wanted frame and the keyframe before it, and lets each frame's
-timestamp and damage flag be checked. The others are tried where it cannot read a file. decord is exact in MP4 and
-QuickTime, in one pass from the start. After a seek, decord and torchcodec return neighbouring frames in MPEG-TS,
-MPEG-PS and AVI (decord also in open-GOP video, which x265 writes by default), and OpenCV trusts the frame count in the
-header.
+timestamp and damage flag be checked. decord is tried where PyAV cannot read a file. decord is exact in MP4 and
+QuickTime, in one pass from the start. After a seek it returns neighbouring frames in MPEG-TS, MPEG-PS, AVI and
+open-GOP video, which x265 writes by default.
 
 Not every format lets damage be noticed. Damaged picture data that decodes to some other picture passes with every
 decoder: seldom in H.264, AV1, MPEG-2 and MPEG-4 of plain pictures, more often in noisy ones and in HEVC, VP9 and Motion
@@ -181,13 +179,6 @@ def _pyav_frame(frame: Any) -> torch.Tensor:
     return torch.rot90(torch.as_tensor(frame.to_ndarray(format="rgb24")), round(frame.rotation / 90))
 
 
-def _read_torchcodec(path: str, choose: Choose) -> Decoded:
-    if _container(path) is None:
-        raise ValueError("this decoder finds the right frames only in MP4, QuickTime, Matroska and WebM")
-    frames, *rest = _read_with_transformers("torchcodec", path, choose)
-    return frames.permute(0, 2, 3, 1), *rest
-
-
 def _read_decord(path: str, choose: Choose) -> Decoded:
     # Not transformers' reader: its `get_batch` seeks, and misses by some frames in open-GOP video. One pass is exact.
     if _container(path) != "quicktime":
@@ -207,14 +198,6 @@ def _read_decord(path: str, choose: Choose) -> Decoded:
     # A program that has set one of decord's bridges gets tensors instead of decord's own arrays.
     arrays = (frame.asnumpy if hasattr(frame, "asnumpy") else frame.numpy for frame in frames)
     return [array() for i, array in enumerate(arrays) if i in indices], indices, len(reader), fps
-
-
-def _read_with_transformers(name: str, path: str, choose: Choose) -> Decoded:
-    def sample(metadata: VideoMetadata, **_: Any) -> list[int]:
-        return choose(int(metadata.total_num_frames or 0), metadata.fps)
-
-    frames, metadata = load_video(path, backend=name, sample_indices_fn=sample)
-    return frames, metadata.frames_indices, metadata.total_num_frames, metadata.fps or None
 
 
 def _container(path: str) -> str | None:
@@ -267,15 +250,12 @@ def _announced_size(path: str) -> int:
 BACKENDS: dict[str, Callable[[str, Choose], Decoded]] = {  # in the order in which they are tried
     "pyav": _read_pyav,
     "decord": _read_decord,
-    "torchcodec": _read_torchcodec,
-    "opencv": partial(_read_with_transformers, "opencv"),
 }
-MODULES = {"pyav": "av", "torchcodec": "torchcodec", "decord": "decord", "opencv": "cv2"}
-PACKAGES = MODULES | {"opencv": "opencv-python-headless"}
+MODULES = {"pyav": "av", "decord": "decord"}  # the module of each decoder; pip has it under the same name
 
 
 def available_backends() -> list[str]:
-    """Names of the installed decoders in the order in which they are tried: pyav, decord, torchcodec, opencv."""
+    """Names of the installed decoders in the order in which they are tried: pyav, decord."""
     return [name for name in BACKENDS if importlib.util.find_spec(MODULES[name]) is not None]
 
 
@@ -287,7 +267,7 @@ def available_backends() -> list[str]:
     processor(text=..., videos=[clip.frames], video_metadata=[clip.metadata], do_sample_frames=False)
 
 What always holds: the frames are those that `metadata.frames_indices` names, or an error says why not; what the decoder
-notices to be damaged or cut short is an error (`video_decoders.py` says what each can notice).
+notices to be damaged or cut short is an error (`decoders.py` says what each can notice).
 
 A frame's time is index / fps, as in transformers: exact for a constant frame rate, based on the mean rate otherwise.
 """
@@ -352,7 +332,7 @@ def read_video(
     if video_metadata is not None:
         raise ValueError("`video_metadata` describes decoded frames; a video file carries its own: leave it out")
     if backend is not None and backend not in available_backends():
-        hint = f"`pip install {PACKAGES[backend]}` provides it" if backend in BACKENDS else f"known are {[*BACKENDS]}"
+        hint = f"`pip install {MODULES[backend]}` provides it" if backend in BACKENDS else f"known are {[*BACKENDS]}"
         raise ValueError(f"`backend` must be one of the installed {available_backends()}, got {backend!r}; {hint}")
 
     text = f"<{len(video)} bytes>" if is_bytes else os.fspath(video)

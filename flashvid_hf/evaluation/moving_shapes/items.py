@@ -1,4 +1,4 @@
-"""MovingShapes for `scripts/evaluate.py`: the videos of the test split with their questions."""
+"""MovingShapes for `flashvid-hf evaluate`: the videos of the test split with their questions."""
 
 from functools import partial
 

@@ -1,6 +1,6 @@
 """Makes the clips of examples/, drawn with numpy and encoded with PyAV.
 
-    python scripts/make_demo_clips.py
+    python scripts/demo_model/make_demo_clips.py
 
 moving_shapes.mp4 is a video of MovingShapes' test split. clip.mp4 has eight seconds in four scenes with hard cuts.
 
@@ -166,7 +166,7 @@ def sand(rng: np.random.Generator) -> Scene:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path(__file__).resolve().parents[1] / "examples"
+    default = Path(__file__).resolve().parents[2] / "examples"
     parser.add_argument("--output", type=Path, default=default, help="the folder to write to (default: examples)")
     folder = parser.parse_args().output
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Measure the compression alone: operators, time against the matrix products it needs, time by stage, peak memory.
 
-python scripts/bench_compression.py                                      the default sizes, on the GPU if there is one
-python scripts/bench_compression.py --frames 32 --dtype bfloat16 --device cpu
-python scripts/bench_compression.py --plot benchmarks/compression-....json       draw the picture again, measure nothing
+python scripts/benchmarks/bench_compression.py                           the default sizes, on the GPU if there is one
+python scripts/benchmarks/bench_compression.py --frames 32 --dtype bfloat16 --device cpu
+python scripts/benchmarks/bench_compression.py --plot benchmarks/compression-....json    draw again, measure nothing
 
 The yardstick is three batched float32 products: the inner products within each frame, for the selection and again for
 the clustering, and those of neighbouring frames for the links. The video is synthetic: four scenes in which every token
@@ -21,24 +21,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-from benchmarking import (
-    REPOSITORY,
-    Operators,
-    PeakMemory,
-    alternate,
-    command,
-    default_device,
-    environment,
-    pyplot,
-    seconds,
-    summarize,
-    synchronize,
-    write_json,
-)
+from benchmark_results import REPOSITORY, command, default_device, pyplot, write_json
+from measuring import Operators, PeakMemory, alternate, seconds, summarize, synchronize
 
 from flashvid_hf.compression import compress_video as compression
 from flashvid_hf.compression.compress_video import CompressionConfig, compress_video
 from flashvid_hf.compression.token_selection import TOKEN_SELECTION_METHODS
+from flashvid_hf.evaluation.environment import environment
 
 # The functions that `compress_video` calls, by stage. The rest: float32 copy, frame means, bookkeeping of rows.
 STAGES = {

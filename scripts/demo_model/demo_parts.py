@@ -1,17 +1,12 @@
-"""The parts of the trained demo model: its tokenizer, processor and configuration, and its folder for the Hub.
+"""The parts of the trained demo model: its tokenizer, its processor and its configuration.
 
 The model has Qwen2.5-VL's architecture in small: a picture of 128 x 128 pixels is 64 video tokens, of two frames.
 """
 
-import json
-import shutil
-from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import AddedToken, pre_tokenizers
 from transformers import (
-    GenerationConfig,
     ProcessorMixin,
     Qwen2_5_VLProcessor,
     Qwen2Tokenizer,
@@ -19,11 +14,10 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from flashvid_hf import FlashVIDQwen2_5_VLConfig, FlashVIDQwen2_5_VLForConditionalGeneration
-from flashvid_hf.evaluation.moving_shapes import ANSWERS, COLOURS, DIRECTIONS, NUMBERS, SHAPES, SIDE, TEXTURES, TYPES
+from flashvid_hf import FlashVIDQwen2_5_VLConfig
+from flashvid_hf.evaluation.moving_shapes import ANSWERS, COLOURS, DIRECTIONS, NUMBERS, SHAPES, SIDE, TEXTURES
 from flashvid_hf.evaluation.moving_shapes.dataset import rows, video_seeds
 from flashvid_hf.models.qwen.family_qwen import CHAT_TEMPLATE, TOKENS
-from flashvid_hf.publishing.versions import INSTALLATION
 from flashvid_hf.tiny_models import SPECIAL_TOKENS
 
 VOCABULARY = 1024  # tokens at most, beside the special ones
@@ -46,7 +40,6 @@ CLASS_WORDS = {
     "number": ("", *NUMBERS),
     "centre": ("", ""),
 }
-FOLDER_LIMIT = 16e6  # bytes of weights
 WIDTH = 192
 TEXT = {
     "hidden_size": WIDTH,
@@ -126,92 +119,3 @@ def make_config(tokenizer: Qwen2Tokenizer, **flashvid: Any) -> FlashVIDQwen2_5_V
     return FlashVIDQwen2_5_VLConfig(
         text_config=text, vision_config=VISION, tie_word_embeddings=True, **ids, **{"retention_ratio": 0.1, **flashvid}
     )
-
-
-CARD = """\
----
-library_name: transformers
-pipeline_tag: video-text-to-text
-license: mit
-language: en
-tags: [video, token-compression, flashvid]
----
-# FlashVID demo, trained on MovingShapes
-
-A model with Qwen2.5-VL's architecture and {parameters} million parameters, trained from random weights on
-MovingShapes: synthetic videos of moving shapes with questions whose answers are known
-(`flashvid_hf.evaluation.moving_shapes`). [FlashVID](https://arxiv.org/abs/2602.08024) compresses its video tokens. It
-answers the eight types of questions of that benchmark, about flat shapes in 16 frames, and knows nothing else: it is
-there to see on any machine, without a download, what a compression keeps and loses.
-
-It was trained in three stages (`scripts/train_demo_model.py`). First the vision tower alone learned to say what each
-video token shows, in the words of the answers. Then the language model, whose attention began by looking at equal
-words, learned to answer, asked for the colour of a shape and the reverse beside the questions of the benchmark; at last
-both learned together. No compression took part. In the second stage the language model saw a random part of the video
-tokens at their own places, mostly those that show something, which makes it more tolerant of missing tokens than a
-model that always saw all.
-
-What FlashVID and the methods that it is compared with leave of its answers, at 2 to 50 % of the video tokens, is
-measured by `scripts/evaluate.py`, with results in the project's `benchmarks/`.
-
-Right answers on {videos} videos of the test split without compression (`retention_ratio=1.0`):
-
-| type | four options | one word |
-|---|---|---|
-{table}
-
-{installation}
-```python
-from transformers import pipeline
-
-pipe = pipeline("video-text-to-text", model="{name}", trust_remote_code=True)
-question = "Which way does the yellow diamond move? Answer with one word."
-print(pipe("clip.mp4", text=question, num_frames=16, max_new_tokens=4))
-```
-"""
-
-
-def save_folder(
-    weights: dict[str, torch.Tensor], processor: ProcessorMixin, folder: Path, accuracy: dict[str, Any]
-) -> Path:
-    """Write the folder for the Hub, replacing an earlier one: configuration, code, weights, processor, card.
-
-    Args:
-        weights: of the trained model, under the names that upstream's class has too.
-        accuracy: as `test_model` gives it; it goes into the card and into `accuracy.json`.
-
-    Raises:
-        ValueError: the weights are larger than the folder may be.
-    """
-    num_bytes = sum(
-        tensor.numel() * tensor.element_size() for name, tensor in weights.items() if name != "lm_head.weight"
-    )
-    if num_bytes > FOLDER_LIMIT:
-        raise ValueError(f"the weights have {num_bytes / 1e6:.1f} MB, but at most {FOLDER_LIMIT / 1e6:.0f} are wanted")
-    shutil.rmtree(folder, ignore_errors=True)
-    tokenizer = processor.tokenizer
-    model = FlashVIDQwen2_5_VLForConditionalGeneration(make_config(tokenizer))
-    model.load_state_dict(weights)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]),
-        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
-        do_sample=False,
-        max_new_tokens=16,
-    )
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    cells = accuracy["accuracy"]
-    table = "\n".join(f"| {kind} | {cells['choice'][kind]:.3f} | {cells['open'][kind]:.3f} |" for kind in TYPES)
-    fields = {
-        "{parameters}": f"{model.num_parameters() / 1e6:.1f}",
-        "{name}": folder.name,
-        "{table}": table,
-        "{installation}": INSTALLATION,
-        "{videos}": str(accuracy["videos"]),
-    }
-    card = CARD
-    for field, value in fields.items():
-        card = card.replace(field, value)
-    (folder / "README.md").write_text(card)
-    (folder / "accuracy.json").write_text(json.dumps(accuracy, indent=2) + "\n")
-    return folder

@@ -1,23 +1,23 @@
-"""Prints the commands that measure the paper's tables, and the published figures to compare with.
+"""The commands that measure the paper's tables, and the published figures to compare with: `flashvid-hf reproduce`.
 
-    python scripts/reproduce_tables.py --family qwen2_5_vl                    # for scripts/evaluate.py
-    python scripts/reproduce_tables.py --family qwen2_5_vl --tool lmms_eval   # for lmms-eval, with the model `flashvid`
-    python scripts/reproduce_tables.py --family qwen2_5_vl | bash
+    flashvid-hf reproduce --family qwen2_5_vl                    # for `flashvid-hf evaluate`
+    flashvid-hf reproduce --family qwen2_5_vl --tool lmms_eval   # for lmms-eval, with the model `flashvid`
+    flashvid-hf reproduce --family qwen2_5_vl | bash
 
 None of them has been run on the real weights and data. Expect differences of a few tenths of a point: frames are read
 and resized by the checkpoint's processor, and the chat template is the checkpoint's, where the paper used those of
 lmms-eval's own model classes.
 """
 
-import argparse
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from flashvid_hf.publishing.published_accuracy import PAPER_NAME, PUBLISHED
+from ..compression.validation import check_choice
+from ..publishing.published_accuracy import PAPER_NAME, PUBLISHED
 
 RATIOS = (0.1, 0.15, 0.2, 0.25)
+BEHAVIORS = ("released", "paper")
 
 
 class Setup(NamedTuple):
@@ -26,7 +26,7 @@ class Setup(NamedTuple):
     Args:
         model: id on the Hub.
         num_frames: of every video.
-        videomme: the benchmark of `scripts/evaluate.py` that asks in the words that lmms-eval has for the family.
+        videomme: the benchmark of `flashvid-hf evaluate` that asks in the words that lmms-eval has for the family.
     """
 
     model: str
@@ -61,7 +61,7 @@ def evaluate_commands(family: str, behavior: str, output: str) -> Iterator[list[
     setup = SETUPS[family]
     for name, table in TABLES.items():
         yield [
-            *("python", "scripts/evaluate.py", setup.model),
+            *("flashvid-hf", "evaluate", setup.model),
             *("--benchmark", setup.videomme if name == "videomme" else name),
             *("--study", "behaviors", "--methods", behavior, "--ratios", *map(str, RATIOS)),
             *("--num-frames", str(setup.num_frames), "--max-new-tokens", str(table.max_new_tokens)),
@@ -100,28 +100,35 @@ def published_lines(family: str) -> Iterator[str]:
         yield f"# {row.percent:3} %: {figures}"
 
 
-def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", nargs="+", default=tuple(SETUPS), choices=tuple(SETUPS), help="default: all")
-    parser.add_argument("--tool", default="evaluate", choices=tuple(COMMANDS), help="what measures (%(default)s)")
-    parser.add_argument(
-        "--behavior",
-        default="released",
-        choices=("released", "paper"),
-        help="released: as the released code, which the paper's figures come from (%(default)s)",
-    )
-    parser.add_argument("--output", default="build/tables", help="folder of the results (%(default)s)")
-    given = parser.parse_args(arguments)
-    for family in given.family:
-        print(f"# {family}")
-        if given.tool == "lmms_eval" and SETUPS[family].videomme != "videomme":
-            print(
-                "# lmms-eval has words of its own for this family on VideoMME; `flashvid` is asked in the default ones."
-            )
-        for command in COMMANDS[given.tool](family, given.behavior, given.output):
-            print(shlex.join(command))
-        print("\n".join(published_lines(family)), end="\n\n")
+def reproduction_lines(
+    families: Sequence[str] | None = None,
+    tool: str = "evaluate",
+    behavior: str = "released",
+    output: str = "build/tables",
+) -> Iterator[str]:
+    """For each family the commands that measure the tables, and the published figures as comments.
+
+    Args:
+        families: of `SETUPS`; `None` takes all.
+        tool: what measures, one of `COMMANDS`.
+        behavior: "released" as the released code, which the paper's figures come from, or "paper".
+        output: folder of the results.
+
+    Raises:
+        ValueError: a family, the tool or the behavior is not one of these.
+    """
+    for family in families or ():
+        check_choice("family", family, tuple(SETUPS))
+    check_choice("tool", tool, tuple(COMMANDS))
+    check_choice("behavior", behavior, BEHAVIORS)
+    return (line for family in families or SETUPS for line in _family_lines(family, tool, behavior, output))
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def _family_lines(family: str, tool: str, behavior: str, output: str) -> Iterator[str]:
+    yield f"# {family}"
+    if tool == "lmms_eval" and SETUPS[family].videomme != "videomme":
+        yield "# lmms-eval has words of its own for this family on VideoMME; `flashvid` is asked in the default ones."
+    for command in COMMANDS[tool](family, behavior, output):
+        yield shlex.join(command)
+    yield from published_lines(family)
+    yield ""

@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
-from demo_batches import VIDEO_TOKENS, Batch
+from demo_batches import Batch
 from demo_initialization import EMBEDDING, initialize
+from demo_parts import CLASS_WORDS, WIDTH
+from demo_videos import VIDEO_TOKENS
 from torch import nn
 from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention
-from trained_demo import CLASS_WORDS, WIDTH
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

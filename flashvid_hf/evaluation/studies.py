@@ -1,8 +1,12 @@
-"""What `evaluate.py` compares: the lines of a study, each FlashVID's settings in a name."""
+"""What an evaluation compares: the lines of a study, each FlashVID's settings under a name, and their runs."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from flashvid_hf import available_methods
+from ..methods.registry import available_methods
+from .runner import Run
+
+REFERENCE = "no compression"  # the name of the run that every study starts with
 
 
 class Study(NamedTuple):
@@ -60,3 +64,44 @@ STUDIES = {
         },
     ),
 }
+
+
+def plan_runs(
+    model_config: Any,
+    study: Study,
+    names: Sequence[str] | None,
+    ratios: Sequence[float],
+    say: Callable[[str], Any] = lambda text: None,
+) -> dict[str, list[Run]]:
+    """The runs of every line, by its name. A method that cannot keep so little is left out at that ratio.
+
+    Args:
+        model_config: FlashVID's configuration of the model, whose `override` refuses what cannot be met.
+        names: of the study's lines only these; `None` takes all.
+        ratios: average shares of the video tokens, in (0, 1].
+        say: is told what is left out, and why.
+    """
+    lines: dict[str, list[Run]] = {}
+    for name, settings in study.lines.items():
+        if names and name not in names:
+            continue
+        lines[name] = []
+        for ratio in sorted(ratios):
+            run = Run(f"{name} {ratio:g}", {"retention_ratio": ratio, **settings})
+            try:
+                model_config.override(**run.settings)
+            except ValueError as error:
+                say(f"left out: {run.name}: {error}")
+            else:
+                lines[name].append(run)
+    return {name: runs for name, runs in lines.items() if runs}
+
+
+def find_references(lines: dict[str, list[Run]]) -> dict[str, str]:
+    """The name of the run that each is compared with: the first line at the same ratio, or else no compression."""
+    first = {run.settings["retention_ratio"]: run.name for run in next(iter(lines.values()))}
+    references = {}
+    for run in (run for of_line in lines.values() for run in of_line):
+        other = first.get(run.settings["retention_ratio"], run.name)
+        references[run.name] = other if other != run.name else REFERENCE
+    return references

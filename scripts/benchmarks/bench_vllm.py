@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Measure vLLM without pruning, with its own EVS, and with FlashVID, on the same videos.
 
-    python scripts/bench_vllm.py
-    python scripts/bench_vllm.py --model Qwen/Qwen2.5-VL-7B-Instruct --frames 64 --size 448 --options '{}'
-    python scripts/bench_vllm.py --plot benchmarks/vllm-cpu.json    draw again, measure nothing
+    python scripts/benchmarks/bench_vllm.py
+    python scripts/benchmarks/bench_vllm.py --model Qwen/Qwen2.5-VL-7B-Instruct --frames 64 --size 448 --options '{}'
+    python scripts/benchmarks/bench_vllm.py --plot benchmarks/vllm-cpu.json    draw again, measure nothing
 
 Every engine runs in a process of its own, one after the other, `--rounds` times in turn. A round measures, after a
 warm-up, the time to the first token of single requests, and tokens per second of all requests at once; every request
@@ -25,7 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarking import REPOSITORY, command, default_device, environment, pyplot, summarize, write_json
+from benchmark_results import REPOSITORY, command, default_device, pyplot, write_json
+from measuring import summarize
+
+from flashvid_hf.evaluation.environment import environment
 
 FPS = 2.0
 PROMPT = "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
@@ -83,7 +86,7 @@ def make_requests(arguments: argparse.Namespace, first_seed: int, count: int) ->
             "duration": arguments.frames / FPS,
             "total_num_frames": arguments.frames,
             "frames_indices": list(range(arguments.frames)),
-            "video_backend": "opencv",
+            "video_backend": "pyav",
             "do_sample_frames": False,
         }
         requests.append(

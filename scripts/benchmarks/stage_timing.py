@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from benchmarking import alternate, seconds
+from measuring import alternate, seconds
 
 from flashvid_hf.models.upstream import CACHE
 

@@ -1,7 +1,7 @@
 """Train the demo model from random weights on MovingShapes, test it, and write its folder for the Hub.
 
-    python scripts/train_demo_model.py build/training            # from the start
-    python scripts/train_demo_model.py build/training --resume   # from the last checkpoint
+    python scripts/demo_model/train_demo_model.py build/training            # from the start
+    python scripts/demo_model/train_demo_model.py build/training --resume   # from the last checkpoint
 
 It learns in three stages:
 
@@ -35,13 +35,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from demo_batches import Batch, Packer, Videos
+from demo_batches import Batch, Packer
+from demo_folder import save_folder
 from demo_initialization import initialize_attention
 from demo_learner import STAGES, Learner
+from demo_parts import make_config, make_processor, train_tokenizer
+from demo_videos import Videos
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from trained_demo import make_config, make_processor, save_folder, train_tokenizer
 
 from flashvid_hf.evaluation.moving_shapes import FORMS, TYPES, video_seeds
 

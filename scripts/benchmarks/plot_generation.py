@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarking import pyplot
+from benchmark_results import pyplot
 
 from flashvid_hf.evaluation.plot_style import STYLE
 
