@@ -1,6 +1,6 @@
 # The Python that makes the virtual environments (3.11 or later).
 PYTHON ?= python3
-# For `make test` and `make test-oldest`: pytest's arguments, e.g. PYTEST_ARGS="-n 0 -k segmentation". The last -n wins.
+# For the test targets: pytest's arguments, e.g. PYTEST_ARGS="-n 0 -k segmentation". The last -n wins.
 PYTEST_ARGS ?=
 # For `make demo`: passed on as --model, --video and --family; ARGS goes on as it is.
 MODEL ?=
@@ -12,7 +12,7 @@ MINUTES ?= 10
 demo_options = $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(FAMILY),--family "$(FAMILY)")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-latest test-lmms-eval test-vllm fuzz bench hub-configs check lint format clean
+.PHONY: help demo quick test test-oldest test-latest test-lmms-eval test-vllm fuzz bench hub-configs check lint format clean
 .PHONY: env env-oldest env-latest env-lmms-eval env-vllm
 
 help:  ## List the targets
@@ -22,18 +22,33 @@ demo: env  ## Run scripts/demo.py (MODEL=, VIDEO=, FAMILY=, ARGS=)
 	.venv/bin/python scripts/demo.py $(strip $(demo_options) $(ARGS))
 
 # Two test processes, with one thread each: torch's threads would otherwise fight for the same cores.
-test test-oldest test-latest test-lmms-eval test-vllm fuzz: export OMP_NUM_THREADS ?= 1
+quick test test-oldest test-latest test-lmms-eval test-vllm fuzz: export OMP_NUM_THREADS ?= 1
+
+# The inner loop: the core, and one family of each line. What is left out runs in `make test`.
+quick_tests = $(addprefix tests/test_,$(addsuffix .py,compression budget methods method_fastvid method_holitom \
+	method_prunevid method_vidcom2 method_visionzip goldens model outputs cache upstream calls loss checking hub_configs \
+	doors))
+quick_options = -m "not process and not server and not slow" --families qwen2_5_vl,llava_video
+
+quick: env  ## Run the quick tests of the core and of two families, in about two minutes (PYTEST_ARGS=)
+	.venv/bin/python -m pytest -n 2 $(quick_tests) $(quick_options) $(PYTEST_ARGS)
 
 test: env  ## Run the tests with the newest supported versions (PYTEST_ARGS=)
 	.venv/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 
-test-oldest: env-oldest  ## Run the tests with the oldest supported transformers (PYTEST_ARGS=)
-	.venv-oldest/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+# What does not depend on the version of transformers need not run twice: `make test` has it. These are the mathematics
+# of the compression, reading videos, formats and statistics of benchmarks, and the scripts that measure and train.
+independent_tests = $(addprefix tests/test_,$(addsuffix .py,compression budget methods method_fastvid method_holitom \
+	method_prunevid method_vidcom2 method_visionzip video_io moving_shapes evaluation public_benchmarks \
+	reproduce_tables bench_compression bench_generation demo_training))
+
+test-oldest: env-oldest  ## Run the tests that depend on transformers with the oldest supported one (PYTEST_ARGS=)
+	.venv-oldest/bin/python -m pytest -n 2 $(addprefix --ignore=,$(independent_tests)) $(PYTEST_ARGS)
 
 # What a new release of a dependency is most likely to break: the contract with transformers comes first.
 latest_tests = $(addprefix tests/test_,$(addsuffix .py,upstream outputs compression model calls families trained_demo readme))
 
-test-latest: env-latest  ## Run the quick tests with the newest release of every package, whatever it is (PYTEST_ARGS=)
+test-latest: env-latest  ## Run the tests of the contract with transformers with the newest release of every package (PYTEST_ARGS=)
 	.venv-latest/bin/python -m pytest -n 2 $(latest_tests) $(PYTEST_ARGS)
 
 test-lmms-eval: env-lmms-eval  ## Run lmms-eval with the model `flashvid`, in an environment of its own (PYTEST_ARGS=)

@@ -5,8 +5,6 @@ Importing this module does not import `flashvid_hf`: the programs that run witho
 
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,22 +161,18 @@ def run_program(program: str, *arguments: Any, home: Path, with_package: bool | 
     Raises:
         AssertionError: the program fails; the message is what it wrote.
     """
-    package = str(with_package or "")
-    if with_package is True:
-        import flashvid_hf
+    # Not at the top: this module is imported where there is no package.
+    from flashvid_hf.publishing.clean_process import PACKAGE_ROOT, shared_interpreter
 
-        package = str(Path(flashvid_hf.__file__).parent.parent)
+    package = str(PACKAGE_ROOT if with_package is True else with_package or "")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_", "HUGGINGFACE_"))}
-    finished = subprocess.run(
-        [sys.executable, "-c", _PREAMBLE + program, package, TESTS, str(torch.get_num_threads()), *map(str, arguments)],
-        env={**inherited, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
-        cwd=home.parent,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    ended = shared_interpreter().run(
+        _PREAMBLE + program,
+        *(package, str(TESTS), str(torch.get_num_threads()), *map(str, arguments)),
+        directory=home.parent,
+        environment={**inherited, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
     )
-    assert finished.returncode == 0, finished.stdout
+    assert ended.status == 0, ended.output + ended.errors
 
 
 def untimed(answers: Any) -> Any:

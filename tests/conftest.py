@@ -9,7 +9,44 @@ from pathlib import Path
 import goldens
 import pytest
 from checkpoints import once
-from hub_cache import fill_work
+from hub_cache import RECIPES, fill_work
+from kinds import family_of, kinds_of, watch_for_interpreters
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--families",
+        default="",
+        help="of the tests about single families, only those about these, separated by commas",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Give every test the markers of its kind, and leave out families that were not asked for."""
+    for item in items:
+        for kind in kinds_of(item):
+            item.add_marker(kind)
+    wanted = set(filter(None, config.getoption("--families").split(",")))
+    unknown = wanted - set(RECIPES)
+    if unknown:
+        raise pytest.UsageError(f"`--families` has {', '.join(sorted(unknown))}: choose from {', '.join(RECIPES)}")
+    if wanted:
+        left_out = [item for item in items if family_of(item, set(RECIPES) - wanted)]
+        config.hook.pytest_deselected(items=left_out)
+        dropped = set(left_out)
+        items[:] = [item for item in items if item not in dropped]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    with watch_for_interpreters(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    with watch_for_interpreters(item):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

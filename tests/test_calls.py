@@ -112,6 +112,7 @@ def test_a_cache_has_one_pruning_layer(family):
             model(**inputs, cache=cache, pruning_layer=4)
 
 
+@pytest.mark.slow
 def test_threads_with_different_settings_do_not_meet(family):
     model = family.model()
     inputs = family.inputs(*BATCHES["videos of different length"])

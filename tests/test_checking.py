@@ -78,6 +78,7 @@ def set_fields(folder: Path, **fields) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_video"])
+@pytest.mark.process
 def test_right_folder_passes(tmp_path_factory, family):
     folder = once(tmp_path_factory, f"check-{family}", lambda folder: build_right_folder(folder, family))
     results = check_folder(folder)
@@ -133,7 +134,12 @@ def test_code_is_compared_with_what_the_package_generates(broken_folder):
     assert result().status == "skipped" and "no file says" in result().message
 
 
-@pytest.mark.parametrize("folder", RECIPES, ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder",
+    # Code is run in interpreters of its own.
+    [pytest.param(path, marks=[pytest.mark.process] if any(path.glob("*.py")) else []) for path in RECIPES],
+    ids=lambda folder: folder.name,
+)
 def test_published_recipes_pass(folder):
     assert [result for result in check_folder(folder) if result.status == "failed"] == []
 
@@ -406,6 +412,7 @@ RUNTIME_EDITS = {
 
 
 @pytest.mark.parametrize("name", RUNTIME_EDITS)
+@pytest.mark.process
 def test_broken_model(broken_folder, name):
     RUNTIME_EDITS[name].apply(broken_folder)
     folder = HubFolder(broken_folder)

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,8 +28,11 @@ from typer.testing import CliRunner
 import flashvid_hf
 from flashvid_hf import CompressionConfig, load_processor
 from flashvid_hf.cli import app, main
+from flashvid_hf.publishing import clean_process
 from flashvid_hf.publishing.checking import CHECKS
+from flashvid_hf.publishing.clean_process import shared_interpreter
 from flashvid_hf.publishing.hub_folder import RECIPE, WEIGHTLESS
+from flashvid_hf.publishing.prepared_interpreter import Ended
 from flashvid_hf.publishing.versions import TESTED_TRANSFORMERS
 from flashvid_hf.serving import server as serving
 
@@ -44,15 +46,14 @@ def invoke(*arguments, **environment):
     return CliRunner(env=environment).invoke(app, [str(argument) for argument in arguments])
 
 
-def run_cli(*arguments, **environment) -> subprocess.CompletedProcess:
+def run_cli(*arguments, **environment) -> Ended:
     """The program in a process of its own, without a network."""
     package = str(Path(flashvid_hf.__file__).parents[1])
-    return subprocess.run(
-        [sys.executable, "-m", "flashvid_hf.cli", *map(str, arguments)],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": package, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
+    return shared_interpreter().run(
+        f"import sys; sys.path.insert(0, {package!r}); from flashvid_hf.cli import main; main()",
+        *map(str, arguments),
+        directory=Path.cwd(),
+        environment={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
     )
 
 
@@ -200,8 +201,8 @@ def test_wrong_videos_are_refused_before_the_model_is_read(tmp_path):
 def test_errors_are_one_line(tmp_path):
     """Also those that transformers writes as a paragraph; the exit status says that there was one."""
     ended = run_cli("run", CLIP, "What?", "-m", "acme/missing", HF_HOME=str(tmp_path))
-    assert (ended.returncode, ended.stdout) == (1, "")
-    (line,) = ended.stderr.splitlines()
+    assert (ended.status, ended.output) == (1, "")
+    (line,) = ended.errors.splitlines()
     assert re.match("Error: .*huggingface", line)
 
 
@@ -336,13 +337,15 @@ def test_check(tmp_path):
 
 
 @pytest.mark.parametrize("family", RECIPES)
-def test_exported_recipes_pass_every_check(family, exports):
-    ended = run_cli("check", exports / f"{family}-base", HF_HOME=str(exports / "home"))
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    marks = marks_of(ended.stdout)
+def test_exported_recipes_pass_every_check(family, exports, monkeypatch):
+    """Where the user's cache has the base; the folder and the snippets of its card run in processes of their own."""
+    monkeypatch.setattr(clean_process, "HF_HUB_CACHE", str(exports / "home" / "hub"))
+    shown = invoke("check", exports / f"{family}-base")
+    assert shown.exit_code == 0, shown.output
+    marks = marks_of(shown.stdout)
     assert list(marks) == [check.title for check in CHECKS if WEIGHTLESS in check.kinds]
     has_results = (exports / f"{family}-base" / ".eval_results").exists()
     expected = [] if has_results else ["the evaluation results can be read"]
     if Version(transformers.__version__) < Version(max(TESTED_TRANSFORMERS, key=Version)):
         expected.insert(0, "the installed transformers is the newest that the card was tested with")
-    assert [title for title, mark in marks.items() if mark != "✓"] == expected, ended.stdout
+    assert [title for title, mark in marks.items() if mark != "✓"] == expected, shown.stdout

@@ -432,6 +432,7 @@ def test_zero_features_are_similar_to_nothing(behavior):
 # The plain reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", TOKEN_SELECTION_METHODS)
 def test_plain_reference(method):
     for seed in range(60):
@@ -512,6 +513,7 @@ def test_at_most_220_operators(method):
 @pytest.mark.parametrize("behavior", BEHAVIORS)
 @pytest.mark.parametrize("alpha", [0, 0.7, 1])
 @pytest.mark.parametrize("kind", ["scenes", "static"])
+@pytest.mark.slow
 def test_a_long_video_in_chunks_is_the_same(monkeypatch, kind, alpha, behavior, dtype):
     """Bit for bit, and waiting twice at most beside what "released" waits anyway."""
     features, attention = make_video(kind, 11, 12, 16, seed=0)
@@ -548,6 +550,7 @@ def test_gradients_in_chunks_are_the_same(monkeypatch):
 @pytest.mark.parametrize("behavior", BEHAVIORS)
 @pytest.mark.parametrize("kind", ["scenes", "static"])
 @pytest.mark.parametrize("frames_per_chunk", [64, 16, 5])
+@pytest.mark.slow
 def test_memory_holds_the_input_and_a_chunk(monkeypatch, frames_per_chunk, kind, behavior):
     """Beyond the input at most its size once more and one chunk in float32, the result included."""
     features, attention = make_video(kind, 64, 196, 256, seed=0)

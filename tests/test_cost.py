@@ -100,6 +100,7 @@ def test_no_more_frames_no_more_waits(family):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_no_more_memory_than_without_compression(family):
     """Of a long video; at widths of real models also of a single frame, see benchmarks/."""
     model, inputs, peaks = family.model(), family.inputs(["text", (64, 16, 16), "text"]), {}

@@ -63,6 +63,7 @@ def test_packed_questions_are_answered_as_single_ones(processor):
             torch.testing.assert_close(next(logits), single, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_training_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     """Two steps of every stage, with a break in the middle, give the weights of an unbroken run."""
     small = "--steps 2 2 2 --batch 1 --workers 0 --validation-videos 1 --test-videos 1".split()

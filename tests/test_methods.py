@@ -303,6 +303,7 @@ def test_the_default_dtype_changes_nothing(name, dtype, other_default_dtype):
 
 @pytest.mark.parametrize("behavior", ["paper", "released"])
 @pytest.mark.parametrize("selection", TOKEN_SELECTION_METHODS)
+@pytest.mark.slow
 def test_the_default_dtype_changes_nothing_in_flashvid(selection, behavior, other_default_dtype):
     """Also with more frames in a segment, and more tokens in a tree, than bfloat16 counts one by one."""
     settings = {"token_selection_method": selection, "behavior": behavior, "min_segment_num": 1}

@@ -128,6 +128,7 @@ def ranks(tmp_path_factory) -> list[dict]:
 
 @pytest.mark.parametrize("plan", ["auto", "attention"])
 @each_family
+@pytest.mark.slow
 def test_tensor_parallel(family, plan, ranks):
     expected = answer(family.model(), family.inputs(*PROMPTS))
     for found in (of_rank[family.name, plan] for of_rank in ranks):
@@ -150,6 +151,7 @@ def test_heads_of_unknown_ranks_are_refused():
 
 @pytest.mark.parametrize("offloaded", ["every other layer and the vision tower", "the base model", "everything"])
 @each_family
+@pytest.mark.slow
 def test_device_map_with_offloading(family, offloaded, tmp_path):
     native = family.model()
     native.save_pretrained(tmp_path / "model")
@@ -211,6 +213,7 @@ def test_gradient_checkpointing_gives_the_same_loss_and_gradients(family, use_re
 
 
 @each_family
+@pytest.mark.slow
 def test_compiled(family):
     model, inputs = family.model(), family.inputs(*PROMPTS)
     with torch.no_grad():

@@ -64,6 +64,7 @@ def test_the_card_says_which_versions_it_needs_and_which_were_tested():
     assert INSTALLATION in (FOLDER / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_answers_without_compression_are_right_as_often_as_measured(pipe):
     """`generate` in a batch, on other videos than any training saw, against what the training's own test found."""
     runs = [Run("none", {"compression_method": "none"})]
@@ -87,6 +88,7 @@ def test_real_files_decode_to_the_scene(backend, tmp_path):
         assert (small - drawn).abs().mean() < 6 and clip.metadata.fps == ms.FPS
 
 
+@pytest.mark.slow
 def test_the_pipeline_is_right_about_real_files(pipe, tmp_path):
     """Compressed to a tenth, from mp4 files; the share that is right is measured in `benchmarks/`."""
     right = []

@@ -231,6 +231,7 @@ def test_chunks_change_nothing(family):
 
 @each_family
 @torch.no_grad()
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_chunks(family):
     """Beyond what grows with every video (its features and pixels) only a chunk is in memory."""
     model = family.model()

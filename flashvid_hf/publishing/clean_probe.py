@@ -1,6 +1,6 @@
 """Loads a folder as its users do and writes down what came of it; the text of this file is a program.
 
-It runs by `clean_process.run_clean` in an interpreter that cannot import `flashvid_hf`, imports nothing of the package
+It runs by `Workplace.run` in an interpreter that cannot import `flashvid_hf`, imports nothing of the package
 itself, and judges nothing: `check_model.py` does.
 
     python -c <this text> REQUEST FINDINGS    # JSON that `HubFolder.findings` writes, a file that `torch.load` reads

@@ -2,13 +2,15 @@
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from huggingface_hub.constants import HF_HUB_CACHE
+
+from .prepared_interpreter import PreparedInterpreter
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]  # what has to be on the path to import `flashvid_hf`
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -72,20 +74,16 @@ class Workplace:
         file.write_text(program, encoding="utf-8")
         code = (_PERMIT if with_package else _BLOCK) + _RUN.format(file=str(file), name=name)
         try:
-            done = subprocess.run(
-                [sys.executable, "-c", code, *arguments],
-                cwd=self.directory,
-                env={**_inherited(os.environ), **self._environment()},
-                stdin=subprocess.DEVNULL,  # nobody answers a question
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                timeout=TIME_LIMIT,
+            ended = shared_interpreter().run(
+                code,
+                *arguments,
+                directory=self.directory,
+                environment={**_inherited(os.environ), **self._environment()},
+                time_limit=TIME_LIMIT,
             )
         except subprocess.TimeoutExpired:
             return 124, f"it did not end within {TIME_LIMIT:.0f} seconds"
-        return done.returncode, done.stderr
+        return ended.status, ended.errors
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -101,6 +99,12 @@ def workplace() -> Iterator[Workplace]:
     """A `Workplace` that is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="flashvid-check-", ignore_cleanup_errors=True) as root:
         yield Workplace(Path(root).resolve())
+
+
+@cache
+def shared_interpreter() -> PreparedInterpreter:
+    """One for all folders that this process checks."""
+    return PreparedInterpreter(_inherited(os.environ))
 
 
 def _inherited(environment: Mapping[str, str]) -> dict[str, str]:
