@@ -26,8 +26,8 @@ quick test test-oldest test-latest test-lmms-eval test-vllm fuzz: export OMP_NUM
 
 # The inner loop: the core, and one family of each line. What is left out runs in `make test`.
 quick_tests = $(addprefix tests/test_,$(addsuffix .py,compression budget methods method_fastvid method_holitom \
-	method_prunevid method_vidcom2 method_visionzip goldens model outputs cache upstream calls loss checking hub_configs \
-	doors))
+	method_prunevid method_vidcom2 method_visionzip settings signals goldens model outputs cache upstream calls loss \
+	architecture bundle checking hub_configs doors))
 quick_options = -m "not process and not server and not slow" --families qwen2_5_vl,llava_video
 
 quick: env  ## Run the quick tests of the core and of two families, in about two minutes (PYTEST_ARGS=)
@@ -39,7 +39,7 @@ test: env  ## Run the tests with the newest supported versions (PYTEST_ARGS=)
 # What does not depend on the version of transformers need not run twice: `make test` has it. These are the mathematics
 # of the compression, reading videos, formats and statistics of benchmarks, and the scripts that measure and train.
 independent_tests = $(addprefix tests/test_,$(addsuffix .py,compression budget methods method_fastvid method_holitom \
-	method_prunevid method_vidcom2 method_visionzip video_io moving_shapes evaluation public_benchmarks \
+	method_prunevid method_vidcom2 method_visionzip settings architecture documents video_io moving_shapes evaluation public_benchmarks \
 	reproduce_tables bench_compression bench_generation demo_training))
 
 test-oldest: env-oldest  ## Run the tests that depend on transformers with the oldest supported one (PYTEST_ARGS=)
