@@ -693,3 +693,10 @@ def test_exact_num_tokens_needs_sizes(name, value):
 def test_exact_num_tokens_needs_the_papers_behavior():
     with pytest.raises(ValueError, match="`behavior` is 'released'"):
         exact_num_tokens(4, 4, CompressionConfig(behavior="released"))
+
+
+def test_equal_attention_keeps_the_first_tokens():
+    """In the paper's behavior; the released code leaves the choice to `torch.topk`."""
+    attention = torch.tensor([[0.1, 0.3, 0.3, 0.3, 0.3, 0.1], [0.2] * 6])
+    kept = select_tokens(None, attention, 3, method="attn")
+    assert kept.tolist() == [[1, 2, 3], [0, 1, 2]]

@@ -74,6 +74,35 @@ def test_batch_equals_singles_and_cache_equals_none(family, batch, behavior):
         assert torch.equal(alone.sequences[0, -6:], together.sequences[row, -6:])
 
 
+def test_padding_beside_an_image_takes_nothing_of_it(family):
+    """A prompt that begins with an image is the longest, and is padded once its video is compressed.
+
+    What stands in the padding is a copy of the first column, in the LLaVA families a placeholder of the image.
+    """
+    model = family.model()
+    prompt = ["image", (1, 8, 8), (8, 8, 8), "text"]
+    columns = family.inputs(prompt)["input_ids"].shape[1]
+    prompts = [prompt, ["text"] * ((columns - 1) // 5)]
+    inputs = family.inputs(*prompts)
+    assert inputs["attention_mask"][0].all() and not inputs["attention_mask"][1].all()
+    with torch.no_grad():
+        assert (model(**inputs).token_index[0] < 0).any(), "it is padded"
+    together = generate(model, inputs)
+    for row, prompt in enumerate(prompts):
+        alone = generate(model, family.inputs(prompt, seed=row))
+        torch.testing.assert_close(logits(alone)[0], logits(together)[row], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_what_enters_is_padded_on_the_side_of_the_inputs(family, padding_side):
+    inputs = family.inputs(*BATCHES["text beside videos"], padding_side=padding_side)
+    with torch.no_grad():
+        is_real = family.model()(**inputs).token_index >= 0
+    shortest = is_real.sum(-1).argmin()
+    assert is_real[:, -1 if padding_side == "left" else 0].all()
+    assert not is_real[shortest, 0 if padding_side == "left" else -1]
+
+
 @pytest.mark.parametrize("batch", ["one video", "text beside videos"])
 def test_eager_equals_sdpa(family, batch):
     inputs = family.inputs(*BATCHES[batch])
