@@ -1,1 +1,1 @@
-"""Loading and saving of Hub repositories, also of those that have no weights of their own."""
+"""Loading and saving Hub repositories, with and without weights of their own."""

@@ -1,4 +1,4 @@
-"""Writing the code of a class beside weights and processors."""
+"""Writing the code of a model or processor into the folder in which it is saved."""
 
 import os
 import sys
@@ -8,17 +8,17 @@ from typing import Any
 
 from transformers.dynamic_module_utils import custom_object_save
 
-# What writes the code under "generate". Published code has none and copies its own files. The package generates the
-# files from its modules, which lie in sub-folders, and puts its function here.
+# The function that writes the code, under the key "generate". The package adds one that generates the files from its
+# modules, which lie in sub-folders. In published code this stays empty, and the published files are copied.
 CODE_WRITERS: dict[str, Callable[[Any, str | os.PathLike], Any]] = {}
 
 
 def save_code(published: Any, folder: str | os.PathLike) -> None:
-    """Write the file that defines the class of an object, and the files that it imports, unless they lie there.
+    """Write the file that defines an object's class and the files that it imports, unless `folder` has them.
 
     Args:
         published: a model or a processor.
-        folder: where to write; it exists.
+        folder: an existing folder to write to.
     """
     module = sys.modules[type(published).__module__].__file__
     if module is None or not Path(module).parent.samefile(folder):

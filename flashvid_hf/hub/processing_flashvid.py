@@ -1,4 +1,4 @@
-"""The processor of a weightless folder, which is that of its base."""
+"""The processor of a weightless folder: it is the processor of the base."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from .weightless import follow_base, hub_arguments, read_config
 
 
 class FlashVIDProcessor(ProcessorMixin):
-    """Stands for another processor: `from_pretrained` returns that of the base, of the class that the base names.
+    """A placeholder: `from_pretrained` returns the processor of the base, an object of the class that the base names.
 
-    A weightless folder has no tokenizer and no settings of image and video processing. What it says of them in its
-    `processor_config.json`, under "video_processor", "image_processor" or "tokenizer", comes before what the base says.
+    A weightless folder has no tokenizer and no settings of image and video processing. Settings in its own
+    `processor_config.json`, under "video_processor", "image_processor" or "tokenizer", replace those of the base.
     """
 
     @classmethod

@@ -5,30 +5,30 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-# What a loader may pass on to find the files of a repository.
+# Arguments of `from_pretrained` that say where the files of a repository are found.
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
 
 def hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments of `from_pretrained` that say where and how the files are found."""
+    """The arguments among `kwargs` that say where and how the files of a repository are found."""
     return {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
 
 
 def follow_base(
     own: dict[str, Any], hub: dict[str, Any], config: PreTrainedConfig | None = None
 ) -> tuple[str, dict[str, Any]] | None:
-    """Where the weights, the tokenizer and the processor of a weightless folder lie, and how they are found.
+    """The base of a weightless folder, which has its weights, tokenizer and processor.
 
-    The folder itself has to say that it is weightless: a configuration that is passed beside another checkpoint must
-    not lead away from its weights.
+    Only the `config.json` of the folder itself makes it weightless. A configuration that is passed with another
+    checkpoint must not replace the weights of that checkpoint.
 
     Args:
         own: `config.json` of the folder, see `read_config`.
-        hub: how the folder is found, see `hub_arguments`.
-        config: the configuration to be used, if it may name another base than the folder does.
+        hub: where the folder is found, see `hub_arguments`.
+        config: the configuration of the model. If it names a base, that base replaces the folder's.
 
     Returns:
-        The base and its arguments; `None` if the folder has no base.
+        Folder or Hub id of the base, and the arguments that find its files; `None` if the folder has no base.
     """
     base, revision = own.get("base_model_name_or_path"), own.get("base_model_revision")
     if base is None:
@@ -40,7 +40,7 @@ def follow_base(
 
 
 def read_config(path: str | os.PathLike | None, hub: dict[str, Any]) -> dict[str, Any]:
-    """The content of `config.json`; empty where there is none, as in a folder of weights or of a processor alone."""
+    """The content of `config.json`; empty if there is none, as in a folder with only weights or only a processor."""
     if path is None:  # a `state_dict` is loaded
         return {}
     try:

@@ -1,1 +1,1 @@
-"""Videos: files and URLs in, frames out; the pipeline `video-text-to-text`."""
+"""Video files and URLs become frames; the pipeline `video-text-to-text`. The legend of letters is in `reading.py`."""

@@ -7,9 +7,9 @@ from transformers import BatchFeature
 
 
 def convert_to_tensors(inputs: BatchFeature, tensor_type: Any) -> BatchFeature:
-    """Convert what a processor returned without `return_tensors`; tensors of different shapes stay a list.
+    """Convert the output of a processor that ran without `return_tensors`; tensors of different shapes stay a list.
 
-    Upstream's processors raise for them, where some of them stack videos.
+    Some upstream processors stack the videos themselves, and raise an error where the shapes differ.
     """
     if tensor_type is None:
         return inputs

@@ -1,13 +1,13 @@
-"""The decoders of video files: which frames of a file are wanted, and how each decoder gets exactly those.
+"""The decoders of video files: each returns exactly the wanted frames of a file, or raises an error.
 
-PyAV comes first: it decodes only what lies between a wanted frame and the keyframe before it, and lets each frame's
-timestamp and damage flag be checked. decord is tried where PyAV cannot read a file. decord is exact in MP4 and
-QuickTime, in one pass from the start. After a seek it returns neighbouring frames in MPEG-TS, MPEG-PS, AVI and
+PyAV comes first. It decodes only from the keyframe before a wanted frame up to that frame, and it gives each frame's
+timestamp and damage flag, which are checked here. decord is tried where PyAV cannot read a file. decord is exact in
+MP4 and QuickTime, in one pass from the start. After a seek it returns neighbouring frames in MPEG-TS, MPEG-PS, AVI and
 open-GOP video, which x265 writes by default.
 
-Not every format lets damage be noticed. Damaged picture data that decodes to some other picture passes with every
-decoder: seldom in H.264, AV1, MPEG-2 and MPEG-4 of plain pictures, more often in noisy ones and in HEVC, VP9 and Motion
-JPEG, mostly in VP8 and GIF.
+Some damage stays unnoticed: no decoder rejects damaged picture data that decodes to a wrong picture. This is rare in
+H.264, AV1, MPEG-2 and MPEG-4 of plain pictures, more common in noisy pictures and in HEVC, VP9 and Motion JPEG, and
+usual in VP8 and GIF.
 """
 
 import importlib
@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
+# decord decodes every frame from the start, so it refuses to read a later frame: 3000 frames are 2 minutes at 25 fps.
 MAX_FRAMES_IN_ONE_PASS = 3000
 
-Choose = Callable[[int, float | None], list[int]]  # frames in the source, its fps -> ascending indices of those wanted
+Choose = Callable[[int, float | None], list[int]]  # frames in the source, its fps -> ascending indices of wanted frames
 # Wanted frames, each an array or tensor with shape (H, W, 3), uint8; their indices; frames in the source; its fps.
 Decoded = tuple[Any, list[int], int, float | None]
 
@@ -33,27 +34,27 @@ class DamagedVideo(ValueError):
 
 
 def _read_pyav(path: str, choose: Choose) -> Decoded:
-    # Not transformers' reader: that takes the frame count from the header (0 in Matroska, WebM, MPEG-TS, fragmented
-    # MP4), ignores rotation and decodes every frame. Here the packets' timestamps tell which frames exist, without
-    # decoding; each wanted frame is reached from the keyframe before it, and must carry its timestamp.
+    # transformers' reader is not used: it takes the frame count from the header (0 in Matroska, WebM, MPEG-TS,
+    # fragmented MP4), ignores rotation and decodes every frame. Here the packets' timestamps say which frames exist,
+    # without decoding. Each wanted frame is decoded from the keyframe before it, and must carry its timestamp.
     av = importlib.import_module("av")
     with av.open(path) as container:
         if not container.streams.video:
             raise ValueError("no video stream can be found in it")
         try:
             return _decode_pyav(av, container, path, choose)
-        except av.error.InvalidDataError as error:  # after the opening: what stands inside
+        except av.error.InvalidDataError as error:  # the file opens, so its content is at fault
             raise DamagedVideo(f"it is damaged: {error}") from error
 
 
 def _decode_pyav(av: Any, container: Any, path: str, choose: Choose) -> Decoded:
     stream = container.streams.video[0]
     fps = float(stream.average_rate or stream.guessed_rate or 0) or None
-    packets, end, is_intact = [], 0.0, True  # packets: timestamp, starts a decoding, is not shown (edit list)
+    packets, end, is_intact = [], 0.0, True  # packets: timestamp, is a keyframe, is hidden (edit list)
     for packet in container.demux():
         if packet.size == 0 and packet.dts is None:  # end-of-stream marker
             continue
-        if packet.pts is not None and packet.time_base:  # of all streams: the header's duration is the longest's
+        if packet.pts is not None and packet.time_base:  # any stream: the header has the longest duration
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index == stream.index:
             packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
@@ -69,9 +70,11 @@ def _decode_pyav(av: Any, container: Any, path: str, choose: Choose) -> Decoded:
         frames = _seek_pyav(container, stream, [shown[i] for i in indices], packets)
         if frames is not None:
             return frames, indices, len(times), fps
-    # The packets' timestamps are missing or not those of the frames (raw streams, AVI): decode to count, then to keep.
+    # The packets' timestamps are missing or are not those of the frames (raw streams, AVI): decode once to count the
+    # frames, and once more to keep the wanted ones.
     total = sum(1 for _ in _iterate_pyav(av, path))
-    # Where each packet is a frame; VP8 has some that are only drawn from. Matroska gives frames before a cut no time.
+    # In these containers each packet is a frame, but VP8 also has packets that are never shown. Matroska gives frames
+    # before a cut no timestamp, so only packets with one count.
     timed = sum(time is not None for time in times)
     if total < timed and _container(path) and stream.codec_context.name != "vp8":
         raise DamagedVideo(f"it is damaged: {timed} packets hold {total} frames")
@@ -83,13 +86,13 @@ def _decode_pyav(av: Any, container: Any, path: str, choose: Choose) -> Decoded:
 def _seek_pyav(
     container: Any, stream: Any, wanted: list[int], packets: list[tuple[int | None, bool, bool]]
 ) -> list[torch.Tensor] | None:
-    """Frames at the ascending timestamps `wanted`, or None if seeking does not lead to them and all that precede them.
+    """The frames at the ascending timestamps `wanted`, each decoded from the nearest keyframe before it.
 
-    The next keyframe before a frame is where its decoding starts.
+    Returns None if the decoder leaves out a wanted frame, or a shown frame between the keyframe and a wanted one.
     """
     shown = sorted(time for time, _, is_hidden in packets if not is_hidden and time is not None)
     keys = sorted(time for time, is_key, _ in packets if is_key and time is not None)
-    # A frame may be drawn from later ones that are decoded before it: those must be undamaged too.
+    # A frame may refer to later frames that are decoded before it: those must be undamaged too.
     coded = [time for time, *_ in packets if time is not None]
     sources = dict(zip(coded, accumulate(coded, max), strict=True))
     stream.thread_type = "AUTO"
@@ -99,7 +102,7 @@ def _seek_pyav(
     now: float = -math.inf
     for moment in wanted:
         key = keys[max(bisect_right(keys, moment) - 1, 0)] if keys else moment
-        if key > now:  # a keyframe lies between: jump to it instead of decoding up to it
+        if key > now:  # a keyframe lies ahead: jump to it instead of decoding all frames up to it
             container.seek(key, stream=stream)
             decoder, now = container.decode(stream), -math.inf
         while now < sources[moment]:
@@ -107,7 +110,7 @@ def _seek_pyav(
             if frame is None:
                 break
             now = -math.inf if frame.pts is None else frame.pts
-            if now < key:  # from before the jump, and drawn from what was jumped over
+            if now < key:  # precedes the keyframe, and refers to frames that the jump left out
                 continue
             if frame.is_corrupt:
                 raise DamagedVideo(f"it is damaged at {frame.time:.2f} s")
@@ -130,20 +133,22 @@ def _iterate_pyav(av: Any, path: str) -> Iterator[Any]:
 
 
 def _pyav_frame(frame: Any) -> torch.Tensor:
-    # Phones store portrait video lying on its side, with the turn beside it (degrees, counter-clockwise; av >= 14.1).
+    # Phones store portrait video on its side, with the rotation in degrees, counter-clockwise (av >= 14.1 has it).
     return torch.rot90(torch.as_tensor(frame.to_ndarray(format="rgb24")), round(frame.rotation / 90))
 
 
 def _read_decord(path: str, choose: Choose) -> Decoded:
-    # Not transformers' reader: its `get_batch` seeks, and misses by some frames in open-GOP video. One pass is exact.
+    # transformers' reader is not used: its `get_batch` seeks, and returns neighbouring frames in open-GOP video. One
+    # pass is exact.
     if _container(path) != "quicktime":
         raise ValueError("this decoder finds the right frames only in MP4 and QuickTime")
     if any(kind == b"moof" for kind, _ in _boxes(path)):
         raise ValueError("it is fragmented, and decord may lose its first frames")
     decord = importlib.import_module("decord")
-    # Without `fault_tol` decord puts a copy of the nearest frame in the place of one that it cannot decode.
+    # Without `fault_tol` decord replaces a frame that it cannot decode by a copy of the nearest one. The value is the
+    # share of the frames that may be replaced: so small that none may.
     reader = decord.VideoReader(path, ctx=decord.cpu(0), fault_tol=1e-9)
-    if len(reader) and reader.get_frame_timestamp(0)[0] < 0:  # decord counts what the edit list discards
+    if len(reader) and reader.get_frame_timestamp(0)[0] < 0:  # decord counts frames that the edit list drops
         raise ValueError("its edit list drops frames, which decord miscounts")
     fps = float(reader.get_avg_fps()) or None
     indices = choose(len(reader), fps)
@@ -156,7 +161,7 @@ def _read_decord(path: str, choose: Choose) -> Decoded:
 
 
 def _container(path: str) -> str | None:
-    """ "quicktime" (MP4 and MOV), "matroska" (MKV and WebM) or None, by the first bytes."""
+    """The container by the first bytes of the file: "quicktime" (MP4, MOV), "matroska" (MKV, WebM) or None."""
     with open(path, "rb") as file:
         head = file.read(8)
     if head[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
@@ -165,7 +170,7 @@ def _container(path: str) -> str | None:
 
 
 def _boxes(path: str) -> Iterator[tuple[bytes, int]]:
-    """The kind of every box of an MP4 or QuickTime file, and where the file says that it ends."""
+    """The kind of every top-level box of an MP4 or QuickTime file, and the byte at which it ends by its own header."""
     end = 0
     with open(path, "rb") as file:
         while len(head := file.read(16)) >= 8:
@@ -179,19 +184,20 @@ def _boxes(path: str) -> Iterator[tuple[bytes, int]]:
 
 
 def _announced_size(path: str) -> int:
-    """The least bytes that a file has by its own headers; 0 where they do not say.
+    """The least size of a file in bytes by its own headers; 0 if they do not state it.
 
-    A header's duration shows only what is missing by seconds, and a frame count is not there in every container.
+    This finds losses that are shorter than a second, which the header's duration does not show, and it works in
+    containers without a frame count.
     """
     container = _container(path)
     if container == "quicktime":
         return max((end for kind, end in _boxes(path) if kind in (b"moov", b"moof", b"mdat")), default=0)
     if container is None:
         return 0
-    with open(path, "rb") as file:  # Matroska: a header element, and the segment that is all the rest
+    with open(path, "rb") as file:  # Matroska: a header element, then one segment with all the rest
         size = 0
         for _ in range(2):
-            file.seek(size + 4, os.SEEK_CUR)  # what the element holds, and the name of the next one
+            file.seek(size + 4, os.SEEK_CUR)  # the content of the element, and the name of the next one
             first = file.read(1)
             num_bytes = 9 - (first[0].bit_length() if first else 0)
             if num_bytes == 9:

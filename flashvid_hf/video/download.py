@@ -1,4 +1,4 @@
-"""Videos that are no files yet: URLs, and bytes in memory. Part of the package only, not of published folders."""
+"""Videos from URLs and from bytes in memory. Only the package has this module, published folders do not."""
 
 import os
 import shutil
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer of the server
+DOWNLOAD_TIMEOUT = 30.0  # seconds that the server may stay silent
+# What `read_video` leaves to `fetch_video`: schemes of URLs, and "bytes" for the bytes of a file.
 SCHEMES = ("bytes", "data", "http", "https")
 
 
@@ -17,7 +18,7 @@ def fetch_video(video: str | bytes, label: str) -> Iterator[str]:
     """The path of a temporary file with the content of a URL (`http`, `https`, `data`) or with these bytes.
 
     Args:
-        label: what an error calls the video.
+        label: the name of the video in error messages.
 
     Raises:
         ValueError: it cannot be downloaded.
@@ -38,7 +39,7 @@ def _download(url: str, label: str, file: BinaryIO) -> None:
         with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as response:
             shutil.copyfileobj(response, file)
             announced = int(response.headers.get("Content-Length") or 0)
-        if file.tell() < announced:  # urllib takes a lost connection for the end of the file
+        if file.tell() < announced:  # urllib does not tell a lost connection from the end of the file
             raise OSError(f"the connection ended after {file.tell()} of {announced} bytes")
     except Exception as error:
         raise ValueError(f"the video {label} cannot be downloaded: {error or type(error).__name__}") from error

@@ -17,10 +17,10 @@ from .reading import VideoClip, read_video
 logger = logging.get_logger(__name__)
 
 TASK = "video-text-to-text"
-# More of frames as they were decoded are resized on the CPU: while it lasts, resizing takes many times their size.
+# Decoded frames of more bytes are resized on the CPU: while it runs, resizing takes many times their size in memory.
 _MOST_BYTES_ON_GPU = 512 * 2**20
 _FILE_TYPES = (str, bytes, os.PathLike)
-# What a configuration says, so that `pipeline` finds the class below in a folder with code.
+# An entry of the configuration: `pipeline` finds the class below by it in a folder with code.
 CUSTOM_PIPELINES = {
     TASK: {
         "impl": "pipeline_flashvid.VideoTextToTextPipeline",
@@ -32,7 +32,7 @@ CUSTOM_PIPELINES = {
 
 @dataclass(frozen=True)
 class _Request:
-    """One conversation, its videos read and its images loaded, and how many seconds that took."""
+    """One conversation with its videos and images read, and the seconds that reading them took."""
 
     messages: list[dict[str, Any]]
     clips: list[VideoClip]
@@ -41,7 +41,7 @@ class _Request:
 
 
 def generate_arguments(pipeline: Any, generate_kwargs: dict[str, Any], **overrides: Any) -> dict[str, Any]:
-    """The arguments of `generate` in a pipeline: its generation settings, those of the call, and `overrides`."""
+    """A pipeline's arguments for `generate`: its generation settings, then those of the call, then `overrides`."""
     if hasattr(pipeline, "_prepare_generate_kwargs"):  # transformers 5.20 and later
         return pipeline._prepare_generate_kwargs(generate_kwargs, **overrides)
     return {"generation_config": pipeline.generation_config, **generate_kwargs, **overrides}
@@ -59,15 +59,15 @@ class VideoTextToTextPipeline(Pipeline):
 
     - `generated_text`: the new text;
     - `video_tokens`: how many video tokens the prompt had (`total`), how many `entered` the language model and how many
-      `remained` in its upper layers. A model that does not compress has three times the same number;
-    - `seconds`: what each stage took, by the clock: `decode` (reading the videos and images of this input),
-      `preprocess` (template, tokenizer, resizing and normalising of the frames) and `generate` (with the new ids made
-      text). Where a video was compressed, `vision`, `compression` and `prefill` stand between them, which are stages of
-      `generate`. Inputs of a batch go through all but `decode` together: each answer has the time of the whole batch.
-      A GPU works on while the clock runs, so that what `preprocess` has only started there counts as `generate`.
+      `remained` in its upper layers. The three numbers are equal if the model does not compress;
+    - `seconds`: wall-clock time of each stage: `decode` (reading the videos and images of this input), `preprocess`
+      (template, tokenizer, resizing and normalising of the frames) and `generate` (including the conversion of the new
+      ids to text). If a video was compressed, `vision`, `compression` and `prefill` stand between them; these are
+      stages of `generate`. The inputs of a batch share every stage but `decode`, so each answer has the time of the
+      whole batch. A GPU runs asynchronously: work that `preprocess` has only started there counts as `generate`.
 
-    Where the model is on a CUDA device, frames go there as the 8-bit numbers that were decoded, and are resized and
-    normalised there, unless they are more than 512 MiB; rounding may differ from the CPU's.
+    If the model is on a CUDA device, the decoded 8-bit frames are copied to the device, and resized and normalised
+    there, unless they take more than 512 MiB. Rounding may differ from the CPU's.
     """
 
     _load_processor = True
@@ -94,8 +94,9 @@ class VideoTextToTextPipeline(Pipeline):
                 list of chats, dictionaries with "video" and "text", or a generator or dataset of any of these.
             text: the question; a list of as many questions as videos; or one or more chats.
             num_frames, fps: how to sample the frames of a file, see `read_video`.
-            batch_size: inputs that run together.
-            num_workers: processes that read the videos of coming inputs while the model is at work; 1 for a generator.
+            batch_size: number of inputs that run together.
+            num_workers: number of processes that read the videos of the next inputs while the model runs; 1 for a
+                generator.
             kwargs: arguments of `generate`, such as `max_new_tokens` or `streamer`.
 
         Returns:
@@ -140,7 +141,7 @@ class VideoTextToTextPipeline(Pipeline):
         generate_kwargs: dict | None = None,
         **kwargs: Any,
     ):
-        # One way of sampling given in a call replaces the other given when the pipeline was made.
+        # `num_frames` in a call replaces an `fps` that the pipeline was made with, and the other way round.
         sampling = {"num_frames": num_frames, "fps": fps} if (num_frames, fps) != (None, None) else {}
         twice = sorted(kwargs.keys() & (generate_kwargs or {}).keys())
         if twice:
@@ -151,7 +152,7 @@ class VideoTextToTextPipeline(Pipeline):
         clips, images, messages, seconds = [], [], [], 0.0
         for message in _to_messages(inputs):
             content = message["content"]
-            if isinstance(content, str):  # some templates know text only as a part, and would drop it
+            if isinstance(content, str):  # some templates read text from parts only, and would drop it
                 content = [{"type": "text", "text": content}]
             parts = []
             for part in content:
@@ -205,7 +206,7 @@ class VideoTextToTextPipeline(Pipeline):
         return model_outputs["answers"]
 
     def _process(self, requests: list[_Request]):
-        """Prompts and frames of the conversations to the model's inputs, padded on the left."""
+        """The model's inputs for these conversations, padded on the left."""
         prompts = [
             self.processor.apply_chat_template(request.messages, add_generation_prompt=True, tokenize=False)
             for request in requests
@@ -217,12 +218,12 @@ class VideoTextToTextPipeline(Pipeline):
         return convert_to_tensors(inputs, "pt")
 
     def _count_tokens(self, input_ids: torch.Tensor, report: Any, num_sequences: int) -> list[dict[str, int]]:
-        """Video tokens of every returned sequence at each stage; upstream models have no report."""
+        """Video tokens of every returned sequence at each stage. Upstream models have no report and keep all."""
         if report is None:
             totals = (input_ids == self.model.config.video_token_id).sum(-1).tolist()
             stages = [(total, total, total) for total in totals]
         else:
-            expanded = report.num_samples // len(input_ids)  # beams are rows of their own
+            expanded = report.num_samples // len(input_ids)  # every beam is a row
             stages = [report.of_sample(row * expanded) for row in range(len(input_ids))]
         each = num_sequences // len(input_ids)
         counts = [dict(zip(("total", "entered", "remained"), of_row, strict=True)) for of_row in stages]
@@ -230,10 +231,10 @@ class VideoTextToTextPipeline(Pipeline):
 
 
 def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.device) -> dict[str, Any]:
-    """What a processor takes beside the text: videos that were read, images, and where they are resized.
+    """The processor's arguments beside the text: videos, images, and the device that resizes them.
 
     Args:
-        device: of the model. Other accelerators than CUDA may lack the resizing with antialiasing.
+        device: of the model. It resizes only if it is a CUDA device: others may not support resizing with antialiasing.
     """
     media: dict[str, Any] = {}
     if clips:
@@ -242,7 +243,7 @@ def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.dev
             clip.metadata or VideoMetadata(len(clip.frames), frames_indices=list(range(len(clip.frames))))
             for clip in clips
         ]
-        media["do_sample_frames"] = False  # they are sampled; without metadata upstream would take them for 24 fps
+        media["do_sample_frames"] = False  # already sampled; without metadata upstream would assume 24 fps
     if images:
         media["images"] = images
     if media:
@@ -252,18 +253,18 @@ def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.dev
 
 
 def _is_list_of_videos(videos: Any) -> bool:
-    """A list of files or of whole clips; a list of frames (pictures or 3D arrays) is one video."""
+    """Whether this is a list of files or of whole clips. A list of frames (pictures or 3D arrays) is one video."""
     if not isinstance(videos, (list, tuple)) or not videos:
         return False
     first = videos[0]
-    if isinstance(first, (list, tuple)):  # of frames; a list of messages is a chat
+    if isinstance(first, (list, tuple)):  # a list of frames is a video; a list of messages is a chat
         return not (first and isinstance(first[0], dict))
     return isinstance(first, _FILE_TYPES) or getattr(first, "ndim", 0) == 4
 
 
 def _to_messages(inputs: Any) -> list[dict[str, Any]]:
-    """A conversation from what `__call__` passes on."""
-    if hasattr(inputs, "messages"):  # what upstream wraps a chat in
+    """The messages of one input, in any form that `__call__` takes."""
+    if hasattr(inputs, "messages"):  # upstream's own wrapper of a chat
         return inputs.messages
     if isinstance(inputs, dict) and isinstance(inputs.get("text"), str) and inputs.keys() <= {"video", "text"}:
         video = [{"type": "video", "video": inputs["video"]}] if inputs.get("video") is not None else []
@@ -280,7 +281,7 @@ def _to_messages(inputs: Any) -> list[dict[str, Any]]:
 
 
 def _source(part: dict[str, Any]) -> Any:
-    """The video or image of a part of a message."""
+    """The video or image that a part of a message names."""
     for key in (part["type"], "path", "url"):
         if part.get(key) is not None:
             return part[key]

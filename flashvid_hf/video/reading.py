@@ -1,12 +1,14 @@
-"""Reading a video into frames, together with where in time each frame stands.
+"""Reading a video into frames, with the position of each frame in the source.
 
     clip = read_video("talk.mp4", num_frames=16)
     processor(text=..., videos=[clip.frames], video_metadata=[clip.metadata], do_sample_frames=False)
 
-What always holds: the frames are those that `metadata.frames_indices` names, or an error says why not; what the decoder
-notices to be damaged or cut short is an error (`decoders.py` says what each can notice).
+The returned frames are always exactly those that `metadata.frames_indices` names; otherwise an error says why. Damage
+that the decoder notices, and a missing end, are errors (`decoders.py` says what each decoder can notice).
 
 A frame's time is index / fps, as in transformers: exact for a constant frame rate, based on the mean rate otherwise.
+
+Legend: T frames, H and W height and width of a frame in pixels.
 """
 
 import math
@@ -28,15 +30,16 @@ from .decoders import BACKENDS, MODULES, Choose, DamagedVideo, available_backend
 
 logger = logging.get_logger(__name__)
 
+# Frames of a video file if neither `num_frames` nor `fps` is given. The paper evaluates LLaVA-OneVision with 32 too.
 DEFAULT_NUM_FRAMES = 32
-# What makes a local file of the bytes of a video ("bytes") or of a URL, by its scheme. Empty in the code that a folder
-# brings along, which reads files only: the package fills it with `video_download.py`.
+# Functions that write a video to a local file, by the scheme of its URL, or by "bytes" for the bytes of a file. The
+# package adds `fetch_video`. The code of a model's folder reads local files only: there this stays empty.
 FETCHERS: dict[str, Callable[[Any, str], AbstractContextManager[str]]] = {}
 
 
 @dataclass(frozen=True)
 class VideoClip:
-    """Frames as an array with shape (T, H, W, 3), uint8 RGB, and the source's metadata (None where none came along)."""
+    """Frames as an array with shape (T, H, W, 3), uint8 RGB, and the metadata of the source (None if it is unknown)."""
 
     frames: Any
     metadata: VideoMetadata | None
@@ -53,20 +56,20 @@ def read_video(
     """Reads and samples a video file or decoded frames.
 
     Args:
-        video: a path or a `file://` URL; with the package also an `http(s)://` or `data:video/...;base64,` URL or the
-            bytes of a file, which the code of a model's folder does not read; or decoded frames: array or tensor with
-            shape (T, H, W, 3) or (T, 3, H, W), uint8 or float in [0, 1], or a list of equally large PIL images or of
-            such arrays without the T axis.
-        num_frames: this many frames, spread evenly from the first to the last; all frames if the clip has fewer.
-        fps: this many frames a second of the clip, at least one, at most all. With neither argument, a file gives up
-            to `DEFAULT_NUM_FRAMES` evenly spread frames, and decoded frames are all kept.
+        video: a path, a `file://` URL, or decoded frames. The package also reads an `http(s)://` or
+            `data:video/...;base64,` URL and the bytes of a file; the code of a model's folder does not. Decoded frames
+            are an array or tensor with shape (T, H, W, 3) or (T, 3, H, W), uint8 or float in [0, 1], or a list of
+            equally large PIL images or of such arrays without the T axis.
+        num_frames: number of frames, spread evenly from the first to the last; all frames if the clip has fewer.
+        fps: frames for each second of the clip; at least one frame, at most all. With neither `num_frames` nor `fps`,
+            a file gives up to `DEFAULT_NUM_FRAMES` evenly spread frames, and decoded frames are all kept.
         backend: the decoder for a file, one of `available_backends()`. Without it each is tried until one succeeds.
-        video_metadata: of decoded frames only: `fps` (which sampling by `fps` needs) and, if the frames are themselves
+        video_metadata: for decoded frames only: `fps` (which sampling by `fps` needs) and, if the frames are themselves
             a sample, `frames_indices` and `total_num_frames` of the source.
 
     Returns:
-        `VideoClip`. Its metadata describes the source: `fps`, `total_num_frames`, `duration` (seconds), and with
-        `frames_indices` the place of each returned frame in it.
+        `VideoClip`. Its metadata describes the source: `fps`, `total_num_frames`, `duration` (seconds), and in
+        `frames_indices` the index of each returned frame.
 
     Raises:
         ValueError: an argument is out of range, or the file is missing, empty, damaged or not a video.
@@ -125,7 +128,7 @@ def _choose_frames(total: int, source_fps: float | None, num_frames: int | None,
     if wanted > total:
         logger.warning_once(f"{wanted} frames were asked for, but the video has {total}: all of them are taken")
         wanted = total
-    if fps is not None:  # transformers' spacing, starts of `wanted` equal parts: step = source_fps / fps
+    if fps is not None:  # as in transformers: the starts of `wanted` equal parts, step = source_fps / fps
         return [i * total // wanted for i in range(wanted)]
     step = (total - 1) / max(wanted - 1, 1)
     return [round(i * step) for i in range(wanted)]
@@ -142,8 +145,8 @@ def _decode_file(path: str, label: str, choose: Choose, backend: str | None) -> 
                 raise ValueError(f"{len(indices)} frames were asked for, {len(frames)} could be decoded")
             frames = torch.stack([torch.as_tensor(frame) for frame in frames]).numpy()
             height, width = frames.shape[1:3]
-        except Exception as error:  # each decoder raises its own kinds
-            reason = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", str(error))  # decord puts the place in its sources first
+        except Exception as error:  # each decoder raises exceptions of its own
+            reason = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", str(error))  # decord's text begins with a place in its sources
             reasons.append(f"{name}: {' '.join(reason.split())[:160] or type(error).__name__}")
             if isinstance(error, DamagedVideo):
                 reasons[-1] += "; repair the file, or name another, less strict `backend`"
@@ -218,9 +221,9 @@ def _as_tensor(frames: Any) -> torch.Tensor:
             "`video` must be a path, a URL, bytes, an array, a tensor, or a list of PIL images or arrays, "
             f"got {type(frames).__name__}: decode or convert it first"
         )
-    try:  # a tensor over an array that must not be written to would warn
+    try:  # torch warns of arrays that are not writeable: copy them
         return torch.from_numpy(frames if frames.flags.writeable else frames.copy())
-    except (TypeError, ValueError) as error:  # no numbers; negative strides
+    except (TypeError, ValueError) as error:  # an array without numbers, or with negative strides
         if frames.dtype.kind in "uif":
             return torch.from_numpy(frames.copy())
         raise ValueError(

@@ -1941,14 +1941,14 @@ def join_rows(chunks: Iterable[Sequence[torch.Tensor]], length: int) -> list[tor
 
 # hub/loading.py -------------------------------------------------------------------------------------------------------
 
-"""Loading and saving: names in original checkpoints, weightless folders, and folders that bring their code along."""
+"""Loading and saving of models: original checkpoints, weightless folders, and folders with code."""
 
-# What belongs to the model although a configuration would take it.
+# Arguments for the model, although the `from_pretrained` of a configuration would take them too.
 _MODEL_ARGUMENTS = ("dtype", "torch_dtype", "quantization_config", "key_mapping")
 
 
 def _own_config(config_class: Any, config: Any, overrides: dict[str, Any]) -> Any:
-    """A FlashVID configuration with some fields replaced, from a FlashVID or an upstream one, which stays as it is."""
+    """A FlashVID configuration from a FlashVID or an upstream one, with `overrides`; `config` stays as it is."""
     if config.model_type not in (config_class.model_type, config_class.base_model_type):
         raise ValueError(
             f"`config` has the `model_type` {config.model_type!r}: {config_class.__name__} takes "
@@ -1957,7 +1957,7 @@ def _own_config(config_class: Any, config: Any, overrides: dict[str, Any]) -> An
     if config.model_type == config_class.model_type and not overrides:
         return copy.deepcopy(config)
     own = config_class.from_dict(config.to_dict(), **overrides)
-    # The dictionary does not hold the implementations of attention and experts.
+    # `to_dict` leaves out the implementations of attention and experts.
     for kind in ("_attn_implementation", "_experts_implementation"):
         towers = {name: getattr(getattr(config, name), kind) for name in config.sub_configs}
         setattr(own, kind, {"": getattr(config, kind), **towers})
@@ -1965,13 +1965,13 @@ def _own_config(config_class: Any, config: Any, overrides: dict[str, Any]) -> An
 
 
 def name_code(config: Any) -> None:
-    """Let a configuration say which classes of the code beside it the Auto classes and `pipeline` load."""
+    """Name in a configuration the classes that the Auto classes and `pipeline` load from its folder."""
     config.auto_map = dict(config.auto_classes)
     config.custom_pipelines = {name: dict(pipeline) for name, pipeline in CUSTOM_PIPELINES.items()}
 
 
 def _own_generation_config(path: str | os.PathLike, hub: dict[str, Any]) -> GenerationConfig | None:
-    """The generation settings that lie in a folder; `None` if those of the base serve."""
+    """The generation settings of a folder; `None` if it has none, and those of the base apply."""
     try:
         return GenerationConfig.from_pretrained(path, **hub)
     except OSError:
@@ -1981,15 +1981,15 @@ def _own_generation_config(path: str | os.PathLike, hub: dict[str, Any]) -> Gene
 class FlashVIDPreTrainedMixin:
     """`from_pretrained` and `save_pretrained` of every FlashVID model.
 
-    A family says how the names of its original checkpoint map to its own, because transformers applies the renaming
-    of a native model to classes of the library only: without it the weights would be random, with a warning.
+    Each family states how the names of weights in its original checkpoint map to its own names. transformers renames
+    weights for its own classes only. Without the mapping the weights would be random, with no more than a warning.
     """
 
     config: Any
     config_class: Any
     can_generate: Any  # of upstream's class
 
-    # Patterns of names in the original checkpoint and what replaces them, tried in order.
+    # Patterns of names in the original checkpoint, and their replacements; tried in order.
     checkpoint_key_mapping: dict[str, str] = {}
 
     @classmethod
@@ -2002,17 +2002,17 @@ class FlashVIDPreTrainedMixin:
     ):
         """Load a FlashVID folder, or a checkpoint of the upstream family.
 
-        A weightless folder names another repository, its base, and a commit: the weights come from there. All other
-        arguments hold for both, but `revision` and `subfolder`, which say where the folder itself is. What is loaded is
-        complete: saving it writes the weights too.
+        A weightless folder names its base, which is another repository, and a commit of it: the weights come from
+        there. `revision` and `subfolder` apply to the folder itself; all other arguments apply to the base too. The
+        loaded model is complete: saving it writes the weights too.
 
         Args:
-            config: a configuration, or the folder or id of one; by default that of the checkpoint.
+            config: a configuration, or the folder or Hub id of one; default: the checkpoint's.
             kwargs: as upstream; FlashVID's fields (`retention_ratio=0.1`) override those of `config.json`.
 
         Raises:
             ValueError: a field is outside of its range, the checkpoint is of another family, or it lacks weights. With
-                `output_loading_info=True` the caller sees which, and they are random, as upstream.
+                `output_loading_info=True` missing weights are no error: they are random and listed, as upstream.
         """
         returns_info = kwargs.pop("output_loading_info", False)
         hub = hub_arguments(kwargs)
@@ -2033,7 +2033,7 @@ class FlashVIDPreTrainedMixin:
                 kwargs["generation_config"] = _own_generation_config(source, hub)
             source, from_base = base
             kwargs = {name: value for name, value in kwargs.items() if name not in hub} | from_base
-        config.base_model_name_or_path = config.base_model_revision = None  # from here on the weights are here
+        config.base_model_name_or_path = config.base_model_revision = None  # the loaded model has its weights itself
         kwargs["key_mapping"] = {**cls.checkpoint_key_mapping, **(kwargs.get("key_mapping") or {})}
         model, info = super().from_pretrained(source, *model_args, config=config, output_loading_info=True, **kwargs)
         if base is not None:
@@ -2050,7 +2050,7 @@ class FlashVIDPreTrainedMixin:
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save a folder that loads with this package, and without it by `trust_remote_code=True`.
 
-        The code that is written beside the weights is this model's own: its module and all that it imports.
+        The code in the folder is this model's own: its module and every module that it imports.
         """
         name_code(self.config)
         super().save_pretrained(save_directory, *args, **kwargs)

@@ -38,9 +38,9 @@ logger = logging.get_logger(__name__)
 
 
 def convert_to_tensors(inputs: BatchFeature, tensor_type: Any) -> BatchFeature:
-    """Convert what a processor returned without `return_tensors`; tensors of different shapes stay a list.
+    """Convert the output of a processor that ran without `return_tensors`; tensors of different shapes stay a list.
 
-    Upstream's processors raise for them, where some of them stack videos.
+    Some upstream processors stack the videos themselves, and raise an error where the shapes differ.
     """
     if tensor_type is None:
         return inputs
@@ -54,21 +54,22 @@ def convert_to_tensors(inputs: BatchFeature, tensor_type: Any) -> BatchFeature:
 
 # video/decoders.py ----------------------------------------------------------------------------------------------------
 
-"""The decoders of video files: which frames of a file are wanted, and how each decoder gets exactly those.
+"""The decoders of video files: each returns exactly the wanted frames of a file, or raises an error.
 
-PyAV comes first: it decodes only what lies between a wanted frame and the keyframe before it, and lets each frame's
-timestamp and damage flag be checked. decord is tried where PyAV cannot read a file. decord is exact in MP4 and
-QuickTime, in one pass from the start. After a seek it returns neighbouring frames in MPEG-TS, MPEG-PS, AVI and
+PyAV comes first. It decodes only from the keyframe before a wanted frame up to that frame, and it gives each frame's
+timestamp and damage flag, which are checked here. decord is tried where PyAV cannot read a file. decord is exact in
+MP4 and QuickTime, in one pass from the start. After a seek it returns neighbouring frames in MPEG-TS, MPEG-PS, AVI and
 open-GOP video, which x265 writes by default.
 
-Not every format lets damage be noticed. Damaged picture data that decodes to some other picture passes with every
-decoder: seldom in H.264, AV1, MPEG-2 and MPEG-4 of plain pictures, more often in noisy ones and in HEVC, VP9 and Motion
-JPEG, mostly in VP8 and GIF.
+Some damage stays unnoticed: no decoder rejects damaged picture data that decodes to a wrong picture. This is rare in
+H.264, AV1, MPEG-2 and MPEG-4 of plain pictures, more common in noisy pictures and in HEVC, VP9 and Motion JPEG, and
+usual in VP8 and GIF.
 """
 
+# decord decodes every frame from the start, so it refuses to read a later frame: 3000 frames are 2 minutes at 25 fps.
 MAX_FRAMES_IN_ONE_PASS = 3000
 
-Choose = Callable[[int, float | None], list[int]]  # frames in the source, its fps -> ascending indices of those wanted
+Choose = Callable[[int, float | None], list[int]]  # frames in the source, its fps -> ascending indices of wanted frames
 # Wanted frames, each an array or tensor with shape (H, W, 3), uint8; their indices; frames in the source; its fps.
 Decoded = tuple[Any, list[int], int, float | None]
 
@@ -78,27 +79,27 @@ class DamagedVideo(ValueError):
 
 
 def _read_pyav(path: str, choose: Choose) -> Decoded:
-    # Not transformers' reader: that takes the frame count from the header (0 in Matroska, WebM, MPEG-TS, fragmented
-    # MP4), ignores rotation and decodes every frame. Here the packets' timestamps tell which frames exist, without
-    # decoding; each wanted frame is reached from the keyframe before it, and must carry its timestamp.
+    # transformers' reader is not used: it takes the frame count from the header (0 in Matroska, WebM, MPEG-TS,
+    # fragmented MP4), ignores rotation and decodes every frame. Here the packets' timestamps say which frames exist,
+    # without decoding. Each wanted frame is decoded from the keyframe before it, and must carry its timestamp.
     av = importlib.import_module("av")
     with av.open(path) as container:
         if not container.streams.video:
             raise ValueError("no video stream can be found in it")
         try:
             return _decode_pyav(av, container, path, choose)
-        except av.error.InvalidDataError as error:  # after the opening: what stands inside
+        except av.error.InvalidDataError as error:  # the file opens, so its content is at fault
             raise DamagedVideo(f"it is damaged: {error}") from error
 
 
 def _decode_pyav(av: Any, container: Any, path: str, choose: Choose) -> Decoded:
     stream = container.streams.video[0]
     fps = float(stream.average_rate or stream.guessed_rate or 0) or None
-    packets, end, is_intact = [], 0.0, True  # packets: timestamp, starts a decoding, is not shown (edit list)
+    packets, end, is_intact = [], 0.0, True  # packets: timestamp, is a keyframe, is hidden (edit list)
     for packet in container.demux():
         if packet.size == 0 and packet.dts is None:  # end-of-stream marker
             continue
-        if packet.pts is not None and packet.time_base:  # of all streams: the header's duration is the longest's
+        if packet.pts is not None and packet.time_base:  # any stream: the header has the longest duration
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index == stream.index:
             packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
@@ -114,9 +115,11 @@ def _decode_pyav(av: Any, container: Any, path: str, choose: Choose) -> Decoded:
         frames = _seek_pyav(container, stream, [shown[i] for i in indices], packets)
         if frames is not None:
             return frames, indices, len(times), fps
-    # The packets' timestamps are missing or not those of the frames (raw streams, AVI): decode to count, then to keep.
+    # The packets' timestamps are missing or are not those of the frames (raw streams, AVI): decode once to count the
+    # frames, and once more to keep the wanted ones.
     total = sum(1 for _ in _iterate_pyav(av, path))
-    # Where each packet is a frame; VP8 has some that are only drawn from. Matroska gives frames before a cut no time.
+    # In these containers each packet is a frame, but VP8 also has packets that are never shown. Matroska gives frames
+    # before a cut no timestamp, so only packets with one count.
     timed = sum(time is not None for time in times)
     if total < timed and _container(path) and stream.codec_context.name != "vp8":
         raise DamagedVideo(f"it is damaged: {timed} packets hold {total} frames")
@@ -128,13 +131,13 @@ def _decode_pyav(av: Any, container: Any, path: str, choose: Choose) -> Decoded:
 def _seek_pyav(
     container: Any, stream: Any, wanted: list[int], packets: list[tuple[int | None, bool, bool]]
 ) -> list[torch.Tensor] | None:
-    """Frames at the ascending timestamps `wanted`, or None if seeking does not lead to them and all that precede them.
+    """The frames at the ascending timestamps `wanted`, each decoded from the nearest keyframe before it.
 
-    The next keyframe before a frame is where its decoding starts.
+    Returns None if the decoder leaves out a wanted frame, or a shown frame between the keyframe and a wanted one.
     """
     shown = sorted(time for time, _, is_hidden in packets if not is_hidden and time is not None)
     keys = sorted(time for time, is_key, _ in packets if is_key and time is not None)
-    # A frame may be drawn from later ones that are decoded before it: those must be undamaged too.
+    # A frame may refer to later frames that are decoded before it: those must be undamaged too.
     coded = [time for time, *_ in packets if time is not None]
     sources = dict(zip(coded, accumulate(coded, max), strict=True))
     stream.thread_type = "AUTO"
@@ -144,7 +147,7 @@ def _seek_pyav(
     now: float = -math.inf
     for moment in wanted:
         key = keys[max(bisect_right(keys, moment) - 1, 0)] if keys else moment
-        if key > now:  # a keyframe lies between: jump to it instead of decoding up to it
+        if key > now:  # a keyframe lies ahead: jump to it instead of decoding all frames up to it
             container.seek(key, stream=stream)
             decoder, now = container.decode(stream), -math.inf
         while now < sources[moment]:
@@ -152,7 +155,7 @@ def _seek_pyav(
             if frame is None:
                 break
             now = -math.inf if frame.pts is None else frame.pts
-            if now < key:  # from before the jump, and drawn from what was jumped over
+            if now < key:  # precedes the keyframe, and refers to frames that the jump left out
                 continue
             if frame.is_corrupt:
                 raise DamagedVideo(f"it is damaged at {frame.time:.2f} s")
@@ -175,20 +178,22 @@ def _iterate_pyav(av: Any, path: str) -> Iterator[Any]:
 
 
 def _pyav_frame(frame: Any) -> torch.Tensor:
-    # Phones store portrait video lying on its side, with the turn beside it (degrees, counter-clockwise; av >= 14.1).
+    # Phones store portrait video on its side, with the rotation in degrees, counter-clockwise (av >= 14.1 has it).
     return torch.rot90(torch.as_tensor(frame.to_ndarray(format="rgb24")), round(frame.rotation / 90))
 
 
 def _read_decord(path: str, choose: Choose) -> Decoded:
-    # Not transformers' reader: its `get_batch` seeks, and misses by some frames in open-GOP video. One pass is exact.
+    # transformers' reader is not used: its `get_batch` seeks, and returns neighbouring frames in open-GOP video. One
+    # pass is exact.
     if _container(path) != "quicktime":
         raise ValueError("this decoder finds the right frames only in MP4 and QuickTime")
     if any(kind == b"moof" for kind, _ in _boxes(path)):
         raise ValueError("it is fragmented, and decord may lose its first frames")
     decord = importlib.import_module("decord")
-    # Without `fault_tol` decord puts a copy of the nearest frame in the place of one that it cannot decode.
+    # Without `fault_tol` decord replaces a frame that it cannot decode by a copy of the nearest one. The value is the
+    # share of the frames that may be replaced: so small that none may.
     reader = decord.VideoReader(path, ctx=decord.cpu(0), fault_tol=1e-9)
-    if len(reader) and reader.get_frame_timestamp(0)[0] < 0:  # decord counts what the edit list discards
+    if len(reader) and reader.get_frame_timestamp(0)[0] < 0:  # decord counts frames that the edit list drops
         raise ValueError("its edit list drops frames, which decord miscounts")
     fps = float(reader.get_avg_fps()) or None
     indices = choose(len(reader), fps)
@@ -201,7 +206,7 @@ def _read_decord(path: str, choose: Choose) -> Decoded:
 
 
 def _container(path: str) -> str | None:
-    """ "quicktime" (MP4 and MOV), "matroska" (MKV and WebM) or None, by the first bytes."""
+    """The container by the first bytes of the file: "quicktime" (MP4, MOV), "matroska" (MKV, WebM) or None."""
     with open(path, "rb") as file:
         head = file.read(8)
     if head[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
@@ -210,7 +215,7 @@ def _container(path: str) -> str | None:
 
 
 def _boxes(path: str) -> Iterator[tuple[bytes, int]]:
-    """The kind of every box of an MP4 or QuickTime file, and where the file says that it ends."""
+    """The kind of every top-level box of an MP4 or QuickTime file, and the byte at which it ends by its own header."""
     end = 0
     with open(path, "rb") as file:
         while len(head := file.read(16)) >= 8:
@@ -224,19 +229,20 @@ def _boxes(path: str) -> Iterator[tuple[bytes, int]]:
 
 
 def _announced_size(path: str) -> int:
-    """The least bytes that a file has by its own headers; 0 where they do not say.
+    """The least size of a file in bytes by its own headers; 0 if they do not state it.
 
-    A header's duration shows only what is missing by seconds, and a frame count is not there in every container.
+    This finds losses that are shorter than a second, which the header's duration does not show, and it works in
+    containers without a frame count.
     """
     container = _container(path)
     if container == "quicktime":
         return max((end for kind, end in _boxes(path) if kind in (b"moov", b"moof", b"mdat")), default=0)
     if container is None:
         return 0
-    with open(path, "rb") as file:  # Matroska: a header element, and the segment that is all the rest
+    with open(path, "rb") as file:  # Matroska: a header element, then one segment with all the rest
         size = 0
         for _ in range(2):
-            file.seek(size + 4, os.SEEK_CUR)  # what the element holds, and the name of the next one
+            file.seek(size + 4, os.SEEK_CUR)  # the content of the element, and the name of the next one
             first = file.read(1)
             num_bytes = 9 - (first[0].bit_length() if first else 0)
             if num_bytes == 9:
@@ -261,26 +267,29 @@ def available_backends() -> list[str]:
 
 # video/reading.py -----------------------------------------------------------------------------------------------------
 
-"""Reading a video into frames, together with where in time each frame stands.
+"""Reading a video into frames, with the position of each frame in the source.
 
     clip = read_video("talk.mp4", num_frames=16)
     processor(text=..., videos=[clip.frames], video_metadata=[clip.metadata], do_sample_frames=False)
 
-What always holds: the frames are those that `metadata.frames_indices` names, or an error says why not; what the decoder
-notices to be damaged or cut short is an error (`decoders.py` says what each can notice).
+The returned frames are always exactly those that `metadata.frames_indices` names; otherwise an error says why. Damage
+that the decoder notices, and a missing end, are errors (`decoders.py` says what each decoder can notice).
 
 A frame's time is index / fps, as in transformers: exact for a constant frame rate, based on the mean rate otherwise.
+
+Legend: T frames, H and W height and width of a frame in pixels.
 """
 
+# Frames of a video file if neither `num_frames` nor `fps` is given. The paper evaluates LLaVA-OneVision with 32 too.
 DEFAULT_NUM_FRAMES = 32
-# What makes a local file of the bytes of a video ("bytes") or of a URL, by its scheme. Empty in the code that a folder
-# brings along, which reads files only: the package fills it with `video_download.py`.
+# Functions that write a video to a local file, by the scheme of its URL, or by "bytes" for the bytes of a file. The
+# package adds `fetch_video`. The code of a model's folder reads local files only: there this stays empty.
 FETCHERS: dict[str, Callable[[Any, str], AbstractContextManager[str]]] = {}
 
 
 @dataclass(frozen=True)
 class VideoClip:
-    """Frames as an array with shape (T, H, W, 3), uint8 RGB, and the source's metadata (None where none came along)."""
+    """Frames as an array with shape (T, H, W, 3), uint8 RGB, and the metadata of the source (None if it is unknown)."""
 
     frames: Any
     metadata: VideoMetadata | None
@@ -297,20 +306,20 @@ def read_video(
     """Reads and samples a video file or decoded frames.
 
     Args:
-        video: a path or a `file://` URL; with the package also an `http(s)://` or `data:video/...;base64,` URL or the
-            bytes of a file, which the code of a model's folder does not read; or decoded frames: array or tensor with
-            shape (T, H, W, 3) or (T, 3, H, W), uint8 or float in [0, 1], or a list of equally large PIL images or of
-            such arrays without the T axis.
-        num_frames: this many frames, spread evenly from the first to the last; all frames if the clip has fewer.
-        fps: this many frames a second of the clip, at least one, at most all. With neither argument, a file gives up
-            to `DEFAULT_NUM_FRAMES` evenly spread frames, and decoded frames are all kept.
+        video: a path, a `file://` URL, or decoded frames. The package also reads an `http(s)://` or
+            `data:video/...;base64,` URL and the bytes of a file; the code of a model's folder does not. Decoded frames
+            are an array or tensor with shape (T, H, W, 3) or (T, 3, H, W), uint8 or float in [0, 1], or a list of
+            equally large PIL images or of such arrays without the T axis.
+        num_frames: number of frames, spread evenly from the first to the last; all frames if the clip has fewer.
+        fps: frames for each second of the clip; at least one frame, at most all. With neither `num_frames` nor `fps`,
+            a file gives up to `DEFAULT_NUM_FRAMES` evenly spread frames, and decoded frames are all kept.
         backend: the decoder for a file, one of `available_backends()`. Without it each is tried until one succeeds.
-        video_metadata: of decoded frames only: `fps` (which sampling by `fps` needs) and, if the frames are themselves
+        video_metadata: for decoded frames only: `fps` (which sampling by `fps` needs) and, if the frames are themselves
             a sample, `frames_indices` and `total_num_frames` of the source.
 
     Returns:
-        `VideoClip`. Its metadata describes the source: `fps`, `total_num_frames`, `duration` (seconds), and with
-        `frames_indices` the place of each returned frame in it.
+        `VideoClip`. Its metadata describes the source: `fps`, `total_num_frames`, `duration` (seconds), and in
+        `frames_indices` the index of each returned frame.
 
     Raises:
         ValueError: an argument is out of range, or the file is missing, empty, damaged or not a video.
@@ -369,7 +378,7 @@ def _choose_frames(total: int, source_fps: float | None, num_frames: int | None,
     if wanted > total:
         logger.warning_once(f"{wanted} frames were asked for, but the video has {total}: all of them are taken")
         wanted = total
-    if fps is not None:  # transformers' spacing, starts of `wanted` equal parts: step = source_fps / fps
+    if fps is not None:  # as in transformers: the starts of `wanted` equal parts, step = source_fps / fps
         return [i * total // wanted for i in range(wanted)]
     step = (total - 1) / max(wanted - 1, 1)
     return [round(i * step) for i in range(wanted)]
@@ -386,8 +395,8 @@ def _decode_file(path: str, label: str, choose: Choose, backend: str | None) -> 
                 raise ValueError(f"{len(indices)} frames were asked for, {len(frames)} could be decoded")
             frames = torch.stack([torch.as_tensor(frame) for frame in frames]).numpy()
             height, width = frames.shape[1:3]
-        except Exception as error:  # each decoder raises its own kinds
-            reason = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", str(error))  # decord puts the place in its sources first
+        except Exception as error:  # each decoder raises exceptions of its own
+            reason = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", str(error))  # decord's text begins with a place in its sources
             reasons.append(f"{name}: {' '.join(reason.split())[:160] or type(error).__name__}")
             if isinstance(error, DamagedVideo):
                 reasons[-1] += "; repair the file, or name another, less strict `backend`"
@@ -462,9 +471,9 @@ def _as_tensor(frames: Any) -> torch.Tensor:
             "`video` must be a path, a URL, bytes, an array, a tensor, or a list of PIL images or arrays, "
             f"got {type(frames).__name__}: decode or convert it first"
         )
-    try:  # a tensor over an array that must not be written to would warn
+    try:  # torch warns of arrays that are not writeable: copy them
         return torch.from_numpy(frames if frames.flags.writeable else frames.copy())
-    except (TypeError, ValueError) as error:  # no numbers; negative strides
+    except (TypeError, ValueError) as error:  # an array without numbers, or with negative strides
         if frames.dtype.kind in "uif":
             return torch.from_numpy(frames.copy())
         raise ValueError(
@@ -477,10 +486,10 @@ def _as_tensor(frames: Any) -> torch.Tensor:
 """`pipeline("video-text-to-text")`: ask a model about video files, decoded frames or chats."""
 
 TASK = "video-text-to-text"
-# More of frames as they were decoded are resized on the CPU: while it lasts, resizing takes many times their size.
+# Decoded frames of more bytes are resized on the CPU: while it runs, resizing takes many times their size in memory.
 _MOST_BYTES_ON_GPU = 512 * 2**20
 _FILE_TYPES = (str, bytes, os.PathLike)
-# What a configuration says, so that `pipeline` finds the class below in a folder with code.
+# An entry of the configuration: `pipeline` finds the class below by it in a folder with code.
 CUSTOM_PIPELINES = {
     TASK: {
         "impl": "pipeline_flashvid.VideoTextToTextPipeline",
@@ -492,7 +501,7 @@ CUSTOM_PIPELINES = {
 
 @dataclass(frozen=True)
 class _Request:
-    """One conversation, its videos read and its images loaded, and how many seconds that took."""
+    """One conversation with its videos and images read, and the seconds that reading them took."""
 
     messages: list[dict[str, Any]]
     clips: list[VideoClip]
@@ -501,7 +510,7 @@ class _Request:
 
 
 def generate_arguments(pipeline: Any, generate_kwargs: dict[str, Any], **overrides: Any) -> dict[str, Any]:
-    """The arguments of `generate` in a pipeline: its generation settings, those of the call, and `overrides`."""
+    """A pipeline's arguments for `generate`: its generation settings, then those of the call, then `overrides`."""
     if hasattr(pipeline, "_prepare_generate_kwargs"):  # transformers 5.20 and later
         return pipeline._prepare_generate_kwargs(generate_kwargs, **overrides)
     return {"generation_config": pipeline.generation_config, **generate_kwargs, **overrides}
@@ -519,15 +528,15 @@ class VideoTextToTextPipeline(Pipeline):
 
     - `generated_text`: the new text;
     - `video_tokens`: how many video tokens the prompt had (`total`), how many `entered` the language model and how many
-      `remained` in its upper layers. A model that does not compress has three times the same number;
-    - `seconds`: what each stage took, by the clock: `decode` (reading the videos and images of this input),
-      `preprocess` (template, tokenizer, resizing and normalising of the frames) and `generate` (with the new ids made
-      text). Where a video was compressed, `vision`, `compression` and `prefill` stand between them, which are stages of
-      `generate`. Inputs of a batch go through all but `decode` together: each answer has the time of the whole batch.
-      A GPU works on while the clock runs, so that what `preprocess` has only started there counts as `generate`.
+      `remained` in its upper layers. The three numbers are equal if the model does not compress;
+    - `seconds`: wall-clock time of each stage: `decode` (reading the videos and images of this input), `preprocess`
+      (template, tokenizer, resizing and normalising of the frames) and `generate` (including the conversion of the new
+      ids to text). If a video was compressed, `vision`, `compression` and `prefill` stand between them; these are
+      stages of `generate`. The inputs of a batch share every stage but `decode`, so each answer has the time of the
+      whole batch. A GPU runs asynchronously: work that `preprocess` has only started there counts as `generate`.
 
-    Where the model is on a CUDA device, frames go there as the 8-bit numbers that were decoded, and are resized and
-    normalised there, unless they are more than 512 MiB; rounding may differ from the CPU's.
+    If the model is on a CUDA device, the decoded 8-bit frames are copied to the device, and resized and normalised
+    there, unless they take more than 512 MiB. Rounding may differ from the CPU's.
     """
 
     _load_processor = True
@@ -554,8 +563,9 @@ class VideoTextToTextPipeline(Pipeline):
                 list of chats, dictionaries with "video" and "text", or a generator or dataset of any of these.
             text: the question; a list of as many questions as videos; or one or more chats.
             num_frames, fps: how to sample the frames of a file, see `read_video`.
-            batch_size: inputs that run together.
-            num_workers: processes that read the videos of coming inputs while the model is at work; 1 for a generator.
+            batch_size: number of inputs that run together.
+            num_workers: number of processes that read the videos of the next inputs while the model runs; 1 for a
+                generator.
             kwargs: arguments of `generate`, such as `max_new_tokens` or `streamer`.
 
         Returns:
@@ -600,7 +610,7 @@ class VideoTextToTextPipeline(Pipeline):
         generate_kwargs: dict | None = None,
         **kwargs: Any,
     ):
-        # One way of sampling given in a call replaces the other given when the pipeline was made.
+        # `num_frames` in a call replaces an `fps` that the pipeline was made with, and the other way round.
         sampling = {"num_frames": num_frames, "fps": fps} if (num_frames, fps) != (None, None) else {}
         twice = sorted(kwargs.keys() & (generate_kwargs or {}).keys())
         if twice:
@@ -611,7 +621,7 @@ class VideoTextToTextPipeline(Pipeline):
         clips, images, messages, seconds = [], [], [], 0.0
         for message in _to_messages(inputs):
             content = message["content"]
-            if isinstance(content, str):  # some templates know text only as a part, and would drop it
+            if isinstance(content, str):  # some templates read text from parts only, and would drop it
                 content = [{"type": "text", "text": content}]
             parts = []
             for part in content:
@@ -665,7 +675,7 @@ class VideoTextToTextPipeline(Pipeline):
         return model_outputs["answers"]
 
     def _process(self, requests: list[_Request]):
-        """Prompts and frames of the conversations to the model's inputs, padded on the left."""
+        """The model's inputs for these conversations, padded on the left."""
         prompts = [
             self.processor.apply_chat_template(request.messages, add_generation_prompt=True, tokenize=False)
             for request in requests
@@ -677,12 +687,12 @@ class VideoTextToTextPipeline(Pipeline):
         return convert_to_tensors(inputs, "pt")
 
     def _count_tokens(self, input_ids: torch.Tensor, report: Any, num_sequences: int) -> list[dict[str, int]]:
-        """Video tokens of every returned sequence at each stage; upstream models have no report."""
+        """Video tokens of every returned sequence at each stage. Upstream models have no report and keep all."""
         if report is None:
             totals = (input_ids == self.model.config.video_token_id).sum(-1).tolist()
             stages = [(total, total, total) for total in totals]
         else:
-            expanded = report.num_samples // len(input_ids)  # beams are rows of their own
+            expanded = report.num_samples // len(input_ids)  # every beam is a row
             stages = [report.of_sample(row * expanded) for row in range(len(input_ids))]
         each = num_sequences // len(input_ids)
         counts = [dict(zip(("total", "entered", "remained"), of_row, strict=True)) for of_row in stages]
@@ -690,10 +700,10 @@ class VideoTextToTextPipeline(Pipeline):
 
 
 def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.device) -> dict[str, Any]:
-    """What a processor takes beside the text: videos that were read, images, and where they are resized.
+    """The processor's arguments beside the text: videos, images, and the device that resizes them.
 
     Args:
-        device: of the model. Other accelerators than CUDA may lack the resizing with antialiasing.
+        device: of the model. It resizes only if it is a CUDA device: others may not support resizing with antialiasing.
     """
     media: dict[str, Any] = {}
     if clips:
@@ -702,7 +712,7 @@ def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.dev
             clip.metadata or VideoMetadata(len(clip.frames), frames_indices=list(range(len(clip.frames))))
             for clip in clips
         ]
-        media["do_sample_frames"] = False  # they are sampled; without metadata upstream would take them for 24 fps
+        media["do_sample_frames"] = False  # already sampled; without metadata upstream would assume 24 fps
     if images:
         media["images"] = images
     if media:
@@ -712,18 +722,18 @@ def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.dev
 
 
 def _is_list_of_videos(videos: Any) -> bool:
-    """A list of files or of whole clips; a list of frames (pictures or 3D arrays) is one video."""
+    """Whether this is a list of files or of whole clips. A list of frames (pictures or 3D arrays) is one video."""
     if not isinstance(videos, (list, tuple)) or not videos:
         return False
     first = videos[0]
-    if isinstance(first, (list, tuple)):  # of frames; a list of messages is a chat
+    if isinstance(first, (list, tuple)):  # a list of frames is a video; a list of messages is a chat
         return not (first and isinstance(first[0], dict))
     return isinstance(first, _FILE_TYPES) or getattr(first, "ndim", 0) == 4
 
 
 def _to_messages(inputs: Any) -> list[dict[str, Any]]:
-    """A conversation from what `__call__` passes on."""
-    if hasattr(inputs, "messages"):  # what upstream wraps a chat in
+    """The messages of one input, in any form that `__call__` takes."""
+    if hasattr(inputs, "messages"):  # upstream's own wrapper of a chat
         return inputs.messages
     if isinstance(inputs, dict) and isinstance(inputs.get("text"), str) and inputs.keys() <= {"video", "text"}:
         video = [{"type": "video", "video": inputs["video"]}] if inputs.get("video") is not None else []
@@ -740,7 +750,7 @@ def _to_messages(inputs: Any) -> list[dict[str, Any]]:
 
 
 def _source(part: dict[str, Any]) -> Any:
-    """The video or image of a part of a message."""
+    """The video or image that a part of a message names."""
     for key in (part["type"], "path", "url"):
         if part.get(key) is not None:
             return part[key]
