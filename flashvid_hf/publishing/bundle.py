@@ -80,8 +80,8 @@ def bundle(package: Path, entries: Iterable[str], places: Mapping[str, Place], o
     Args:
         package: the folder of the package.
         entries: modules as dotted names without the package, such as "models.qwen.modeling_flashvid_qwen3_vl".
-        places: the files by their names without ".py". A module goes into the first file with a matching pattern.
-        origin: the package and its version, for the heads of the files.
+        places: the files, by name without ".py". A module goes into the first file with a matching pattern.
+        origin: name and version of the package, which the head of every file states.
 
     Returns:
         The text of every file, by its name. The same package gives the same text.
@@ -115,7 +115,7 @@ def read_module(package: Path, name: str) -> Module:
     """Take a module apart.
 
     Raises:
-        BundleError: it imports in a form that cannot be joined.
+        BundleError: there is no such module, or it has an import in a form that cannot be joined.
     """
     path = package.joinpath(*name.split(".")).with_suffix(".py")
     if not path.is_file():
@@ -134,7 +134,7 @@ def read_module(package: Path, name: str) -> Module:
                 raise BundleError(f"{path}:{node.lineno}: the comment on this import would be lost: move it.")
             top_level.update(statements)
             names = [name for statement in statements for name in _read_import(path, package, statement)]
-            found += [name for name in names if name.bound != "TYPE_CHECKING"]  # its block goes as well
+            found += [name for name in names if name.bound != "TYPE_CHECKING"]  # its `if` block is left out too
         elif place == 0 and module.docstring:
             pass
         elif ast.unparse(node) == LOGGER:
@@ -200,10 +200,10 @@ def _needs(modules: Mapping[str, Module], names: Iterable[str]) -> set[str]:
 
 
 def _sort(kind: str, needs: Mapping[str, set[str]]) -> list[str]:
-    """Every name after those that it needs; otherwise the given order.
+    """The names sorted so that each follows those that it needs; otherwise in the given order.
 
     Raises:
-        BundleError: some need each other.
+        BundleError: some names need each other.
     """
     order: dict[str, None] = {}
 
@@ -226,7 +226,7 @@ class _Writer:
 
     def __init__(self, file: str, file_of: Mapping[str, str]):
         self.file, self.file_of = file, file_of
-        self.meanings: dict[str, tuple[str, str]] = {}  # of every name at the top level: module, name there
+        self.meanings: dict[str, tuple[str, str]] = {}  # top-level name -> its module and its name there
 
     def write(self, place: Place, modules: list[Module], origin: str) -> str:
         imports: set[ImportedName] = set()
@@ -256,7 +256,7 @@ class _Writer:
             rule = f"# {module.name.replace('.', '/')}.py ".ljust(WIDTH, "-")
             docstring = f'"""{module.docstring}"""' if module.docstring else ""
             gap = "\n\n\n" if module.body.startswith(("def ", "class ", "@")) else "\n\n"
-            text += "\n\n\n" if number or has_logger else "\n\n"  # as ruff has it after imports
+            text += "\n\n\n" if number or has_logger else "\n\n"  # as ruff formats it after imports
             text += rule + "\n\n" + (docstring + gap if docstring else "") + module.body
         exported = sorted({name for module in modules for name in module.exported})
         if exported:
@@ -280,7 +280,7 @@ class _Writer:
 
 
 def _binds(found: ImportedName) -> str:
-    """The module that a bound name stands for or comes from: `a` for `import a.b`."""
+    """The module that a bound name stands for, or that it is imported from: `a` for `import a.b`."""
     top = found.module.partition(".")[0]
     return top if not found.name and found.bound == top else found.module
 
@@ -315,7 +315,7 @@ def _render_from(module: str, names: list[str]) -> str:
 
 
 def _member_order(name: str) -> tuple:
-    """Constants, then classes, then the rest; numbers inside of names by their value."""
+    """A sort key as ruff has it: constants, then classes, then the rest; numbers inside names sort by value."""
     kind = 0 if name.isupper() and len(name) > 1 else 1 if name[:1].isupper() else 2
     natural = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
     return kind, natural

@@ -1,4 +1,4 @@
-"""Checks of the model card, of its snippets, and of the evaluation results beside it."""
+"""Checks of the model card, its snippets, and the evaluation results of the folder."""
 
 import ast
 from collections.abc import Iterator
@@ -14,12 +14,13 @@ from .clean_process import workplace
 from .hub_folder import FULL, RECIPE, CheckSkipped, HubFolder, Snippet, last_lines
 
 _REQUIRED = {"library_name": "transformers", "pipeline_tag": "video-text-to-text"}
-VIDEO_NAMES = ("video.mp4", "clip.mp4")  # what a snippet may open
+VIDEO_NAMES = ("video.mp4", "clip.mp4")  # videos that a snippet may open
+# Size of these videos: more frames than the 32 that a card's snippets ask for, and few pixels, to be fast.
 _VIDEO_FRAMES, _VIDEO_HEIGHT, _VIDEO_WIDTH, _VIDEO_FPS = 40, 120, 160, 10
 
 
 def check_card_metadata(folder: HubFolder) -> Iterator[str]:
-    """The fields by which the Hub finds the model, its widget and its base model."""
+    """The metadata has the fields by which the Hub finds the model, its widget and its base model."""
     metadata = folder.card_metadata
     for name, value in _REQUIRED.items():
         if metadata.get(name) != value:
@@ -42,7 +43,7 @@ def check_card_metadata(folder: HubFolder) -> Iterator[str]:
 
 
 def check_snippets_compile(folder: HubFolder) -> Iterator[str]:
-    """The card's python blocks are Python."""
+    """The card's python blocks are valid Python."""
     for snippet in _snippets(folder):
         try:
             compile(snippet.program, "README.md", "exec")
@@ -51,7 +52,7 @@ def check_snippets_compile(folder: HubFolder) -> Iterator[str]:
 
 
 def check_snippets_run(folder: HubFolder) -> Iterator[str]:
-    """The card's python blocks run as they stand, each on its own, where `VIDEO_NAMES` lie beside them."""
+    """Each python block of the card runs unchanged and on its own, in a directory that has the videos `VIDEO_NAMES`."""
     runnable = [(snippet, _parse(snippet)) for snippet in _snippets(folder)]
     with workplace() as place:
         for name in VIDEO_NAMES:
@@ -78,7 +79,7 @@ def check_snippets_run(folder: HubFolder) -> Iterator[str]:
 
 
 def check_eval_results(folder: HubFolder) -> Iterator[str]:
-    """`.eval_results/*.yaml` as the Hub reads them."""
+    """The files `.eval_results/*.yaml` are in the form that the Hub reads."""
     files = sorted((folder.path / ".eval_results").glob("*.y*ml"))
     if not files:
         raise CheckSkipped("the folder has no `.eval_results`")
@@ -97,7 +98,7 @@ def check_eval_results(folder: HubFolder) -> Iterator[str]:
 
 
 def find_model_names(tree: ast.Module) -> set[str]:
-    """What a snippet loads: the constants given as `model=` and to `from_pretrained`, directly or by a name."""
+    """The models that a snippet loads: constants given as `model=` or to `from_pretrained`, also by a variable."""
     constants = {
         target.id: node.value
         for node in ast.walk(tree)
@@ -116,7 +117,7 @@ def find_model_names(tree: ast.Module) -> set[str]:
 
 
 def write_video(path: Path) -> None:
-    """A short film of moving scenes, MPEG-4."""
+    """Write a short MPEG-4 video of moving scenes."""
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("mpeg4", rate=_VIDEO_FPS)
         stream.width, stream.height, stream.pix_fmt = _VIDEO_WIDTH, _VIDEO_HEIGHT, "yuv420p"

@@ -1,4 +1,4 @@
-"""Checks of the code in a folder, without running it."""
+"""Checks of the code in a folder. The code is not run."""
 
 import re
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from .published_code import find_origin, published_files
 
 
 def check_rule(folder: HubFolder, rule: str) -> Iterator[str]:
-    """One rule of `code_audit`."""
+    """The code follows one rule of `code_audit`."""
     yield from (str(fault) for fault in folder.faults if fault.rule == rule)
 
 
 def check_generated_code(folder: HubFolder) -> Iterator[str]:
-    """The text of every file is what the installed package generates, if the files say that they are from this version.
+    """Every generated file is what the installed package generates; files of other versions cannot be compared.
 
     Raises:
         CheckSkipped: the files do not say that they were generated, or they are from another version.

@@ -1,4 +1,4 @@
-"""Checks of `config.json` and `processor_config.json`, without loading anything."""
+"""Checks of `config.json` and `processor_config.json`. No model is loaded."""
 
 import re
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from ..methods.flashvid import FlashVID
 from .hub_folder import FULL, RECIPE, WEIGHTLESS, CheckFailure, HubFolder
 
-# What a recipe's configuration has beside FlashVID's settings.
+# Fields of a recipe's configuration besides FlashVID's settings.
 _RECIPE_FIELDS = {
     "model_type",
     "architectures",
@@ -18,23 +18,23 @@ _RECIPE_FIELDS = {
 
 
 def check_settings(folder: HubFolder) -> Iterator[str]:
-    """Types and ranges, by the family's own class."""
+    """The settings have the types and ranges that the family's configuration class demands."""
     settings = {name: value for name, value in folder.config.items() if name in folder.family.config.method_fields}
     if folder.kind == RECIPE:
         for name in sorted(folder.config.keys() - _RECIPE_FIELDS - settings.keys()):
             yield f"config.json: `{name}` is no field of a recipe, remove it or correct its name"
     try:
         if folder.kind == RECIPE:
-            # The depth is that of the base model: a ratio that is derived from it cannot be judged without it.
+            # The default of this ratio is derived from the depth of the base model, which a recipe does not have.
             folder.family.config(**{"llm_retention_ratio": 1.0, **settings})
         else:
             folder.family.config.from_pretrained(folder.path)
-    except Exception as error:  # `@strict` configurations raise errors of their own
+    except Exception as error:  # `@strict` configurations raise exceptions of their own
         yield f"config.json: {error}"
 
 
 def check_compressing_settings(folder: HubFolder) -> Iterator[str]:
-    """It is FlashVID that compresses, and both places of the compression have something to do."""
+    """The method is FlashVID, and both of its steps reduce tokens: before the language model, and inside of it."""
     method = folder.config.get("compression_method", FlashVID.name)
     if method != FlashVID.name:
         yield (
@@ -45,7 +45,7 @@ def check_compressing_settings(folder: HubFolder) -> Iterator[str]:
     if folder.kind == RECIPE:
         defaults, names = folder.family.config, ("retention_ratio", "expansion", "llm_retention_ratio")
         ratio, expansion, kept = (folder.config.get(name, getattr(defaults, name)) for name in names)
-        depth, layer = None, None  # those of the base model
+        depth, layer = None, None  # unknown, as they depend on the base model
     else:
         config = folder.full_config
         ratio, expansion, kept = config.retention_ratio, config.expansion, config.llm_retention_ratio
@@ -91,7 +91,7 @@ def check_classes(folder: HubFolder) -> Iterator[str]:
 
 
 def check_base_model(folder: HubFolder) -> Iterator[str]:
-    """A folder without weights says whose weights it takes."""
+    """A folder without weights names the model whose weights it uses."""
     if folder.kind == FULL:
         return
     base, revision = folder.config.get("base_model_name_or_path"), folder.config.get("base_model_revision")

@@ -1,7 +1,4 @@
-"""Checks of what the folder's model does, by what `clean_probe` found in a process without the package.
-
-Legend: T frames (temporal grids), N tokens a frame.
-"""
+"""Checks of the folder's model, by the findings of `clean_probe` in a process without the package."""
 
 import math
 from collections.abc import Iterator
@@ -13,14 +10,15 @@ from ..models.family import VideoGeometry
 from .clean_probe import NUM_FRAMES
 from .hub_folder import CheckFailure, CheckSkipped, HubFolder, is_of_the_commit, last_lines
 
-# The largest difference to upstream that is rounding, as a part of the largest logit.
+# Differences from upstream that count as rounding, as a share of the largest logit. Four times the machine epsilon of
+# float16 (2^-10) and of bfloat16 (2^-7).
 ROUNDING = {"float32": 2e-5, "float16": 4 * 2**-10, "bfloat16": 4 * 2**-7}
-# A smaller difference, as a part of the largest logit, is none.
+# A difference up to this share of the largest logit counts as none: the rounding of float32.
 LEAST_DIFFERENCE = 2e-5
 
 
 def check_loads_from_path(folder: HubFolder) -> Iterator[str]:
-    """By the Auto classes from a local path, with the code of the folder."""
+    """The Auto classes load the folder from its path, with its own code."""
     if "loading" not in folder.findings:
         raise CheckFailure(f"the folder does not load: {last_lines(folder.findings['errors']['local'])}")
     expected = str((folder.config.get("auto_map") or {}).get("AutoModelForImageTextToText"))
@@ -30,7 +28,7 @@ def check_loads_from_path(folder: HubFolder) -> Iterator[str]:
 
 
 def check_loads_from_hub(folder: HubFolder) -> Iterator[str]:
-    """By a Hub id at a revision, and computes the same as from the path."""
+    """The folder loads by a Hub id at a revision, and gives the same logits as from its path."""
     if "hub_loading" not in folder.findings:
         if "loading" not in folder.findings:
             raise CheckSkipped("the folder does not even load from its path, see above")
@@ -38,14 +36,14 @@ def check_loads_from_hub(folder: HubFolder) -> Iterator[str]:
     found = folder.findings["hub_loading"]["class"]
     if not is_of_the_commit(found):
         yield f"by a Hub id with a revision it loads as `{found}`, not by the code of that revision"
-    elif not folder.findings["loading"]["missing_keys"]:  # which would be random
+    elif not folder.findings["loading"]["missing_keys"]:  # missing weights would be random
         local, hub = folder.finding("compressed"), folder.finding("hub_compressed", "hub")
         if not torch.equal(local["logits"], hub["logits"]):
             yield "by a Hub id it answers otherwise than from its path: look for code that depends on where it lies"
 
 
 def check_keys(folder: HubFolder) -> Iterator[str]:
-    """Every weight has its place, and every place its weight."""
+    """The model uses every weight of the folder, and the folder has every weight of the model."""
     steps = {
         "missing_keys": "they would be random, save them",
         "unexpected_keys": "nothing reads them, remove them",
@@ -59,7 +57,7 @@ def check_keys(folder: HubFolder) -> Iterator[str]:
 
 
 def check_equals_upstream(folder: HubFolder) -> Iterator[str]:
-    """With `retention_ratio=1.0`: bit for bit where the family's record says so, within rounding in the others."""
+    """With `retention_ratio=1.0` the logits equal upstream's: bit for bit in exact families, else up to rounding."""
     own = folder.finding("whole")
     if folder.family.upstream_settings:
         own = folder.finding("whole_as_upstream")
@@ -82,7 +80,7 @@ def check_differs_from_upstream(folder: HubFolder) -> Iterator[str]:
 
 
 def check_counts(folder: HubFolder) -> Iterator[str]:
-    """The report and the caches have as many video tokens as the configuration says, fewer at every stage."""
+    """The report and the caches have as many video tokens as the configuration says, and fewer at every stage."""
     config, compressed = folder.full_config, folder.finding("compressed")
     if compressed["counts"] is None:
         raise CheckFailure("the output of `generate` has no `report`: the model does not say what it compressed")
@@ -113,9 +111,11 @@ def expect_counts(
     """Total, entered and remaining video tokens of the probe's video in behavior "paper", from the settings alone.
 
     Args:
-        geometry, config: the family's.
-        inputs: of the model, but for the pixels.
-        entered: what was reported. Only looked at where newlines are dropped: how many depends on the video.
+        geometry: of the family.
+        config: of the folder's model.
+        inputs: of the model, without the pixels.
+        entered: the reported number of tokens that entered. It is used only if the family drops newlines, because the
+            number of dropped newlines depends on the video.
     """
     ((rows, columns),) = geometry.grids_of_call(config, inputs, 1)
     num_grids, num_tokens = math.ceil(NUM_FRAMES / geometry.frames_per_grid(config)), rows * columns

@@ -3,7 +3,7 @@
     for result in run_checks("hub_configs/flashvid-demo"):
         result.title, result.status, result.message
 
-A recipe of `hub_configs/` gets the checks that need no base model; a folder with code is also loaded and run, in a
+A recipe of `hub_configs/` gets the checks that need no base model. A folder with code is also loaded and run in a
 process without the package, and compared with upstream.
 """
 
@@ -34,10 +34,10 @@ WITH_CODE = (WEIGHTLESS, FULL)
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What came of one check.
+    """The result of one check.
 
     Args:
-        title: what is true of a right folder.
+        title: what is true of a folder that passes.
         status: "passed", "failed" or "skipped".
         message: what is wrong, one line for each fault, or why the check was skipped; empty if it passed.
     """
@@ -48,12 +48,14 @@ class CheckResult:
 
 
 class Check(NamedTuple):
-    """A check that yields what is wrong with a folder, or raises `CheckFailure` or `CheckSkipped`.
+    """One check.
 
     Args:
-        kinds: of folders that it looks at.
+        title: what is true of a folder that passes.
+        find_faults: yields what is wrong with a folder, or raises `CheckFailure` or `CheckSkipped`.
+        kinds: the kinds of folders that it applies to.
         runs_code: whether it runs the code of the folder or of its card.
-        is_guard: whether a folder that fails it is not run any more.
+        is_guard: whether the code of a folder that fails it must not be run.
     """
 
     title: str
@@ -105,16 +107,16 @@ CHECKS = (
 
 
 def run_checks(folder: str | Path) -> Iterator[CheckResult]:
-    """Run the checks of a folder's kind, one after the other; a failed one does not end the run.
+    """Run the checks that apply to a folder, one after the other. A failed check does not end the run.
 
-    The code of the folder and the snippets of its card are run, as they are by whoever loads the folder with
-    `trust_remote_code=True`; not so where the code was found to use the network, to run other code or to write files.
+    The code of the folder and the snippets of its card are run, as by anyone who loads the folder with
+    `trust_remote_code=True`. They are not run if the code uses the network, runs other code or writes files.
 
     Args:
         folder: a recipe, a folder with code, or one with code and weights.
 
     Yields:
-        What came of each check, as soon as it is done.
+        The result of each check, as soon as it is done.
 
     Raises:
         ValueError: `folder` is no folder.
@@ -137,7 +139,7 @@ def run_check(check: Check, folder: HubFolder) -> CheckResult:
     faults: list[str] = []
     try:
         for fault in check.find_faults(folder):
-            faults.append(fault)  # one by one: those found before an exception count
+            faults.append(fault)  # one by one, so that faults found before an exception count
     except CheckSkipped as reason:
         if not faults:
             return CheckResult(check.title, "skipped", str(reason))

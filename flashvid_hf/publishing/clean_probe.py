@@ -1,7 +1,7 @@
-"""Loads a folder as its users do and writes down what came of it; the text of this file is a program.
+"""Loads a folder as its users do, and records the findings. The text of this file is run as a program.
 
-It runs by `Workplace.run` in an interpreter that cannot import `flashvid_hf`, imports nothing of the package
-itself, and judges nothing: `check_model.py` does.
+`Workplace.run` runs it in an interpreter that cannot import `flashvid_hf`, so it imports nothing of the package. It
+does not judge the findings: `check_model.py` does.
 
     python -c <this text> REQUEST FINDINGS    # JSON that `HubFolder.findings` writes, a file that `torch.load` reads
 """
@@ -18,13 +18,14 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, set_seed
 from transformers.cache_utils import Cache
 
+# The probe's video: height and width are multiples of 28 pixels, the side of a Qwen2.5-VL token.
 NUM_FRAMES, HEIGHT, WIDTH, NUM_SCENES = 16, 168, 224, 3
-NUM_NEW_TOKENS = 4
-MOST_FLOAT32_PARAMETERS = 2e9  # a larger model is compared in the dtype that it comes in
+NUM_NEW_TOKENS = 4  # tokens that each answer of the probe has
+MOST_FLOAT32_PARAMETERS = 2e9  # 8 GB in float32; a larger model is compared in the dtype of its checkpoint
 
 
 def make_scenes(num_frames: int = NUM_FRAMES, height: int = HEIGHT, width: int = WIDTH) -> torch.Tensor:
-    """Smooth random pictures that move sideways, another one in each third, with shape (T, H, W, 3), uint8."""
+    """A video of smooth random pictures that move sideways, one for each scene, with shape (T, H, W, 3), uint8."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(NUM_SCENES, 3, max(2, height // 28), max(2, width // 28), generator=generator) * 255
     pictures = nn.functional.interpolate(coarse, (height, width), mode="bilinear").permute(0, 2, 3, 1)
@@ -48,7 +49,7 @@ def make_inputs(processor: Any) -> dict[str, torch.Tensor]:
 
 
 def observe(model: Any, inputs: dict[str, torch.Tensor], **settings: Any) -> dict[str, Any]:
-    """Greedy ids, logits of the prompt's last column (V,), columns that each layer's cache holds, and the report."""
+    """Greedy ids, logits of the prompt's last column (V,), prompt columns in each layer's cache, token counts."""
     inputs = {name: x.to(model.dtype) if x.is_floating_point() else x for name, x in inputs.items()}
     outputs = model.generate(
         **inputs,
@@ -71,7 +72,7 @@ def observe(model: Any, inputs: dict[str, torch.Tensor], **settings: Any) -> dic
 
 
 def load_model(source: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-    """The model in evaluation, and what its loading said."""
+    """The model in evaluation mode, with its class and the faulty keys that loading reported."""
     model, info = AutoModelForImageTextToText.from_pretrained(
         source, trust_remote_code=True, output_loading_info=True, dtype="auto", **kwargs
     )
@@ -85,7 +86,7 @@ def load_model(source: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def load_reference(model: Any, base: str | None, revision: str | None) -> Any:
-    """Upstream's model: from its own checkpoint where upstream reads that, else over the weights of `model`."""
+    """Upstream's model, from the base if upstream can read that, otherwise with the weights of `model`."""
     upstream: Any = next(c for c in type(model).__mro__ if c.__module__.startswith("transformers.models."))
     if base:
         config_dict, _ = PreTrainedConfig.get_config_dict(base, revision=revision)
@@ -100,7 +101,7 @@ def load_reference(model: Any, base: str | None, revision: str | None) -> Any:
 
 
 def use_settings(model: Any, source: str, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Set fields of the model's configuration and of its processor; return the inputs that this processor makes."""
+    """Set fields of the model's configuration and of the processor; return the inputs that this processor makes."""
     processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
     for name, value in settings.items():
         setattr(model.config, name, value)
@@ -118,7 +119,7 @@ def probe_local(request: dict[str, Any], note: Callable[[str, Any], None]) -> No
     note("loading", {**found, "dtype": str(model.dtype).removeprefix("torch.")})
     note("compressed", observe(model, inputs))
     note("whole", observe(model, inputs, retention_ratio=1.0))
-    if request["upstream_settings"]:  # under those of the folder, upstream has no such model
+    if request["upstream_settings"]:  # upstream has no model with the settings of the folder
         inputs = use_settings(model, source, request["upstream_settings"])
         note("whole_as_upstream", observe(model, inputs, retention_ratio=1.0))
     reference = load_reference(model, request["base"], request["base_revision"])

@@ -1,4 +1,4 @@
-"""Programs in an interpreter of their own: no network, caches of their own, and no `flashvid_hf` unless asked for."""
+"""Programs in clean interpreters: Hub offline, caches of their own, and no `flashvid_hf` unless asked for."""
 
 import os
 import subprocess
@@ -12,10 +12,11 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from .prepared_interpreter import PreparedInterpreter
 
-PACKAGE_ROOT = Path(__file__).resolve().parents[2]  # what has to be on the path to import `flashvid_hf`
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]  # must be on the path to import `flashvid_hf`
+# The made-up commit of every folder in a made-up Hub cache, and the branch and tag that stand for it.
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REVISIONS = ("main", "v1")
-TIME_LIMIT = 3600.0  # seconds; something hangs that takes longer
+TIME_LIMIT = 3600.0  # seconds; a program that takes longer counts as hanging
 
 _BLOCK = """\
 import sys as _sys
@@ -35,7 +36,7 @@ _RUN = 'with open({file!r}, encoding="utf-8") as _file:\n    exec(compile(_file.
 
 
 class Workplace:
-    """A directory in which programs run, with a Hub cache as downloads leave it, and a cache of modules."""
+    """A directory in which programs run, with a Hub cache in the form of downloads, and a cache for remote code."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -44,7 +45,7 @@ class Workplace:
         (root / "hub").mkdir()
 
     def add_to_cache(self, hub_id: str, folder: Path) -> None:
-        """Let a Hub id stand for a folder, in the revisions of `REVISIONS`."""
+        """Make a Hub id load a folder, at each of `REVISIONS`."""
         entry = self.root / "hub" / f"models--{hub_id.replace('/', '--')}"
         for revision in REVISIONS:
             reference = entry / "refs" / revision
@@ -56,7 +57,7 @@ class Workplace:
             (snapshot / path.name).symlink_to(path.resolve())
 
     def link_cache(self, hub_id: str) -> None:
-        """Let a Hub id stand for what the user's own cache has of it, if anything."""
+        """Make a Hub id load from the user's own cache, if it is there."""
         entry = Path(HF_HUB_CACHE, f"models--{hub_id.replace('/', '--')}")
         link = self.root / "hub" / entry.name
         if entry.is_dir() and not link.exists():
@@ -67,7 +68,7 @@ class Workplace:
 
         Args:
             program: Python code.
-            name: what tracebacks call it.
+            name: file name of the program in tracebacks.
             with_package: whether it can import `flashvid_hf`.
         """
         file = self.root / "program.py"
@@ -103,11 +104,11 @@ def workplace() -> Iterator[Workplace]:
 
 @cache
 def shared_interpreter() -> PreparedInterpreter:
-    """One for all folders that this process checks."""
+    """The interpreter for all folders that this process checks."""
     return PreparedInterpreter(_inherited(os.environ))
 
 
 def _inherited(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what would lead to the user's caches and accounts."""
+    """The environment without the variables that lead to the user's caches and accounts."""
     left_out = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_")
     return {name: value for name, value in environment.items() if not name.startswith(left_out)}

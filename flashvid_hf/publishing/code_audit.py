@@ -3,7 +3,8 @@
     for fault in find_faults(folder):
         fault.rule, fault.file, fault.line, fault.message
 
-A name counts by what it was imported as, wherever it is mentioned: `from os import system as run` is `os.system`.
+A name stands for what it was imported from, wherever it is used: after `from os import system as run`, `run` is
+`os.system`.
 """
 
 import ast
@@ -23,7 +24,7 @@ PACKAGE = "flashvid_hf"
 # The rules that a fault can break.
 IMPORTS, RELATIVE, NETWORK, EXECUTION, WRITING = "imports", "relative imports", "network", "execution", "file writing"
 
-# Dotted names with all that is below them; `*` stands for any characters.
+# Forbidden dotted names, each with everything below it; `*` stands for any characters.
 _FORBIDDEN = {
     NETWORK: """
         socket socketserver ssl http urllib.request ftplib smtplib poplib imaplib telnetlib nntplib xmlrpc webbrowser
@@ -44,13 +45,16 @@ _FORBIDDEN = {
         os.truncate os.chmod os.chown os.open os.fdopen os.write* os.pwrite*
     """.split(),
 }
+# Methods of `pathlib.Path` that change files.
 _WRITING_METHODS = {"write_text", "write_bytes", "touch", "mkdir", "unlink", "rmdir", "symlink_to", "hardlink_to"}
+# Functions that take the name of a module as a string.
 _DYNAMIC_IMPORTS = ("importlib.import_module", "importlib.util.find_spec", "builtins.__import__")
+# Builtins that a rule concerns; other names without an import are the module's own.
 _BUILTINS = ("exec", "eval", "compile", "__import__", "open")
 
 
 class Fault(NamedTuple):
-    """What breaks a rule, and where; `line` counts from 1, and 0 stands for the whole file."""
+    """A place that breaks a rule; `line` counts from 1, and 0 stands for the whole file."""
 
     rule: str
     file: str
@@ -62,7 +66,7 @@ class Fault(NamedTuple):
 
 
 def find_faults(folder: str | Path) -> list[Fault]:
-    """All that is against the rules in the `.py` files of a folder and of its sub-folders, by file and line."""
+    """All faults in the `.py` files of a folder and its sub-folders, by file and line."""
     folder = Path(folder)
     faults: list[Fault] = []
     for path in sorted(folder.rglob("*.py")):
@@ -82,7 +86,7 @@ def find_faults(folder: str | Path) -> list[Fault]:
 
 
 def _misread_lines(path: Path, name: str, tree: ast.Module) -> Iterator[Fault]:
-    """Where the loader, which searches the text for relative imports, finds others than Python does."""
+    """Relative imports that only the loader finds, as it searches the text, and those that it misses."""
     real = {
         "." * (node.level - 1) + node.module: node.lineno
         for node in ast.walk(tree)
@@ -101,7 +105,7 @@ def _misread_lines(path: Path, name: str, tree: ast.Module) -> Iterator[Fault]:
 
 
 class _Reader:
-    """Reads one module: first what its names stand for, then every statement and mention."""
+    """Reads one module: first what its names stand for, then every statement and every use of a name."""
 
     def __init__(self, path: Path, name: str, tree: ast.Module):
         self.path, self.name, self.tree = path, name, tree
@@ -127,7 +131,7 @@ class _Reader:
 
     def read(self) -> Iterator[Fault]:
         called = {id(node.func) for node in ast.walk(self.tree) if isinstance(node, ast.Call)}
-        reported: set[str] = set()  # of a forbidden name the first mention says it all
+        reported: set[str] = set()  # a forbidden name is reported at its first use only
         for node in ast.walk(self.tree):
             for rule, message, pattern in self._judge(node, called):
                 if pattern not in reported or pattern == "":
@@ -208,7 +212,7 @@ class _Reader:
         return _decoder(node)
 
     def _resolve(self, node: ast.AST) -> str:
-        """The dotted name that an expression stands for; empty where that cannot be told."""
+        """The dotted name that an expression stands for; empty if it is unknown."""
         if isinstance(node, ast.Name):
             return self.names.get(node.id, "getattr" if node.id == "getattr" else "")
         if isinstance(node, ast.Attribute):
@@ -218,7 +222,7 @@ class _Reader:
 
 
 def _changed_name(node: ast.AST) -> str:
-    """The name whose content this may change, by an item or a method; empty for none."""
+    """The variable whose content this may change, by an item or a method; empty for none."""
     changes = isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load)
     changes |= isinstance(node, ast.Attribute) and node.attr not in ("get", "items", "keys", "values")
     value = getattr(node, "value", None)
@@ -230,7 +234,7 @@ def _decoder(node: ast.expr) -> bool:
 
 
 def _argument(call: ast.Call, place: int, name: str) -> ast.expr | None:
-    """An argument by place or name."""
+    """An argument of a call by place or by name; `None` if it is not given."""
     if len(call.args) > place:
         return call.args[place]
     return next((keyword.value for keyword in call.keywords if keyword.arg == name), None)

@@ -1,8 +1,8 @@
-"""Convert a checkpoint of the original LLaVA code, as lmms-lab publishes them, into a full Hub folder.
+"""Convert a checkpoint of the original LLaVA code (published by lmms-lab) into a full Hub folder.
 
-LLaVA-Video becomes `FlashVIDLlavaVideo`, LLaVA-OneVision `FlashVIDLlavaOnevision`. The weights get this library's names
-and, on demand, another dtype; `export_model` copies the files as they are instead. Every weight must find its place,
-with its shape; otherwise nothing is written.
+LLaVA-Video becomes `FlashVIDLlavaVideo`, and LLaVA-OneVision becomes `FlashVIDLlavaOnevision`. The weights get this
+library's names and, if asked for, another dtype; `export_model` in contrast copies the weight files unchanged. The
+weights must match the model in name and shape; otherwise nothing is written.
 """
 
 from collections.abc import Callable, Collection
@@ -35,11 +35,11 @@ def convert_llava(
     Args:
         source: folder or Hub id of the original checkpoint.
         target: a folder that does not exist yet, or is empty.
-        dtype: of the weights; "auto" is that of the checkpoint.
-        repository: the Hub id under which the card speaks of the folder; default: the name of `target`.
-        say: is told what is being done.
-        settings: FlashVID's fields that differ from the defaults, `mm_spatial_pool_mode` and `mm_newline_position`
-            included, which LLaVA-Video alone has: with them an original LLaVA-OneVision becomes a LLaVA-Video.
+        dtype: of the written weights; "auto" keeps that of the checkpoint.
+        repository: the Hub id that the card gives to the folder; default: the name of `target`.
+        say: called with one line of text before each step.
+        settings: FlashVID's fields that differ from the defaults. Only LLaVA-Video has `mm_spatial_pool_mode` and
+            `mm_newline_position`: with one of them an original LLaVA-OneVision becomes a LLaVA-Video.
 
     Raises:
         ValueError: `target` has content, `source` is no original checkpoint, or a weight does not fit.
@@ -79,7 +79,13 @@ def convert_llava(
 
 
 def check_keys(source: str | Path, fault: str, keys: Collection) -> None:
-    """Raise a `ValueError` if there are any: names, or names with the shapes in checkpoint and model."""
+    """Raise a `ValueError` if there are faulty weights.
+
+    Args:
+        source: the checkpoint, for the message.
+        fault: "missing", "unexpected" or "mismatched".
+        keys: names of the weights, or tuples of a name, the shape in the checkpoint and the shape in the model.
+    """
     if keys:
         listed = [f"{key[0]} {tuple(key[1])} for {tuple(key[2])}" if isinstance(key, tuple) else key for key in keys]
         raise ValueError(
