@@ -1,7 +1,7 @@
 """Build a Hub folder from a checkpoint or from a recipe, without loading its weights.
 
-A weightless folder has the configuration, the code and the card; weights, tokenizer and processor stay in the base, at
-a commit that is noted. A full folder has the base's weight files too, byte for byte, and the processor.
+A weightless folder has the configuration, the code and the card. Weights, tokenizer and processor stay in the base, at
+a commit that the folder names. A full folder also has the processor, and the base's weight files byte for byte.
 """
 
 import json
@@ -26,7 +26,7 @@ from .model_card import CardFacts, render_card
 from .published_accuracy import render_eval_results
 from .published_code import write_code
 
-# Where the weights of a folder are: read from the base, beside the code, or still to come, see `plan_upload`.
+# Where the weights of a folder are: in the base, beside the code, or not yet copied, see `plan_upload`.
 WEIGHTS = ("base", "included", "omitted")
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 LICENSE_FIELDS = ("license", "license_name", "license_link")
@@ -47,12 +47,12 @@ def export_model(
     Args:
         source: a recipe (a folder of `hub_configs/`), or the folder or Hub id of a checkpoint that `find_family` knows.
         target: a folder that does not exist yet, or is empty.
-        weights: "base" leaves weights, tokenizer and processor in the base (a weightless folder); "included" writes the
-            processor and copies the weight files; "omitted" is that without the files, which `plan_upload` has copied
-            on the Hub's servers.
-        base: where the weights are, if not where `source` says; a folder or Hub id.
-        revision: branch, tag or commit of the base; the folder notes the commit that it stands for now.
-        repository: the Hub id under which the card speaks of the folder; default: the name of `target`.
+        weights: "base" leaves weights, tokenizer and processor in the base (a weightless folder). "included" writes the
+            processor and copies the weight files. "omitted" writes the processor only: `plan_upload` lets the Hub's
+            servers copy the weight files.
+        base: folder or Hub id with the weights; default: the base that `source` names, or else `source` itself.
+        revision: branch, tag or commit of the base; the folder names the commit that it stands for now.
+        repository: the Hub id that the card gives to the folder; default: the name of `target`.
         settings: FlashVID's fields that differ from those of the source.
 
     Raises:
@@ -105,7 +105,7 @@ def export_model(
 
 
 def check_target(target: str | os.PathLike) -> Path:
-    """`target` as a path; a `ValueError` if something is there already."""
+    """`target` as a path; a `ValueError` if it is a file or a folder with content."""
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"`target` is {str(target)!r}, which is not empty: choose another folder, or remove it.")
@@ -122,13 +122,16 @@ def find_commit(base: str, revision: str | None) -> str | None:
 def make_config(
     own: Mapping[str, Any], base: str, base_dict: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> tuple[Family, Any]:
-    """The base's configuration, with the settings of a recipe or weightless folder, and then the caller's.
+    """The family, and the base's configuration with the settings of a recipe or folder and of the caller.
 
     Args:
-        own: `config.json` of the recipe or weightless folder; empty without one.
+        own: `config.json` of the recipe or weightless folder; empty if there is none.
+        base: folder or Hub id of the base.
+        base_dict: `config.json` of the base.
+        settings: of the caller; they replace those of `own`.
     """
     family = family_of_type(own.get("model_type")) or find_family(base)
-    if not settings.keys() <= family.config.method_fields:  # another family that reads the base may know more of them
+    if not settings.keys() <= family.config.method_fields:  # another reader of the base may have them
         readers = families_that_accept(dict(base_dict))
         family = max(readers, key=lambda reader: len(reader.config.method_fields), default=family)
     for name in sorted(settings.keys() - family.config.method_fields):
@@ -149,7 +152,7 @@ def make_config(
 
 
 def _check_depth(config: Any, base: str) -> None:
-    """Raise a `ValueError` unless a layer sees `retention_ratio` of the video tokens on average."""
+    """Raise a `ValueError` unless the average layer sees a share of `retention_ratio` of the video tokens."""
     depth = config.get_text_config().num_hidden_layers
     lower = min(config.pruning_layer, depth)
     average = config.retention_ratio * config.expansion * (lower + (depth - lower) * config.llm_retention_ratio) / depth
@@ -174,7 +177,7 @@ def load_base_processor(
 def make_generation_config(
     base: str, commit: str | None, base_dict: Mapping[str, Any], family: Family, config: Any
 ) -> GenerationConfig:
-    """The base's generation settings, with what its format leaves to the code."""
+    """The base's generation settings, completed if it is an original checkpoint, which leaves some to its code."""
     try:
         generation = GenerationConfig.from_pretrained(base, revision=commit)
     except OSError:
@@ -186,7 +189,7 @@ def make_generation_config(
 
 
 def processor_pointer(family: Family) -> dict[str, Any]:
-    """`processor_config.json` of a weightless folder: the class that goes to the base for the processor."""
+    """`processor_config.json` of a weightless folder: the class that loads the processor of the base."""
     processor = family.processor or FlashVIDProcessor
     module = processor.__module__.rpartition(".")[2]
     return {
@@ -196,7 +199,7 @@ def processor_pointer(family: Family) -> dict[str, Any]:
 
 
 def write_processor_pointer(target: Path, family: Family, source: str | os.PathLike) -> None:
-    """Write it with the settings of a recipe, and the code of the class."""
+    """Write the `processor_config.json` of a weightless folder, with a recipe's settings, and the code of its class."""
     recipe = Path(source, "processor_config.json")
     own = json.loads(recipe.read_text(encoding="utf-8")) if recipe.exists() else {}
     text = json.dumps({**own, **processor_pointer(family)}, indent=2)
@@ -221,7 +224,7 @@ def make_card(repository: str, family: Family, config: Any, base: str, commit: s
 
 
 def read_license(base: str, commit: str | None) -> dict[str, Any]:
-    """What the card of the base says of its licence."""
+    """The licence fields of the base's card; empty if it has none."""
     try:
         card = Path(base, "README.md") if commit is None else hf_hub_download(base, "README.md", revision=commit)
         metadata = metadata_load(card) or {}
@@ -231,14 +234,14 @@ def read_license(base: str, commit: str | None) -> dict[str, Any]:
 
 
 def find_weights(base: str, commit: str | None) -> list[Path]:
-    """The files with the weights of the base, downloaded if need be.
+    """The weight files of the base, downloaded if necessary.
 
     Raises:
-        ValueError: it has none in safetensors.
+        ValueError: the base has no weights in safetensors.
     """
     folder = Path(base)
     if commit is not None:
-        offline = is_offline_mode()  # some versions of huggingface_hub forget it where the revision is a commit
+        offline = is_offline_mode()  # some versions of huggingface_hub ignore it if the revision is a commit
         found = snapshot_download(base, revision=commit, allow_patterns=[*WEIGHT_FILES], local_files_only=offline)
         folder = Path(found)
     files = sorted(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))

@@ -19,7 +19,7 @@ from .code_audit import Fault, find_faults
 from .published_code import published_files
 
 RECIPE, WEIGHTLESS, FULL = "recipe", "weightless", "full"
-PROBE_HUB_ID, PROBE_REVISION = "check/flashvid-folder-0.1B", "v1"  # dot and hyphens are no part of a module's name
+PROBE_HUB_ID, PROBE_REVISION = "check/flashvid-folder-0.1B", "v1"  # dot and hyphens: the loader must replace them
 
 
 class CheckFailure(Exception):
@@ -31,7 +31,7 @@ class CheckSkipped(Exception):
 
 
 class Snippet(NamedTuple):
-    """A python block of the card; `line` is that of its first statement in README.md."""
+    """A python block of the card; `line` is its first line in README.md, counted from 1."""
 
     number: int
     line: int
@@ -39,7 +39,7 @@ class Snippet(NamedTuple):
 
     @property
     def program(self) -> str:
-        """The code on the lines that it has in README.md, so that errors name these."""
+        """The code after as many empty lines as precede it in README.md, so that errors name the lines of README.md."""
         return "\n" * (self.line - 1) + self.code
 
 
@@ -47,11 +47,11 @@ class HubFolder:
     """A folder under check.
 
     Args:
-        path: the folder. A *recipe* has neither code nor weights, a *weightless* folder has code and names its base
-            model, a *full* one has weights too.
+        path: the folder. A *recipe* has neither code nor weights. A *weightless* folder has code and names its base
+            model. A *full* folder has code and weights.
 
     Raises:
-        ValueError: it is no folder.
+        ValueError: `path` is no folder.
     """
 
     def __init__(self, path: str | Path):
@@ -69,7 +69,7 @@ class HubFolder:
         """A JSON object at the top of the folder.
 
         Raises:
-            CheckFailure: it is missing or is none.
+            CheckFailure: the file is missing, or it holds no JSON object.
         """
         path = self.path / name
         if not path.is_file():
@@ -99,7 +99,7 @@ class HubFolder:
 
     @cached_property
     def full_config(self) -> Any:
-        """The configuration as the family's class reads it; a recipe has none.
+        """The configuration as the family's class reads it. A recipe has no full configuration.
 
         Raises:
             CheckSkipped: the folder is a recipe, or the configuration is not valid.
@@ -113,7 +113,7 @@ class HubFolder:
 
     @cached_property
     def card(self) -> str:
-        """README.md; empty where there is none."""
+        """README.md; empty if there is none."""
         path = self.path / "README.md"
         return path.read_text(encoding="utf-8") if path.is_file() else ""
 
@@ -144,11 +144,11 @@ class HubFolder:
 
     @cached_property
     def faults(self) -> list[Fault]:
-        """What is wrong with the code."""
+        """The faults that `code_audit` finds in the code."""
         return find_faults(self.path)
 
     def defines(self, reference: str) -> bool:
-        """Whether "module.Class" names a class of the folder's code; of the package's, for a recipe."""
+        """Whether "module.Class" names a class in the folder's code, or for a recipe in the generated code."""
         module, _, name = reference.partition(".")
         try:
             if self.kind == RECIPE:
@@ -167,7 +167,7 @@ class HubFolder:
 
     @cached_property
     def findings(self) -> dict[str, Any]:
-        """What came of loading and running the folder in a clean process, see `clean_probe`."""
+        """The findings of loading and running the folder in a clean process, see `clean_probe`."""
         request = {
             "folder": str(self.path),
             "hub_id": PROBE_HUB_ID,
@@ -190,11 +190,11 @@ class HubFolder:
             return torch.load(findings_file)
 
     def finding(self, name: str, part: str = "local") -> Any:
-        """One of the findings.
+        """One of the findings; `part` is "local" or "hub", the way of loading that it belongs to.
 
         Raises:
-            CheckFailure: the folder loads, but does not run so far.
-            CheckSkipped: it does not even load.
+            CheckFailure: the folder loads, but its model fails before this finding.
+            CheckSkipped: the folder does not load.
         """
         if name in self.findings:
             return self.findings[name]
@@ -204,11 +204,11 @@ class HubFolder:
 
 
 def is_of_the_commit(class_name: str) -> bool:
-    """Whether a dynamically loaded class came from the faked Hub entry at its commit."""
+    """Whether a dynamically loaded class comes from the made-up Hub entry, at its commit."""
     return f".{COMMIT}." in class_name
 
 
 def last_lines(text: str, number: int = 3) -> str:
-    """The end of what a program wrote, in one line."""
+    """The last lines of a program's output, joined to one line of at most 600 characters."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip(" ^~")]
     return " | ".join(lines[-number:])[-600:] or "it wrote nothing"

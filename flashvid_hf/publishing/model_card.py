@@ -17,8 +17,10 @@ from ..models.family import Family
 from .published_accuracy import PAPER_URL, PUBLISHED, Published
 from .versions import INSTALLATION
 
+# Tags by which the Hub finds the repository.
 TAGS = ["video", "video-token-compression", "token-pruning", "flashvid"]
-# Numbers of frames in the card's table of tokens, and their height and width in pixels.
+# Numbers of frames in the card's table of tokens, and their height and width in pixels: a multiple of the 28 or 32
+# pixels that are the side of a Qwen token.
 TABLE_FRAMES, TABLE_PIXELS = (16, 32, 64), 448
 
 # The settings of all families by name.
@@ -39,23 +41,22 @@ CITATION = """\
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a card says of a repository.
+    """The facts that a card states about a repository.
 
     Args:
         repository: its id on the Hub, or the name of the folder.
         family: the name of its family, which is its `model_type` without "flashvid_".
-        settings: the FlashVID fields of its `config.json`; other fields are passed over.
+        settings: the FlashVID fields of its `config.json`; other fields are ignored.
         num_layers: layers of the language model.
-        base: the base model's id on the Hub; `None` for one that is not there.
+        base: the base model's id on the Hub; `None` if it is not on the Hub.
         base_revision: the commit of the base that the repository was built from; `None` until it is built.
-        weights: "base" where they are read from the base when the model loads, "included" where the repository has
-            them.
-        license: `license`, `license_name` and `license_link` of the base's own card, as far as it has them; `None`
-            until the repository is built.
+        weights: "base" if the model loads them from the base, "included" if the repository has them.
+        license: those of `license`, `license_name` and `license_link` that the base's own card has; `None` until the
+            repository is built.
         measured: this project's own measurements as Markdown, with hardware; `None` if there are none.
 
     Raises:
-        ValueError: a field is outside of its range, a setting is missing, or the weights are those of no base.
+        ValueError: a field is outside of its range, a setting is missing, or `weights` is "base" without a `base`.
     """
 
     repository: str
@@ -86,17 +87,17 @@ class CardFacts:
 
     @property
     def record(self) -> Family:
-        """The record of its family."""
+        """The record of the repository's family."""
         return FAMILIES_BY_NAME[self.family]
 
     @property
     def geometry_config(self) -> Any:
-        """What the family's geometry asks of a configuration: its vision fields and the settings."""
+        """A configuration with the fields that the family's geometry reads: its vision fields and the settings."""
         return SimpleNamespace(**{**self.settings, "vision_config": SimpleNamespace(**self.record.published_vision)})
 
 
 def render_card(facts: CardFacts) -> str:
-    """The text of README.md, the same for the same facts."""
+    """The text of README.md. The same facts give the same text."""
     sections = (
         f"---\n{_metadata(facts)}\n---",
         _introduction(facts),
@@ -113,10 +114,10 @@ def render_card(facts: CardFacts) -> str:
 
 
 def count_tokens(facts: CardFacts, num_frames: int) -> tuple[int, int, int] | None:
-    """Tokens of a video of 448 x 448 pixels: of the vision tower, entering the language model, and remaining in it.
+    """Video tokens at 448 x 448 pixels: from the vision tower, entering the language model, remaining in it.
 
     Returns:
-        The three counts, newlines included, as the pipeline reports them; `None` where they depend on the video.
+        The three counts, newlines included, as the pipeline reports them; `None` if they depend on the video.
     """
     settings, geometry, shape = facts.settings, facts.record.geometry, facts.geometry_config
     config = CompressionConfig(**{field.name: settings[field.name] for field in fields(CompressionConfig)})
@@ -132,7 +133,7 @@ def count_tokens(facts: CardFacts, num_frames: int) -> tuple[int, int, int] | No
 
 
 def _metadata(facts: CardFacts) -> str:
-    """No `base_model_relation`: the Hub's values (adapter, merge, quantized, finetune) say that weights changed."""
+    """No `base_model_relation`: its values (adapter, merge, quantized, finetune) all mean that weights changed."""
     license = {name: value for name, value in _license_fields(facts).items() if value}
     data = ModelCardData(
         library_name="transformers", pipeline_tag="video-text-to-text", base_model=facts.base, tags=TAGS, **license
@@ -344,7 +345,7 @@ def _license(facts: CardFacts) -> str:
 
 
 def _license_fields(facts: CardFacts) -> dict[str, Any]:
-    """The base's licence fields, with a link that also holds outside of the base's repository."""
+    """The base's licence fields, with a link that also works outside of the base's repository."""
     stated = {name: (facts.license or {}).get(name) for name in ("license", "license_name", "license_link")}
     link = stated["license_link"]
     if link and facts.base and not link.startswith(("http://", "https://")):

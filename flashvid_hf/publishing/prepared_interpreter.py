@@ -1,9 +1,10 @@
 """A fresh interpreter for each program, without the wait for the imports of torch.
 
-Importing torch and torchvision takes longer than most programs here. On Linux one process imports the two, and nothing
-else, and every program runs in a fork of it: with modules, variables, environment and directory of its own.
+Importing torch and torchvision takes longer than most programs here. On Linux one process imports these two and nothing
+else, and every program runs in a fork of that process, with modules, variables, environment and directory of its own.
 huggingface_hub and transformers are not imported before the fork, because they read the environment when they are
-imported. Elsewhere, and where a driver of an accelerator does not survive a fork, every program gets a new process.
+imported. On other systems, and if the driver of an accelerator does not work in forks, every program gets a new
+process.
 """
 
 import json
@@ -99,10 +100,11 @@ class PreparedInterpreter:
     """Runs programs one after the other, each in an interpreter of its own.
 
     Args:
-        environment: with which torch is imported; a program that is run with other variables of Python or of torch,
-            such as `PYTHONPATH` or `OMP_NUM_THREADS`, gets a new process.
+        environment: the variables with which torch is imported. A program with other values of the variables that
+            Python or torch reads, such as `PYTHONPATH` or `OMP_NUM_THREADS`, gets a new process.
     """
 
+    # Prefixes of the variables that Python or torch reads when it starts.
     _fixed = ("PYTHON", "OMP_", "MKL_", "TORCH", "CUDA", "LD_")
 
     def __init__(self, environment: Mapping[str, str]):
@@ -119,16 +121,18 @@ class PreparedInterpreter:
         environment: Mapping[str, str],
         time_limit: float | None = None,
     ) -> Ended:
-        """Run a program, as `python -c` does, with a closed input.
+        """Run a program as `python -c` does, with an empty input.
 
         Args:
-            arguments: `sys.argv[1:]`.
-            directory: where it starts.
-            environment: all of its variables.
-            time_limit: in seconds.
+            program: Python code.
+            arguments: `sys.argv[1:]` of the program.
+            directory: the working directory of the program.
+            environment: all environment variables of the program.
+            time_limit: in seconds; `None` for no limit.
 
         Raises:
-            subprocess.TimeoutExpired: it did not end in time, and was killed.
+            subprocess.TimeoutExpired: the program did not end in time, and was killed.
+            RuntimeError: the process that waits has ended.
         """
         with self._lock, tempfile.TemporaryDirectory(prefix="flashvid-run-") as folder:
             output, errors = Path(folder, "output"), Path(folder, "errors")
@@ -158,7 +162,7 @@ class PreparedInterpreter:
             return Ended(status, *(path.read_text(encoding="utf-8", errors="replace") for path in (output, errors)))
 
     def _is_same(self, environment: Mapping[str, str]) -> bool:
-        """Whether all that Python and torch read when they start is as in the process that waits."""
+        """Whether the variables that Python and torch read have the values that they have in the process that waits."""
 
         def fixed(variables: Mapping[str, str]) -> dict[str, str]:
             return {name: value for name, value in variables.items() if name.startswith(self._fixed)}
@@ -166,7 +170,7 @@ class PreparedInterpreter:
         return fixed(environment) == fixed(self._environment)
 
     def _start(self) -> bool:
-        """Whether there is a process that can fork."""
+        """Start the process that waits, if none runs; return whether it can fork."""
         if self._can_fork and self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _WAITING],
@@ -197,7 +201,7 @@ class PreparedInterpreter:
             self._requests.write(json.dumps(request).encode() + b"\n")
             self._requests.flush()
             answer = self._answers.readline()
-        except BaseException:  # also a key that interrupts: the fork does not get it
+        except BaseException:  # also `KeyboardInterrupt`, which does not reach the fork
             self._kill()
             raise
         finally:

@@ -1,6 +1,6 @@
-"""What FlashVID's authors published (arXiv 2602.08024) of the models that they measured.
+"""The results that FlashVID's authors published (arXiv 2602.08024).
 
-All numbers are theirs, measured with their code (`behavior="released"`); this project has measured none of them.
+The authors measured all numbers with their code (`behavior="released"`); this project has measured none of them.
 """
 
 from typing import NamedTuple
@@ -16,10 +16,10 @@ class Accuracy(NamedTuple):
     """One row of the paper's tables: accuracies in percent.
 
     Args:
-        percent: of the video tokens that a layer sees on average; 100 is the model without FlashVID.
-        video_mme: overall.
-        ego_schema: subset and total.
-        relative: the average in percent of that without FlashVID.
+        percent: share of the video tokens that a layer sees on average; 100 is the model without FlashVID.
+        video_mme: the overall accuracy.
+        ego_schema: accuracies on the subset and on all questions.
+        relative: `average` in percent of the average without FlashVID.
     """
 
     percent: int
@@ -32,11 +32,13 @@ class Accuracy(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """At 10 percent and without FlashVID: computation of the language model's prefill, and times in milliseconds.
+    """Speed with 10 percent of the tokens, and without FlashVID: every field but `table` is this pair.
 
     Args:
-        prefill: the language model on the prompt, with the compression before it.
-        first_token: the vision tower and the prefill.
+        table: the table of the paper.
+        tflops: computation of the language model's prefill in TFLOPs.
+        prefill: milliseconds of the language model on the prompt, with the compression before it.
+        first_token: milliseconds of the vision tower and the prefill.
     """
 
     table: str
@@ -46,10 +48,12 @@ class Speed(NamedTuple):
 
 
 class Published(NamedTuple):
-    """What the paper says of one model.
+    """The paper's results for one model.
 
     Args:
-        frames: number of frames of the accuracies and the tokens of each.
+        model: its name in the paper.
+        tables: the tables of the paper with these results.
+        frames: number of frames in the accuracy measurements, and tokens a frame.
         speed: on one A100 at 64 frames of VideoMME.
     """
 
@@ -60,7 +64,7 @@ class Published(NamedTuple):
     speed: Speed | None = None
 
 
-# By the base's id on the Hub.
+# The paper's results, by the base's id on the Hub.
 PUBLISHED: dict[str, Published] = {
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": Published(
         "LLaVA-OneVision-7B",
@@ -102,8 +106,8 @@ PUBLISHED: dict[str, Published] = {
     ),
 }
 
-# File of `.eval_results`, data set on the Hub, field of `Accuracy`. EgoSchema is left out: its data set has been under
-# more than one id. One file each, so that the Hub's refusal of one leaves the others.
+# File of `.eval_results`, data set on the Hub, field of `Accuracy`. EgoSchema is left out because its data set has had
+# more than one id. Each benchmark has a file of its own, so that the Hub can refuse one and take the others.
 BENCHMARKS = (
     ("video-mme", "lmms-lab/Video-MME", "video_mme"),
     ("longvideobench", "longvideobench/LongVideoBench", "long_video_bench"),
@@ -116,10 +120,10 @@ def render_eval_results(base: str | None, retention_ratio: float) -> dict[str, s
 
     Args:
         base: the base's id on the Hub.
-        retention_ratio: of the repository; only accuracies at this ratio are its results.
+        retention_ratio: of the repository. Only accuracies at this ratio are results of the repository.
 
     Returns:
-        Text by path in the repository (`.eval_results/NAME.yaml`); empty where the paper has no such figure.
+        Text by path in the repository (`.eval_results/NAME.yaml`); empty if the paper has no such result.
     """
     published = PUBLISHED.get(base or "")
     if published is None:

@@ -21,8 +21,9 @@ NAME = PACKAGE.name
 def find_places(family: Family) -> dict[str, Place]:
     """The files of a family, and which modules go into each.
 
-    Of the folder of a family, `models/<folder>/`, the modules that begin with "modeling_" go into the file of its
-    models, those with "processing_" into that of its processor, and what they import beside into the configuration's.
+    In the folder of a family, `models/<folder>/`, modules that begin with "modeling_" go into the file of the models,
+    and modules that begin with "processing_" into the file of the processor. All other modules that these import go
+    into the file of the configuration.
     """
     configuration, modeling = (_module_name(c).rpartition(".")[2] for c in (family.config, family.generative_model))
     title = modeling.removeprefix("modeling_flashvid_")
@@ -75,7 +76,7 @@ def published_files(family: Family) -> dict[str, str]:
 
 
 def find_origin() -> str:
-    """The name and version of the package, as the head of every published file has it."""
+    """The name and version of the package, as the head of every published file states them."""
     return f"{NAME} {version('flashvid-hf')}"
 
 
@@ -83,10 +84,10 @@ def write_code(published: Any, folder: str | os.PathLike, family: Family | None 
     """Write the file that defines a class, and the files that it imports.
 
     Args:
-        published: one of the package's classes, or an object of it. The code of other classes, such as a class of yours
-            that derives from one of ours, is copied as transformers copies it.
-        folder: where to write; it exists.
-        family: the family that the folder is for; only needed for classes that several families share.
+        published: one of the package's classes, or an object of one. The code of any other class, such as your own
+            subclass, is copied in the way of transformers.
+        folder: an existing folder to write to.
+        family: the family of the folder. It is needed only for classes that several families share.
     """
     published_class = published if isinstance(published, type) else type(published)
     if published_class.__module__.partition(".")[0] != NAME:

@@ -1,4 +1,4 @@
-"""Upload a folder to the Hub: a plan first, and only on demand the upload."""
+"""Upload a folder to the Hub: first a plan, then the upload only if it is asked for."""
 
 import os
 import re
@@ -16,18 +16,18 @@ from .checking import CHECKS, run_check
 from .export import WEIGHT_FILES, export_model
 from .hub_folder import RECIPE, WEIGHTLESS, HubFolder
 
-# What lies in a folder and belongs to the machine that it lies on.
+# Files and folders that concern the local machine only. They are not uploaded.
 _NOT_PUBLISHED = ("__pycache__", ".cache", ".git", ".ipynb_checkpoints", ".DS_Store")
 
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """One file of a repository to be.
+    """One file of a planned repository.
 
     Args:
         path: in the repository.
-        size: in bytes; `None` where the Hub does not say.
-        file: what is uploaded; `None` for a file that the Hub copies from the base.
+        size: in bytes; `None` if the Hub does not state it.
+        file: the local file to upload; `None` for a file that the Hub copies from the base.
     """
 
     path: str
@@ -37,7 +37,7 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class UploadPlan:
-    """All that a repository would hold, and where the Hub copies weights from (`None` if it need not)."""
+    """All files of a planned repository, and the base from which the Hub copies weights (`None` if it copies none)."""
 
     repository: str
     files: tuple[PlannedFile, ...]
@@ -47,18 +47,18 @@ class UploadPlan:
 
 @contextmanager
 def plan_upload(folder: str | os.PathLike, repository: str, *, copy_weights: bool = False) -> Iterator[UploadPlan]:
-    """What `upload` would send; nothing is sent. Files that are made for it exist until the context ends.
+    """The plan of an upload; nothing is sent. Temporary files of the plan exist until the context ends.
 
     Args:
         folder: a folder that `export_model` or `save_pretrained` wrote.
-        repository: "name/of-it" on the Hub.
+        repository: the Hub id of the repository, "owner/name".
         copy_weights: make a full repository of a weightless folder: the Hub copies the base's weight files on its own
-            servers. It can do so within one storage region only.
+            servers. This works only within one storage region of the Hub.
 
     Raises:
-        ValueError: `repository` is no such name, the folder is no model folder, is a recipe, its base has no commit,
-            its card speaks of another repository, it fails a check that runs no code, or weights are to be copied and
-            it names no base.
+        ValueError: `repository` is no such id; the folder has no `config.json`, is a recipe, has neither weights nor a
+            base, names no commit of its base, has a card that does not name `repository`, or fails a check that runs no
+            code; or `copy_weights` is True and the folder names no base.
     """
     folder = Path(folder)
     validate_repo_id(repository)
@@ -103,9 +103,9 @@ def plan_upload(folder: str | os.PathLike, repository: str, *, copy_weights: boo
 
 
 def upload(plan: UploadPlan, *, private: bool = False, message: str = "Upload FlashVID model") -> str:
-    """Create the repository if need be, and commit everything at once. Returns the address of the commit.
+    """Create the repository if it does not exist, and upload everything in one commit. Returns the URL of the commit.
 
-    The token is the one that `hf auth login` or `HF_TOKEN` left.
+    The token is the one of `hf auth login` or `HF_TOKEN`.
     """
     api = HfApi()
     api.create_repo(plan.repository, private=private, exist_ok=True)
@@ -125,7 +125,7 @@ def upload(plan: UploadPlan, *, private: bool = False, message: str = "Upload Fl
 
 
 def _check_without_running(folder: Path) -> None:
-    """Raise a `ValueError` with the first fault of a check that runs no code of the folder."""
+    """Run the checks that run no code; raise a `ValueError` with the first fault."""
     hub_folder = HubFolder(folder)
     for check in CHECKS:
         if hub_folder.kind in check.kinds and not check.runs_code:

@@ -1,4 +1,4 @@
-"""The versions that published code needs, those that it was tested with, and those that are installed."""
+"""Versions of libraries: those that published code needs, those that it was tested with, and the installed ones."""
 
 import re
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ from .hub_folder import CheckSkipped, HubFolder
 REQUIREMENTS = ("transformers>=5.17,<6", "torch>=2.5", "torchvision", "accelerate", "av>=14.1")
 # The oldest and the newest transformers that the whole test suite runs with: the pins of the two constraints files.
 TESTED_TRANSFORMERS = ("5.17.0", "5.24.0")
-# The sentence of a card that names them.
+# The sentence in a card that names the tested versions.
 TESTED_SENTENCE = f"Tested with transformers {' and '.join(TESTED_TRANSFORMERS)}."
-# What a card says of both.
+# The card's section on required and tested versions.
 INSTALLATION = f"""\
 ```console
 pip install {" ".join(f'"{requirement}"' for requirement in REQUIREMENTS)}
@@ -31,11 +31,11 @@ def installed_versions() -> str:
 
 
 def check_versions(folder: HubFolder) -> Iterator[str]:
-    """The card states a range of transformers, and the newest version that it names as tested is the installed one.
+    """The installed transformers lies in the card's range, and is at least the newest version that the card tested.
 
     Raises:
-        CheckSkipped: the card does not say so, or another version is installed. The other checks then do not show how
-            the folder behaves with the newest.
+        CheckSkipped: the card states no range or no tested version, or the installed version lies outside of the range
+            or is older. The other checks then do not show how the folder behaves with the newest tested version.
     """
     stated = re.search(
         r"(?<![\w-])transformers(?:\[[\w,]*\])?\s*((?:(?:===|[<>=!~]=|[<>])\s*\d[\w.*]*\s*,?\s*)+)", folder.card
