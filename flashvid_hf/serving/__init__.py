@@ -1,1 +1,1 @@
-"""The server with the interface of OpenAI."""
+"""A server with an OpenAI-compatible HTTP API."""

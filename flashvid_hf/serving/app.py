@@ -1,8 +1,9 @@
-"""The server's parts: one model, and transformers' handlers of requests with our reading of videos before them.
+"""The parts of the server: one model, and transformers' request handlers, which get requests with videos already read.
 
-A request takes this way: `RequestReader` reads its videos and images, which replace their URLs; transformers' handler
-turns the messages into a conversation and asks the processor for the model's inputs; `RequestProcessor` makes them of
-what was read. Generation, streaming and the forms of the answers are transformers'.
+A request takes three steps. `RequestReader` reads its videos and images, and puts them in the place of their URLs.
+transformers' handler turns the messages into a conversation, and asks the processor for the model's inputs.
+`RequestProcessor` makes these inputs from the videos and images. Generation, streaming and the form of the answers are
+those of transformers.
 """
 
 import asyncio
@@ -28,13 +29,13 @@ from .requests import TEMPLATE_ARGUMENTS, RequestReader
 
 logger = logging.get_logger(__name__)
 
-# Fields of a request that OpenAI's API has not; transformers knows the first, but for chat completions only.
+# Fields of a request that OpenAI's API lacks. transformers accepts the first, but only in chat completions.
 _EXTRA_FIELDS = ("chat_template_kwargs", "retention_ratio")
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """The one model of a server, in the place of transformers' `ModelManager`, which loads and unloads many."""
+    """The one model of a server. It replaces transformers' `ModelManager`, which loads and unloads several models."""
 
     name: str
     model: PreTrainedModel
@@ -42,11 +43,13 @@ class ServedModel:
 
     @classmethod
     def load(cls, name: str, *, device: str = "auto", revision: str | None = None, **settings: Any) -> "ServedModel":
-        """Load any checkpoint that `find_family` knows as a model that compresses.
+        """Load any checkpoint that `find_family` knows, as a FlashVID model.
 
         Args:
-            device: "auto" or a device; a number is that of an accelerator.
-            settings: further arguments of `from_pretrained`; those that are None are left out.
+            name: folder or Hub id, by which requests name the model.
+            device: "auto" or a device; a number is the index of an accelerator.
+            revision: branch, tag or commit of a model on the Hub.
+            settings: further arguments of `from_pretrained`; those with the value None are left out.
 
         Raises:
             ValueError: no family reads the checkpoint, or a setting is out of range.
@@ -57,23 +60,23 @@ class ServedModel:
         return cls(name, model, processor)
 
     def get_model_modality(self, *_: Any, **__: Any) -> Modality:
-        """Text, images and videos: transformers would look for the class's name among its own."""
+        """The model takes text, images and videos. transformers would look for its class among the library's own."""
         return Modality.VLM
 
 
 def _log_video_tokens(_: PreTrainedModel, __: Any, outputs: Any) -> None:
-    report = getattr(outputs, "report", None)  # only the call that reads the prompt has one
+    report = getattr(outputs, "report", None)  # only the call that reads the prompt has a report
     if report is not None and report.tokens:
         logger.info("%s", report)
 
 
 class RequestProcessor:
-    """The processor of one request: transformers' handlers use it as a tokenizer with a chat template for media.
+    """The processor of one request. transformers' handlers use it as a tokenizer and for its chat template.
 
     Args:
         processor: of the model.
         device: of the model.
-        settings: arguments of `generate` that the inputs carry along.
+        settings: arguments of `generate` that are added to the inputs.
     """
 
     def __init__(self, processor: ProcessorMixin, device: torch.device, settings: dict[str, Any]):
@@ -86,14 +89,14 @@ class RequestProcessor:
         return getattr(self.tokenizer, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Text to ids: `generate` is given this object as its tokenizer, and needs one for stop strings."""
+        """The ids of a text. `generate` gets this object as its tokenizer, which it needs for stop strings."""
         return self.tokenizer(*args, **kwargs)
 
     def apply_chat_template(self, conversation: list[dict], tools: list | None = None, **kwargs: Any) -> BatchFeature:
         """The model's inputs for a conversation whose videos are `VideoClip`s and whose images are PIL images.
 
         Raises:
-            ValueError: the prompt has not one placeholder for each of them.
+            ValueError: the number of placeholders in the prompt is not the number of videos or of images.
         """
         variables = {name: v for name, v in kwargs.items() if name not in TEMPLATE_ARGUMENTS | {"num_frames"}}
         parts = [part for message in conversation for part in message["content"]]
@@ -115,7 +118,7 @@ class RequestProcessor:
 
 
 def _check_placeholders(prompt: str, token: str, number: int, kind: str) -> None:
-    # Some templates leave out media of some roles; the model would answer without them.
+    # Some templates drop the media of some roles. The model would then answer without them.
     if prompt.count(token) != number:
         raise ValueError(
             f"The prompt has {prompt.count(token)} placeholders {token!r} for {number} {kind}: put {kind} into user "
@@ -124,7 +127,7 @@ def _check_placeholders(prompt: str, token: str, number: int, kind: str) -> None
 
 
 class _VideoHandler(BaseHandler):
-    """Reads a request before transformers' handler, which comes next in the order of the base classes, gets it."""
+    """Reads the media of a request, and passes the request to transformers' handler, the next of the base classes."""
 
     messages_field: str
 
@@ -137,13 +140,13 @@ class _VideoHandler(BaseHandler):
         """Answer a request, streamed or not.
 
         Raises:
-            ValueError: the request is at fault.
-            HTTPException: likewise, where transformers finds it.
+            ValueError: the request is invalid, found by this package.
+            HTTPException: the request is invalid, found by transformers.
         """
         self._validate_request(body)
-        if body.get("retention_ratio") is not None:  # `generate` checks it too, when a stream has begun
+        if body.get("retention_ratio") is not None:  # `generate` checks it too late, after a stream has begun
             self.served.model.config.override(retention_ratio=body["retention_ratio"])
-        # In a thread, so that other answers stream on meanwhile.
+        # In a thread, so that other answers go on streaming.
         body = await asyncio.to_thread(self.reader.read, body, self.messages_field)
         return await super().handle_request(body, request_id)
 
@@ -171,7 +174,7 @@ class ResponsesHandler(_VideoHandler, ResponseHandler):
 
 def build_app(served: ServedModel, *, num_frames: int, allow_local_files: bool) -> FastAPI:
     """The web application; see `serve` for its addresses and arguments."""
-    state = GenerationState()  # requests to a model run one after the other
+    state = GenerationState()  # runs the requests one after the other
     reader = RequestReader(served.name, num_frames, allow_local_files)
     chat, responses = ChatHandler(served, state, reader), ResponsesHandler(served, state, reader)
     model = {"id": served.name, "object": "model", "created": int(time.time()), "owned_by": "flashvid_hf"}

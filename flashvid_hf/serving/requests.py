@@ -1,4 +1,4 @@
-"""Reading what a request refers to: its videos and images take the places of their URLs."""
+"""Reading the videos and images of a request: they replace their URLs."""
 
 import inspect
 from dataclasses import dataclass
@@ -10,11 +10,12 @@ from transformers.image_utils import load_image
 from ..video.download import DOWNLOAD_TIMEOUT
 from ..video.reading import read_video
 
+# Types of the parts of a message in OpenAI's chat completions and responses; for media also the field with the URL.
 _TEXT_TYPES = ("text", "input_text", "output_text")
 _MEDIA_FIELDS = {"video_url": "video_url", "image_url": "image_url", "input_image": "image_url"}
 _KNOWN_TYPES = (*_TEXT_TYPES, *_MEDIA_FIELDS)
 _REMOTE = ("http://", "https://", "data:")
-# What `apply_chat_template` takes for itself: a request may set the other names, which are variables of the template.
+# Arguments of `apply_chat_template` itself. A request may set all other names, which are variables of the template.
 TEMPLATE_ARGUMENTS = frozenset(inspect.signature(ProcessorMixin.apply_chat_template).parameters)
 
 
@@ -23,8 +24,8 @@ class RequestReader:
     """Checks requests and reads their videos and images.
 
     Args:
-        model_name: what requests may ask for.
-        num_frames: frames of a video where the request does not say.
+        model_name: the only model that requests may name.
+        num_frames: number of frames of a video, if the request does not set it.
         allow_local_files: whether requests may name files of this machine.
     """
 
@@ -33,17 +34,17 @@ class RequestReader:
     allow_local_files: bool
 
     def read(self, body: dict[str, Any], messages_field: str) -> dict[str, Any]:
-        """The request with a `VideoClip` for every video's URL, and a PIL image for every image's.
+        """The request with a `VideoClip` for the URL of every video, and a PIL image for the URL of every image.
 
         Args:
             body: a request in OpenAI's form.
             messages_field: "messages" of chat completions or "input" of responses, which may be a string.
 
         Returns:
-            A new request, the `chat_template_kwargs` of which are the template's variables only.
+            A new request. Its `chat_template_kwargs` have only variables of the template.
 
         Raises:
-            ValueError: the request names another model, is malformed, or refers to what cannot be read.
+            ValueError: the request names another model, is malformed, or has a video or image that cannot be read.
         """
         if body.get("model") not in (None, self.model_name):
             raise ValueError(f"`model` is {body['model']!r:.200}: this server has {self.model_name!r}. Ask for that.")
@@ -54,11 +55,11 @@ class RequestReader:
             raise ValueError(f"`{messages_field}` is {messages!r:.100}: it must be a list of at least one message.")
         if not is_text:
             messages = [self._read_message(message, messages_field, sampling) for message in messages]
-        # Without `stream` transformers streams responses, against OpenAI's default.
+        # By default transformers streams responses, and OpenAI's API does not.
         return {"stream": False, **body, "chat_template_kwargs": variables, messages_field: messages}
 
     def _split(self, template_kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`chat_template_kwargs` as the template's variables and the way to sample videos."""
+        """Split `chat_template_kwargs` into variables of the template and arguments that sample videos."""
         if not isinstance(template_kwargs, dict):
             raise ValueError(f"`chat_template_kwargs` is {template_kwargs!r:.100}: it must be an object.")
         for name in sorted(template_kwargs.keys() & TEMPLATE_ARGUMENTS):
@@ -78,12 +79,12 @@ class RequestReader:
             return {**message, "content": [self._read_part(part, sampling) for part in message["content"]]}
         if messages_field == "messages" or not isinstance(message, dict) or "type" not in message:
             raise ValueError(f"A message is {message!r:.100}: it must be an object with `role` and `content`.")
-        # The input of responses may be the parts of one message, and has calls of tools and their results.
+        # The input of responses may also be the parts of one message, and may have tool calls and their results.
         return self._read_part(message, sampling) if message["type"] in _KNOWN_TYPES else message
 
     def _read_part(self, part: Any, sampling: dict[str, Any]) -> dict[str, Any]:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in _KNOWN_TYPES:  # transformers would leave the part out, and answer
+        if kind not in _KNOWN_TYPES:  # transformers would drop the part and answer without it
             raise ValueError(
                 f"A part of a message has the type {kind!r:.100}: it must be one of {', '.join(_KNOWN_TYPES)}."
             )
@@ -108,5 +109,5 @@ class RequestReader:
 def _read_image(source: str) -> Any:
     try:
         return load_image(source, timeout=DOWNLOAD_TIMEOUT)
-    except Exception as error:  # of the HTTP client, of PIL, of the file system
+    except Exception as error:  # from the HTTP client, PIL or the file system
         raise ValueError(f"the image {source!r:.60} cannot be read: {str(error)[:200]}") from error

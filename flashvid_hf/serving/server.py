@@ -1,4 +1,4 @@
-"""`serve`: a model behind an OpenAI-compatible HTTP API."""
+"""`serve`: run a model behind an OpenAI-compatible HTTP API."""
 
 import copy
 import ipaddress
@@ -27,9 +27,9 @@ def serve(
 ) -> None:
     """Serve a model with compressed videos until interrupted.
 
-    The server is built from the parts of `transformers serve` and has `POST /v1/chat/completions`,
-    `POST /v1/responses`, `GET /v1/models` and `GET /health`. Requests are OpenAI's, streamed or not. A video is a part
-    of a message:
+    The server is built from the parts of `transformers serve`. It answers `POST /v1/chat/completions`,
+    `POST /v1/responses`, `GET /v1/models` and `GET /health`. Requests have the form of OpenAI's API, streamed or not. A
+    video is a part of a message:
 
     ```python
     client = openai.OpenAI(base_url="http://localhost:8000/v1", api_key="unused")
@@ -41,34 +41,34 @@ def serve(
     )
     ```
 
-    The URL may be `http(s)://`, `data:video/mp4;base64,...` and, where allowed, `file://` or a path. Images come as
-    `image_url`. `chat_template_kwargs` takes `num_frames` or `fps` (see `read_video`) and variables of the chat
-    template. A request that cannot be answered gets a status of 400 or above and the reason. `usage.prompt_tokens`
-    counts the video tokens before their compression. For every video, what entered the language model and what remained
-    in its upper layers is logged.
+    The URL may be `http(s)://`, `data:video/mp4;base64,...` and, if local files are allowed, `file://` or a path. An
+    image is a part of type `image_url`. `chat_template_kwargs` takes `num_frames` or `fps` (see `read_video`) and
+    variables of the chat template. A request that cannot be answered gets a status of 400 or above and the reason.
+    `usage.prompt_tokens` counts the video tokens before their compression. The server logs for every video how many
+    tokens entered the language model, and how many remained in its upper layers.
 
-    There is no authentication, and the server fetches the `http(s)://` addresses in requests, whatever network they are
-    in, without a limit on their size: put a gateway in front of a server that others can reach.
+    The server has no authentication. It fetches the `http(s)://` addresses in requests, in any network and without a
+    limit on their size. Put a gateway in front of a server that others can reach.
 
     Args:
         model: a FlashVID folder or Hub id, an upstream checkpoint of a family that `find_family` knows, or an original
-            LLaVA checkpoint. No code from it is run. Requests name the model by this string.
+            LLaVA checkpoint. Its code is not run. Requests name the model by this string.
         host, port: where to listen; port 0 takes a free one.
-        device: "auto" (all accelerators, else the CPU) or a device such as "cpu", "cuda:1" or "1".
+        device: "auto" (all accelerators, or the CPU if there is none) or a device such as "cpu", "cuda:1" or "1".
         dtype: "auto" (that of the checkpoint) or the name of a torch dtype such as "bfloat16".
         attn_implementation: as in `from_pretrained`, such as "sdpa" or "flash_attention_2".
         revision: branch, tag or commit of a model on the Hub.
-        num_frames: frames of a video where the request does not say; a shorter clip gives all that it has.
-        retention_ratio: share of the video tokens that a layer sees on average, above 0, at most 1 (off). By default
-            the checkpoint's, 0.25 for one without FlashVID's settings.
-        allow_local_files: whether requests may name files of this machine. By default only where `host` is a loopback
-            address, because whoever reaches the server could have the model describe any of them.
-        log_level: of the server and of this package: "critical", "error", "warning", "info" or "debug".
+        num_frames: number of frames of a video, if the request does not set it; a shorter clip gives all its frames.
+        retention_ratio: share of the video tokens that a layer sees on average, above 0, at most 1 (off). Default:
+            the checkpoint's; 0.25 for a checkpoint without FlashVID's settings.
+        allow_local_files: whether requests may name files of this machine. Default: only if `host` is a loopback
+            address, because anyone who reaches the server could let the model describe any of these files.
+        log_level: log level of the server and of this package: "critical", "error", "warning", "info" or "debug".
 
     Raises:
         ImportError: the packages that only a server needs are not installed.
         ValueError: an argument is out of range, or no family reads the model.
-        OSError: there is no such model.
+        OSError: the model is not found.
     """
     check_number("port", port, least=0, most=65535, integer=True)
     check_number("num_frames", num_frames, least=1, integer=True)
@@ -80,7 +80,7 @@ def serve(
 
     import uvicorn
 
-    from .app import ServedModel, build_app  # its base classes exist only where those packages are
+    from .app import ServedModel, build_app  # its base classes exist only if those packages are installed
 
     log_config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     package = {"handlers": ["default"], "level": log_level.upper(), "propagate": False}
@@ -103,5 +103,5 @@ def is_loopback(host: str) -> bool:
     """Whether a server that listens on `host` can be reached from its own machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name, of which only this one is sure to stay on the machine
+    except ValueError:  # a name: only "localhost" is sure to stay on the machine
         return host == "localhost"

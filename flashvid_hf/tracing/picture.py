@@ -1,8 +1,8 @@
-"""The picture of a `VideoTrace`: its frames with the fate of every token, its trees over time, its tokens per frame.
+"""The picture of a `VideoTrace`: frames with the fate of every token, trees over time, and tokens of each frame.
 
     draw_trace(trace, "clip.png")
 
-Legend: T frames (for Qwen: temporal grids), N tokens a frame.
+The legend of letters is in `__init__.py`.
 """
 
 import os
@@ -16,11 +16,12 @@ import numpy as np
 from ..methods.flashvid import FlashVID
 from .trace import Fate, VideoTrace
 
-# Okabe and Ito's colours, which people with any colour vision tell apart; shape and brightness tell the same again.
+# Okabe and Ito's colours, which are distinct for all types of colour vision. Shape and brightness repeat the meaning.
 SELECTED, ROOT, REMAINED = "#E69F00", "#0072B2", "#000000"
 TEXT, FAINT, BACKGROUND = "#222222", "#9A9A9A", "#FFFFFF"
+# Largest number of frames in the picture, and of rows for trees. They bound its height.
 _MOST_FRAMES, _LANES = 12, 36
-# All in inches.
+# Sizes in inches.
 _SMALLEST_TOKEN = 0.16
 _MARGIN, _LEFT, _GAP = 0.3, 0.75, 0.1
 _HEADER, _CAPTION, _PANEL_TITLE = 1.3, 0.26, 0.62
@@ -39,7 +40,7 @@ _STYLE = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "flashvid_hf",  # the same names in every run
 }
-# Without what would differ from run to run.
+# Metadata that would differ from run to run is left out.
 _METADATA: dict[str, dict[str, Any]] = {
     ".png": {"Software": None},
     ".svg": {"Date": None, "Creator": None},
@@ -47,17 +48,17 @@ _METADATA: dict[str, dict[str, Any]] = {
 
 
 def draw_trace(trace: VideoTrace, path: str | os.PathLike, *, width: int = 1600) -> Path:
-    """Draw a trace as a picture. The same trace gives the same bytes, in the same version of matplotlib.
+    """Draw a trace as a picture. The same trace and version of matplotlib give the same bytes.
 
     Args:
-        path: of the picture, with the suffix .png or .svg.
-        width: of the picture in pixels, at least 800; the height follows from the frames.
+        path: file to write, with the suffix .png or .svg.
+        width: width of the picture in pixels, at least 800; the height follows from the frames.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: the suffix or the width is none of these.
+        ValueError: the suffix or the width is not allowed.
         ImportError: matplotlib is not installed.
     """
     path = Path(path)
@@ -77,7 +78,7 @@ def draw_trace(trace: VideoTrace, path: str | os.PathLike, *, width: int = 1600)
         ) from error
     inches = 16.0
     with matplotlib.rc_context():
-        style.use(["default", _STYLE])  # whatever the user's own style is
+        style.use(["default", _STYLE])  # regardless of the user's own style
         figure = Figure(figsize=(inches, 1), facecolor=BACKGROUND)
         _draw(figure, trace, inches)
         figure.savefig(path, dpi=width / inches, metadata=_METADATA[suffix])
@@ -86,7 +87,7 @@ def draw_trace(trace: VideoTrace, path: str | os.PathLike, *, width: int = 1600)
 
 @dataclass
 class _Page:
-    """Places panels on the figure from its top down, in inches."""
+    """Places panels on the figure; positions are in inches from the left and from the top."""
 
     figure: Any
     width: float
@@ -141,7 +142,7 @@ def _draw(figure: Any, trace: VideoTrace, width: float) -> None:
 
 
 def choose_frames(starts: np.ndarray, most: int) -> list[int]:
-    """Up to `most` frames, ascending: first frames of segments, and then whatever lies furthest from those.
+    """Up to `most` frames, ascending: first frames of segments, then always the frame furthest from the chosen ones.
 
     Args:
         starts: True at the first frame of every segment, with shape (T,).
@@ -220,7 +221,7 @@ def _caption(trace: VideoTrace, t: int) -> str:
 
 
 def _draw_frame(panel: Any, trace: VideoTrace, t: int, token: float) -> None:
-    """One frame: merged tokens are faded, dropped ones dark, kept ones framed; `token` is their size in inches."""
+    """Draw one frame: merged tokens faded, dropped ones dark, kept ones framed; `token` is their size in inches."""
     height, width = trace.height, trace.width
     fate = trace.fate[t].reshape(height, width)
     pixel_rows, pixel_columns = (
@@ -239,7 +240,7 @@ def _draw_frame(panel: Any, trace: VideoTrace, t: int, token: float) -> None:
 
 
 def _shade(frame: np.ndarray, fate: np.ndarray) -> np.ndarray:
-    """The frame (h, w, 3) under the fates of its pixels (h, w)."""
+    """A frame with shape (h, w, 3), shaded by the fates of its pixels, with shape (h, w)."""
     grey = frame.mean(-1, keepdims=True)
     of_fate = {Fate.MERGED: 0.30 * frame + 0.10 * grey + 0.60 * 255, Fate.DROPPED: 0.25 * grey}
     shaded = frame.astype(float)
@@ -251,10 +252,16 @@ def _shade(frame: np.ndarray, fate: np.ndarray) -> np.ndarray:
 def _mark_tokens(
     panel: Any, corners: np.ndarray, size: tuple[float, float], fate: Fate, is_left: bool, token: float = 0.2
 ) -> None:
-    """Frame the kept tokens whose `corners` (count, 2) are given; cross out dropped ones.
+    """Draw frames around kept tokens, and crosses on dropped ones.
 
-    Selected ones have an orange frame, roots a blue one with a dot. The frames of those that are left in the end are
-    solid, and of the others dotted. Lines are as thick as the size of a `token` in inches allows.
+    Selected tokens get an orange frame, roots a blue one with a dot. The frame is solid for tokens that the upper
+    layers see, and dotted for the others.
+
+    Args:
+        corners: the upper left corner of each token, with shape (count, 2).
+        size: width and height of a token in the units of the panel.
+        is_left: whether the upper layers of the language model see these tokens.
+        token: size of a token in inches; small tokens get thin lines.
     """
     from matplotlib.collections import LineCollection, PolyCollection
 
@@ -282,7 +289,13 @@ def _mark_tokens(
 
 @dataclass(frozen=True)
 class _Tree:
-    """A tree of at least two tokens: its root, and how many of its tokens lie in each frame from the root's on."""
+    """A tree of at least two tokens.
+
+    Args:
+        root: flat index of its root.
+        first: frame of the root.
+        members: number of its tokens in each frame, from the root's frame on.
+    """
 
     root: int
     first: int
@@ -294,7 +307,7 @@ class _Tree:
 
 
 def find_trees(trees: np.ndarray) -> list[_Tree]:
-    """The trees of at least two tokens: those over most frames first, of these the largest first.
+    """The trees of at least two tokens, sorted by the number of frames, then by the number of tokens, largest first.
 
     Args:
         trees: flat index of the root that each token joined, with shape (T, N).
@@ -313,7 +326,7 @@ def find_trees(trees: np.ndarray) -> list[_Tree]:
 
 
 def _place_trees(trees: list[_Tree], num_lanes: int) -> Iterator[tuple[_Tree, int]]:
-    """Each tree with the first lane that is free in its frames; trees that fit no lane are left out."""
+    """Each tree with the first lane that is free in its frames. Trees without a free lane are left out."""
     taken: list[list[_Tree]] = [[] for _ in range(num_lanes)]
     for tree in trees:
         for lane, others in enumerate(taken):
@@ -324,7 +337,7 @@ def _place_trees(trees: list[_Tree], num_lanes: int) -> Iterator[tuple[_Tree, in
 
 
 def _draw_trees(panel: Any, trace: VideoTrace, placed: list[tuple[_Tree, int]], num_trees: int) -> str:
-    """A line for every tree from its root on, and a dot for its tokens of each frame; returns the title."""
+    """Draw a line for every tree from its root on, and a dot for its tokens in each frame; return the title."""
     from matplotlib.collections import LineCollection
 
     num_lanes = max((lane for _, lane in placed), default=0) + 1
@@ -340,7 +353,7 @@ def _draw_trees(panel: Any, trace: VideoTrace, placed: list[tuple[_Tree, int]], 
         )
         scale = 5.0 if len(trace.fate) <= 64 else 2.0
         many = np.minimum(dots[:, 2], 8)
-        for count in np.unique(many):  # one shape for each size keeps an SVG small
+        for count in np.unique(many):  # one call for each size keeps an SVG small
             x, y = dots[many == count, :2].T
             panel.scatter(x, y, s=scale * count, color=colour, linewidths=0, zorder=3)
         roots = np.array([(tree.first, lane) for tree, lane in group])
@@ -357,7 +370,7 @@ def _draw_trees(panel: Any, trace: VideoTrace, placed: list[tuple[_Tree, int]], 
 
 
 def _draw_bars(panel: Any, trace: VideoTrace) -> str:
-    """The tokens of each frame that entered, and how many of them remained; returns the title."""
+    """Draw how many tokens of each frame entered, and how many of them remained; return the title."""
     frames = np.arange(len(trace.fate))
     selected, roots = (trace.rows_per_frame(fate) for fate in (Fate.SELECTED, Fate.ROOT))
     edge = {"edgecolor": BACKGROUND, "linewidth": 0.5 if len(frames) <= 128 else 0}
@@ -377,7 +390,7 @@ def _draw_bars(panel: Any, trace: VideoTrace) -> str:
 
 
 def _mark_segments(panel: Any, trace: VideoTrace, width: float, *, numbers: bool) -> None:
-    """Vertical lines where segments begin, with the segments' numbers above where they have room."""
+    """Draw a vertical line where a segment begins, and write its number above if there is room."""
     num_frames = len(trace.fate)
     first = np.flatnonzero(trace.starts)
     panel.set_xlim(-0.6, num_frames - 0.4)

@@ -1,10 +1,10 @@
-"""What became of every token of a video, as plain arrays, from the record of the call that compressed it.
+"""The fate of every token of a video as plain arrays, from the report of the call that compressed it.
 
     trace = trace_video(model, processor, "clip.mp4", num_frames=32)
     print(trace.count(Fate.SELECTED), trace.remained)
     trace.save_npz("clip.npz")
 
-Legend: T frames (for Qwen: temporal grids), N = height * width tokens a frame. A flat index is t * N + n.
+The legend of letters is in `__init__.py`.
 """
 
 import json
@@ -30,8 +30,9 @@ from ..video.batching import convert_to_tensors
 from ..video.pipeline_flashvid import media_arguments
 from ..video.reading import VideoClip, read_video
 
-# The longer side of the frames that a trace keeps, in pixels.
+# The longer side of the frames in a trace, in pixels; it bounds the size of a saved trace.
 _THUMBNAIL = 256
+# Fields of the configuration that a trace records.
 _SETTINGS = (
     "compression_method",
     "method_settings",
@@ -45,9 +46,9 @@ class Fate(IntEnum):
     """What the compression before the language model did with a token.
 
     - `SELECTED`: kept unchanged (ADTS).
-    - `ROOT`: a tree root whose place the mean of its cluster takes: its own tree and those that lie close (TSTM).
-    - `MERGED`: part of such a mean, at the place of another token.
-    - `DROPPED`: in no kept token.
+    - `ROOT`: a tree root that is replaced by the mean of its cluster: its own tree and the trees close to it (TSTM).
+    - `MERGED`: part of the mean at a root.
+    - `DROPPED`: not part of any kept token.
     """
 
     SELECTED = 0
@@ -63,17 +64,17 @@ class VideoTrace:
     Args:
         frames: a small picture of the part of each frame that its tokens see, with shape (T, h, w, 3), uint8 RGB; for
             Qwen the first frame of each temporal grid.
-        seconds: when each of them is shown, with shape (T,); NaN where the source says no frame rate.
-        frames_per_grid: frames of the video in each of the T: 2 for Qwen, otherwise 1.
-        height, width: tokens of a frame, N = height * width in rows.
+        seconds: time of each of these frames, with shape (T,); NaN if the frame rate of the source is unknown.
+        frames_per_grid: frames of the video in each temporal grid: 2 for Qwen, otherwise 1.
+        height, width: number of rows and columns of tokens in a frame; the N tokens are stored row by row.
         fate: a `Fate` for each token, with shape (T, N).
         trees: flat index of the root of the tree that each token joined, with shape (T, N); its own if it joined none.
         went_to: flat index of the kept token that each token went into, with shape (T, N); -1 if it was dropped.
         starts: True at the first frame of every segment, with shape (T,).
         rows_entered: how often each token's place entered the language model, with shape (T, N); above 1 only in
             behavior "released", which repeats places.
-        rows_remained: how often the layers from the pruning layer on see it, with shape (T, N).
-        tokens, entered, remained: video tokens of the three stages as in the report, newlines included.
+        rows_remained: how often the layers from the pruning layer on see each token's place, with shape (T, N).
+        tokens, entered, remained: number of video tokens at the three stages of the report, newlines included.
         settings: the settings of the call by name, and the `model_type`.
     """
 
@@ -99,17 +100,17 @@ class VideoTrace:
         return self.starts.cumsum()
 
     def count(self, fate: Fate) -> int:
-        """Tokens of a fate."""
+        """The number of tokens with a fate."""
         return int((self.fate == fate).sum())
 
     def rows_per_frame(self, fate: Fate) -> np.ndarray:
-        """How many rows entered at the places of a fate, for each frame, with shape (T,)."""
+        """How many rows entered at places with a fate, for each frame, with shape (T,)."""
         return (self.rows_entered * (self.fate == fate)).sum(1, dtype=np.int64)
 
     def save_npz(self, path: str | os.PathLike) -> None:
         """Write all fields, the pictures included; `load` reads them."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        with open(path, "wb") as file:  # a path without suffix would be given one
+        with open(path, "wb") as file:  # given a path, numpy would add a suffix
             np.savez_compressed(file, **{**values, "settings": np.array(json.dumps(self.settings))})
 
     @classmethod
@@ -128,9 +129,9 @@ class VideoTrace:
         return cls(**{**values, **numbers, "settings": json.loads(str(values["settings"]))})
 
     def save_json(self, path: str | os.PathLike) -> None:
-        """Write everything but the pictures, for people to read.
+        """Write everything but the pictures as readable JSON.
 
-        Of each frame, `fate` has one text for each row of tokens, one letter for each token.
+        For each frame, `fate` has one string for each row of tokens, with one letter for each token.
         """
         letters = np.array(list("SRMD"))[self.fate]
         letters = np.where(self.rows_remained < self.rows_entered, np.char.lower(letters), letters)
@@ -169,17 +170,17 @@ class VideoTrace:
 def trace_report(
     report: CompressionReport, inputs: Mapping[str, Any], clips: Sequence[VideoClip], config: Any
 ) -> list[VideoTrace]:
-    """What became of every video of a call.
+    """A trace of every video of a call.
 
     Args:
-        report: of the call, `outputs.report`.
-        inputs: what the model was called with; in some families, such as Qwen's, it says how many tokens the frames are
-            high and wide.
+        report: `outputs.report` of the call.
+        inputs: the inputs of the call. In some families, such as Qwen's, they state the rows and columns of tokens in a
+            frame.
         clips: the videos, with the frames that the model saw, in the order of the prompts.
         config: the model's configuration, with the settings of the call (`model.config.override(...)`).
 
     Raises:
-        ValueError: nothing was compressed, or the clips are not those of the call.
+        ValueError: nothing was compressed, or `clips` or `inputs` are not those of the call.
     """
     if not report.compressed:
         raise ValueError(
@@ -211,14 +212,14 @@ def trace_video(
     fps: float | None = None,
     **settings: Any,
 ) -> VideoTrace:
-    """Run the prefill of one question about one video, and return what became of the video.
+    """Run the prefill of one question about one video, and return the trace of the video.
 
     Args:
         model: a FlashVID model with its language modeling head.
         processor: the model's processor.
         video, num_frames, fps: what `read_video` takes.
-        question: its end ranks the video tokens inside the language model.
-        settings: FlashVID's fields that are to differ from the configuration's (`retention_ratio=0.2`).
+        question: asked about the video. It decides which video tokens remain inside the language model.
+        settings: FlashVID's fields that replace those of the configuration (`retention_ratio=0.2`).
 
     Raises:
         ValueError: the model is no FlashVID model, a setting is out of range, the video cannot be read, or nothing was
@@ -230,7 +231,7 @@ def trace_video(
             "`flashvid(model)`."
         )
     config = model.config.override(**settings)
-    if not config.compresses:  # said before the video is read and encoded
+    if not config.compresses:  # checked before the video is read and encoded
         raise ValueError(
             f"`retention_ratio` is {config.retention_ratio!r} and `expansion` {config.expansion!r}: all tokens enter, "
             "and there is nothing to trace. Choose a `retention_ratio` whose product with `expansion` is below 1."
@@ -255,7 +256,7 @@ def _trace(
     config: Any,
     settings: dict[str, Any],
 ) -> VideoTrace:
-    """One video; `remained` (M,) says which kept tokens are left in the end."""
+    """The trace of one video; `remained`, with shape (M,), says which kept tokens the upper layers see."""
     selected, trees, slots, starts, indices = (
         tensor.cpu().numpy() for tensor in (video.selected, video.trees, video.slots, video.starts, video.indices)
     )
@@ -294,7 +295,7 @@ def _trace(
 def _token_grids(
     videos: Sequence[CompressedVideo], inputs: Mapping[str, Any], geometry: VideoGeometry, config: Any
 ) -> list[tuple[int, int]]:
-    """Height and width of the frames of each video in tokens."""
+    """Rows and columns of tokens in the frames of each video."""
     sizes = geometry.grids_of_call(config, inputs, len(videos))
     for video, (height, width) in zip(videos, sizes, strict=True):
         if height * width != video.selected.shape[1]:
@@ -306,7 +307,7 @@ def _token_grids(
 
 
 def _frames_per_grid(clip: VideoClip, num_grids: int, per_grid: int) -> int:
-    """`per_grid`, the frames that a temporal grid holds, the last perhaps fewer, if the clip has so many grids."""
+    """`per_grid`, the frames of a temporal grid; a `ValueError` unless the clip fills `num_grids` grids with these."""
     if math.ceil(len(clip.frames) / per_grid) != num_grids:
         raise ValueError(
             f"`clips` has a video of {len(clip.frames)} frames, and the model saw {num_grids} times {per_grid}: pass "
@@ -316,7 +317,7 @@ def _frames_per_grid(clip: VideoClip, num_grids: int, per_grid: int) -> int:
 
 
 def _thumbnail(frame: np.ndarray, seen_part: float) -> np.ndarray:
-    """A small picture of what the tokens of a frame see: `seen_part` of its height and width."""
+    """A small picture of what the tokens of a frame see: the upper left part, `seen_part` of its height and width."""
     height, width = (round(side * seen_part) for side in frame.shape[:2])
     scale = min(1.0, _THUMBNAIL / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
