@@ -49,7 +49,7 @@ from .video.reading import FETCHERS, VideoClip, read_video
 __version__ = "0.1.0"
 
 for _family in FAMILIES:
-    # Also of a family that the imports above do not name; they are there for readers and type checkers.
+    # Also adds the classes of a family without imports above. The imports are for readers and type checkers.
     globals().update({_class.__name__: _class for _class in _family.classes})
     AutoConfig.register(_family.config.model_type, _family.config)
     AutoModel.register(_family.config, _family.base_model)

@@ -1,6 +1,6 @@
-"""The command line `flashvid-hf`. Each command is a call of this sub-package; what goes wrong is said in one line.
+"""The command line `flashvid-hf`. Each command calls one function of the package; an error is one line.
 
-Nothing here turns `trust_remote_code` on: models load with the classes of the package.
+No command turns `trust_remote_code` on: models load with the classes of the package.
 """
 
 import json
@@ -66,17 +66,17 @@ Repository = Annotated[
 
 
 def listed(names: Any) -> str:
-    """Names as the help shows them."""
+    """Names in the form of the help."""
     return ", ".join(f"`{name}`" for name in names)
 
 
 class ListOptions(TyperCommand):
-    """A command whose repeatable options also take several values at once: `--ratios 0.1 0.25`."""
+    """A command whose repeatable options also take several values in a row: `--ratios 0.1 0.25`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         lists = {name for parameter in self.params if getattr(parameter, "multiple", False) for name in parameter.opts}
         spread: list[str] = []
-        option, has_value = "", False  # the list that the next word may belong to, and whether it has one already
+        option, has_value = "", False  # the list that the next word may belong to, and whether it has a value
         for word in args:
             if word.startswith("-"):
                 option, has_value = word if word in lists else "", False
@@ -89,20 +89,20 @@ class ListOptions(TyperCommand):
 
 
 def say(text: str) -> None:
-    """A line, as it is: neither wrapped nor coloured, so that programs can read it too."""
+    """Print a line without wrapping or colours, so that programs can read it too."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def say_aside(text: str) -> None:
-    """A line beside the results, on the error output."""
+    """Print a line that is not a result, on stderr."""
     Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def read_settings(retention_ratio: float | None, fields: list[str] | None) -> dict[str, Any]:
-    """FlashVID's fields from the options.
+    """FlashVID's fields from the options `--retention-ratio` and `--set`.
 
     Raises:
-        ValueError: one is no FIELD=VALUE, or no family has such a field.
+        ValueError: an option is not FIELD=VALUE, names a field that no family has, or gives a field twice.
     """
     known = frozenset().union(*(family.config.method_fields for family in FAMILIES))
     settings: dict[str, Any] = {} if retention_ratio is None else {"retention_ratio": retention_ratio}
@@ -152,7 +152,7 @@ def run(
     asked = {"text": question, "num_frames": num_frames, "max_new_tokens": max_new_tokens}
     answers = {}
     for title, of_call in {"FlashVID": {}, "without": {"retention_ratio": 1.0}}.items():
-        if baseline:  # what comes first would pay for the start
+        if baseline:  # the first call is slower than later ones
             with console.status("warming up"):
                 pipe(video, **{**asked, **of_call, "max_new_tokens": 1})
         if title == "FlashVID" or baseline:
@@ -387,7 +387,7 @@ def convert(
 def check(
     folders: Annotated[list[Path], typer.Argument(help="Folders of models, or recipes of `hub_configs/`.")],
 ) -> None:
-    """Prove that folders are right: code, card, loading, equality with upstream, token counts, snippets.
+    """Check folders: code, card, loading, equality with upstream, token counts, snippets.
 
     The code of a folder is run, in processes without network and without the package, unless it breaks the rules.
     Recipes have no code: only what needs no base is checked. `flashvid-hf check hub_configs/flashvid-demo`
@@ -445,14 +445,14 @@ def push(
 
 
 def main() -> None:
-    """The program: errors that a user can mend are one line, not a traceback."""
+    """Run the command line. Errors that a user can correct are one line, not a traceback."""
     try:
         app()
     except Exception as error:
-        # Where the Hub cannot be reached, huggingface_hub lets the error of httpx or, from 2.0 on, of httpx2 through.
+        # If the Hub cannot be reached, huggingface_hub raises the error of httpx or, from 2.0 on, of httpx2.
         if not isinstance(error, (ValueError, ImportError, OSError)) and not type(error).__module__.startswith("httpx"):
             raise
-        text = " ".join(str(error).split())  # some errors of the libraries are whole paragraphs
+        text = " ".join(str(error).split())  # some errors of libraries have several lines
         Console(stderr=True).print(f"Error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 

@@ -1,4 +1,4 @@
-"""The reference's way in: `flashvid` on a model that is already loaded (released code of arXiv 2602.08024)."""
+"""`flashvid`, the function of the reference (released code of arXiv 2602.08024), for a model that is already loaded."""
 
 import copy
 import inspect
@@ -31,43 +31,43 @@ def flashvid(
     compression_method: str = "flashvid",
     method_settings: dict[str, Any] | None = None,
 ) -> Any:
-    """A FlashVID model over the weights of a model that is already loaded.
+    """A FlashVID model that shares the weights of a model that is already loaded.
 
-    Arguments and defaults are those of the function of this name in the reference, which patches the model and its
-    class. This one returns a new model made of the same submodules: nothing is loaded or copied, `model` goes on as
-    before, and so do other models of its class. Several models over the same weights each keep their settings, so call
-    it once more to change them. What acts on the modules themselves, such as `.to`, `.train` or an adapter, acts on all
-    models that share them. Quantized models and those that accelerate has dispatched stay so.
+    Arguments and defaults are those of the reference's function of this name, which patches the model and its class.
+    This function returns a new model with the same submodules. No weights are loaded or copied, and `model` and other
+    models of its class work as before. Models that share weights have separate settings: call `flashvid` again for
+    other settings. Changes to the modules themselves, such as `.to`, `.train` or an adapter, affect all models that
+    share them. A quantized model stays quantized, and a model that accelerate has dispatched stays dispatched.
 
     Example:
         model = AutoModelForImageTextToText.from_pretrained("Qwen/Qwen2.5-VL-7B-Instruct", dtype="auto")
         model = flashvid(model, retention_ratio=0.1)
 
     Args:
-        model: generative or base model of a family in `FAMILIES`, upstream's or FlashVID's. Of a FlashVID model too,
-            settings that are not given take the defaults below.
+        model: generative or base model of a family in `FAMILIES`, upstream's or FlashVID's. Settings that are not given
+            take the defaults of this function, also if `model` is a FlashVID model with other settings.
         retention_ratio: share of the video tokens that a layer of the language model sees on average, at 28 layers
             and with the other defaults; above 0, at most 1.
         do_segment ... expansion: see `CompressionConfig`, which has the same defaults. The configurations of some
             families default to the values of the reference's scripts instead.
         pruning_layer: the first layer that sees only part of the video tokens that entered; at least 1. The default
-            is 20 whatever the depth, as in the reference: a model with at most 20 layers prunes nothing there.
-        llm_retention_ratio: the part that it sees; above 0, at most 1. The default is 0.3 whatever the depth: 20 and
-            0.3 make `retention_ratio` the average of 28 layers. For other depths set both, or take what the family's
-            configuration derives, by `from_pretrained` of its class.
+            is 20 at any depth, as in the reference: a model with at most 20 layers prunes nothing there.
+        llm_retention_ratio: the part that this layer sees; above 0, at most 1. The default is 0.3 at any depth: with 20
+            and 0.3 the average of 28 layers is `retention_ratio`. For other depths set both fields, or load the model
+            by `from_pretrained` of the family's class, whose configuration derives them.
         behavior: "paper", or "released" to reproduce the released code with its deviations.
         vision_chunk_size: frames that the vision tower encodes at once, see `FlashVIDConfigMixin`.
-        compression_method: one of `available_methods()`. Another than "flashvid" takes `retention_ratio`,
-            `method_settings` and `vision_chunk_size`; the arguments above it stay at their defaults.
-        method_settings: settings of another method than "flashvid", by name; `None` for its defaults.
+        compression_method: one of `available_methods()`. Methods other than "flashvid" take `retention_ratio`,
+            `method_settings` and `vision_chunk_size`; all other arguments must stay at their defaults.
+        method_settings: settings of a method other than "flashvid", by name; `None` for its defaults.
 
     Returns:
-        A generative or a base model of the family, as `model` is.
+        A generative model of the family if `model` is one, and a base model if `model` is one.
 
     Raises:
-        ValueError: `model` is of no family, or a setting is outside of its range; `model` is then as it was.
+        ValueError: `model` is of no family, or a setting is outside of its range. `model` is unchanged then.
     """
-    settings = {**locals()}  # every argument but the model is a setting under its name
+    settings = {**locals()}  # every argument but `model` is a setting of this name
     del settings["model"]
     if compression_method != FlashVID.name:
         defaults = inspect.signature(flashvid).parameters
@@ -84,11 +84,11 @@ def flashvid(
 
 
 def _find_classes(model: Any) -> tuple[Any, Any, Any]:
-    """The classes of the configuration, of the result and of its base model."""
+    """The class of the configuration, the class of the returned model, and the class of its base model."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     for family in FAMILIES:
         if model_type == family.config.model_type and isinstance(model, PreTrainedModel):
-            return type(model.config), type(model), type(model.base_model)  # of this package, or remote code's
+            return type(model.config), type(model), type(model.base_model)  # classes of this package or of remote code
         for model_class in (family.base_model, family.generative_model):
             if model_type == family.config.base_model_type and type(model) in model_class.__mro__:
                 return family.config, model_class, family.base_model
@@ -101,30 +101,31 @@ def _find_classes(model: Any) -> tuple[Any, Any, Any]:
 
 
 def _adopt_config(config: PreTrainedConfig, config_class: Any, settings: dict[str, Any]) -> PreTrainedConfig:
-    """`config` as a FlashVID configuration with these settings, validated; `config` stays as it is."""
+    """A validated FlashVID configuration with the fields of `config` and these settings; `config` does not change."""
     adopted = config_class.from_dict({**config.to_dict(), "model_type": config_class.model_type, **settings})
-    # The very configurations of the towers, as the towers are shared, and what a dictionary cannot hold: the attention
-    # implementation and the quantization.
+    # The configurations of the towers are shared like the towers. The attention implementation and the quantization are
+    # not in the dictionary.
     vars(adopted).update((name, value) for name, value in vars(config).items() if name not in settings)
-    adopted.architectures = None  # saving writes the new one
+    adopted.architectures = None  # saving writes the new class
     return adopted
 
 
 def _adopt_model(model: PreTrainedModel, model_class: Any, config: PreTrainedConfig) -> Any:
-    """A model of another class that holds the very submodules, parameters and buffers of `model`.
+    """A model of another class with the same submodule, parameter and buffer objects as `model`.
 
-    Its constructor does not run: it would build towers to throw away, and leave behind what loading has noted on the
-    model, such as its quantizer, its device map and the original names of its weights.
+    The constructor does not run. It would build towers that are not needed, and it would lose the attributes that
+    loading has set on the model, such as its quantizer, its device map and the original names of its weights.
     """
     adopted = model_class.__new__(model_class)
     for name, value in vars(model).items():
-        # Functions on one instance are bound to it: a compiled call, accelerate's `forward` and `to`. Not so the loss.
+        # Functions among the attributes are bound to `model`, such as a compiled call and accelerate's `forward` and
+        # `to`. The loss function is not.
         if not callable(value) or name == "_loss_function":
             vars(adopted)[name] = copy.copy(value) if isinstance(value, dict | list | set) else value
     adopted.config = config
     if "generation_config" in vars(model):
         adopted.generation_config = copy.deepcopy(model.generation_config)
     if hasattr(model, "_hf_hook"):
-        add_hook_to_module(adopted, ModelHook())  # wraps `forward`; the model's own hook would place weights anew
+        add_hook_to_module(adopted, ModelHook())  # wraps `forward`; the model's own hook would move the weights again
         adopted._hf_hook = copy.copy(model._hf_hook)
     return adopted

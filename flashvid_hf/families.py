@@ -1,4 +1,4 @@
-"""The model families. Each has its record beside its configuration and its modeling file, and one line here."""
+"""The model families. Each has a record beside its configuration and its modeling file, and one line here."""
 
 import os
 from importlib import import_module
@@ -9,7 +9,7 @@ from transformers import AutoProcessor, PreTrainedConfig, ProcessorMixin
 from .compression.validation import check_choice
 from .models.family import Family, OriginalFormat
 
-# The modules of the records. Adding a family adds its line here, and nothing elsewhere.
+# The modules of the records. A new family needs one line here, and no change elsewhere.
 RECORDS = (
     "models.qwen.family_qwen2_5_vl",
     "models.qwen.family_qwen3_vl",
@@ -18,20 +18,20 @@ RECORDS = (
     "models.llava.family_llava_video",
 )
 FAMILIES: tuple[Family, ...] = tuple(import_module(f".{name}", __package__).FAMILY for name in RECORDS)
-# By their `model_type` without "flashvid_", such as "qwen2_5_vl".
+# The families by their `model_type` without "flashvid_", such as "qwen2_5_vl".
 FAMILIES_BY_NAME = {family.name: family for family in FAMILIES}
 
 
 def family_of_type(model_type: str | None) -> Family | None:
-    """The family with this `model_type` of ours ("flashvid_..."); `None` if there is none."""
+    """The family with this FlashVID `model_type` ("flashvid_..."); `None` if there is none."""
     return next((family for family in FAMILIES if family.config.model_type == model_type), None)
 
 
 def family_of_config(config: PreTrainedConfig) -> Family:
-    """The family of a configuration of ours: of this package, of remote code, or of a class that derives from one.
+    """The family of a FlashVID configuration: of this package, of remote code, or of a subclass of one.
 
     Raises:
-        ValueError: it is of no family.
+        ValueError: the configuration belongs to no family.
     """
     for ancestor in type(config).__mro__:
         family = family_of_type(getattr(ancestor, "model_type", None))
@@ -48,14 +48,14 @@ def family_named(name: str) -> Family:
     """The family with this name, one of `FAMILIES_BY_NAME`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such family.
     """
     check_choice("family", name, FAMILIES_BY_NAME)
     return FAMILIES_BY_NAME[name]
 
 
 def families_that_accept(config_dict: dict[str, Any]) -> list[Family]:
-    """The families that read a checkpoint with this `config.json`, the best first."""
+    """The families that read a checkpoint with this `config.json`, in order of preference."""
     if config_dict.get("model_type") is None:
         return []
     return [family for family in FAMILIES if family.config.accepts(config_dict)]
@@ -65,7 +65,7 @@ def find_family(pretrained_model_name_or_path: str | os.PathLike, **hub_kwargs: 
     """The family of a FlashVID folder, an upstream checkpoint or an original LLaVA checkpoint, by its configuration.
 
     Raises:
-        ValueError: no family reads it.
+        ValueError: no family reads the checkpoint.
     """
     config_dict, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
     for family in families_that_accept(config_dict):
@@ -78,16 +78,16 @@ def find_family(pretrained_model_name_or_path: str | os.PathLike, **hub_kwargs: 
 
 
 def find_original_format(config_dict: dict[str, Any]) -> OriginalFormat | None:
-    """The format of a checkpoint with this `config.json`, if it is one of the `OriginalFormat`s that families read.
+    """The `OriginalFormat` of a checkpoint with this `config.json`; `None` if the checkpoint has no original format.
 
-    The families that read the same checkpoints may build different processors for them: those use `family.original`.
+    Families that read the same checkpoints may build different processors for them. Use `family.original` for those.
     """
     formats = (family.original for family in FAMILIES if family.original is not None)
     return next((found for found in formats if found.matches(config_dict)), None)
 
 
 def load_processor(pretrained_model_name_or_path: str | os.PathLike, **hub_kwargs: Any) -> ProcessorMixin:
-    """The processor of any checkpoint that `find_family` knows; original LLaVA checkpoints bring only a tokenizer."""
+    """The processor of any checkpoint that `find_family` knows; original LLaVA checkpoints have only a tokenizer."""
     config_dict, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
     original = find_original_format(config_dict)
     load = AutoProcessor.from_pretrained if original is None else original.load_processor

@@ -1,4 +1,4 @@
-"""A model and its pipeline by name, with the package's own classes: no remote code runs."""
+"""Loading a model and its pipeline by name, with the classes of the package: no remote code runs."""
 
 from typing import Any
 
@@ -12,17 +12,17 @@ from .video.reading import FETCHERS, read_video
 def load_model(
     name: str, *, device: str = "auto", revision: str | None = None, **settings: Any
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model that compresses, and its processor, of any checkpoint that `find_family` knows.
+    """The FlashVID model and the processor of any checkpoint that `find_family` knows.
 
     Args:
         name: folder or Hub id.
-        device: "auto" spreads the model over the accelerators, and takes the CPU where there is none; or one device,
-            as torch names it. A number is that of an accelerator.
+        device: "auto" spreads the model over the accelerators, or uses the CPU if there is none. Otherwise the torch
+            name of one device, or the index of an accelerator.
         revision: branch, tag or commit of a model on the Hub.
         settings: further arguments of `from_pretrained`.
 
     Raises:
-        ValueError: no family reads it, or a setting is out of range.
+        ValueError: no family reads the checkpoint, or a setting is out of range.
     """
     hub = {} if revision is None else {"revision": revision}
     device_map = int(device) if device.isdigit() else device
@@ -31,15 +31,16 @@ def load_model(
 
 
 def load_pipeline(model: str, *, device: str = "auto", dtype: str = "auto", **settings: Any) -> Pipeline:
-    """The pipeline of a FlashVID folder, an upstream checkpoint or an original LLaVA checkpoint, which it compresses.
+    """A pipeline that compresses videos, of a FlashVID folder, an upstream checkpoint or an original LLaVA checkpoint.
 
     Args:
         model: folder or Hub id.
-        device, dtype: see `load_model`.
+        device: see `load_model`.
+        dtype: name of a torch dtype, or "auto" for that of the checkpoint.
         settings: FlashVID's fields that differ from those of the checkpoint.
 
     Raises:
-        ValueError: no family reads it, or a setting is out of range or not one of the family's.
+        ValueError: no family reads the checkpoint, or a setting is out of range or is no field of the family.
     """
     family = find_family(model)
     for name in sorted(settings.keys() - family.config.method_fields):
@@ -50,10 +51,10 @@ def load_pipeline(model: str, *, device: str = "auto", dtype: str = "auto", **se
 
 
 def check_video(video: str) -> None:
-    """Read a frame of a local file, so that a wrong path is told before a model is loaded.
+    """Read one frame of a local file, so that a wrong path is an error before a model is loaded.
 
     Raises:
         ValueError: the file is missing, empty, damaged or not a video.
     """
-    if video.partition(":")[0] not in FETCHERS:  # a URL would be fetched twice
+    if video.partition(":")[0] not in FETCHERS:  # a URL would be downloaded twice
         read_video(video, num_frames=1)

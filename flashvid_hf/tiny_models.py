@@ -1,8 +1,8 @@
-"""Models with random weights, in the shape of every family, to try things on without a download.
+"""Models with random weights in the architecture of every family, to try the package without a download.
 
-`build_tiny_model` makes a model that takes token ids and pixels, and of which a call takes milliseconds on a CPU.
-`build_small_folder` writes a larger one as a complete Hub folder, with tokenizer, processor, code and card. Their
-weights are random: they show how many tokens there are and what these cost, and say nothing sensible.
+`build_tiny_model` makes a model that takes token ids and pixels; a call takes milliseconds on a CPU.
+`build_small_folder` writes a larger model as a complete Hub folder, with tokenizer, processor, code and card. The
+models show numbers of tokens and their cost. Their answers mean nothing.
 
     python -m flashvid_hf.tiny_models build/small --family qwen3_vl
 """
@@ -20,7 +20,7 @@ from .families import FAMILIES, family_named
 from .models.family import Family
 from .publishing.versions import INSTALLATION
 
-# What all tiny and all small language models have alike.
+# Fields that all tiny, and that all small language models share. They are small, so that a CPU is fast enough.
 TINY_TEXT = {
     "vocab_size": 100,
     "hidden_size": 32,
@@ -39,7 +39,7 @@ SMALL_TEXT = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-# Special tokens that all small models have; a family's record has the others.
+# Special tokens of all small models; the family's record has the others.
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CARD = """\
 ---
@@ -69,9 +69,9 @@ def build_tiny_config(
 
     Args:
         family: a record, or the name of a family.
-        config_class: the family's if nothing is said, or upstream's.
-        text: fields of the language model that differ.
-        fields: other fields, FlashVID's among them.
+        config_class: class of the configuration, such as upstream's; default: the family's class.
+        text: fields of the language model that differ from `TINY_TEXT` and the record.
+        fields: other fields of the configuration, including FlashVID's.
     """
     family = _record(family)
     shape = family.tiny
@@ -84,9 +84,11 @@ def build_tiny_config(
 
 
 def build_tiny_model(family: Family | str, attn_implementation: str = "sdpa", **flashvid: Any) -> Any:
-    """A FlashVID model with a language modeling head and random weights, the same for the same family.
+    """A FlashVID model with a language modeling head and random weights. Every call gives a family the same weights.
 
     Args:
+        family: a record, or the name of a family.
+        attn_implementation: as in `from_pretrained`.
         flashvid: FlashVID's fields that differ from the family's defaults.
     """
     family = _record(family)
@@ -97,7 +99,7 @@ def build_tiny_model(family: Family | str, attn_implementation: str = "sdpa", **
 
 
 def scramble(model: torch.nn.Module, deviation: float = 0.2) -> Any:
-    """Draw weights so large that tokens differ and attention is far from uniform, and switch to evaluation."""
+    """Draw weights with a deviation at which tokens differ and attention is not uniform; set evaluation mode."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -121,12 +123,12 @@ def build_processor(family: Family | str = FAMILIES[0]) -> ProcessorMixin:
 
 
 def build_small_config(tokenizer: Qwen2Tokenizer, family: Family | str = FAMILIES[0], **flashvid: Any) -> Any:
-    """The configuration of a small model: the family's proportions, with 14 language layers."""
+    """The configuration of a small model of a family, with 14 language layers and a `retention_ratio` of 0.1."""
     return _record(family).config(**upstream_fields(tokenizer, family), **{"retention_ratio": 0.1, **flashvid})
 
 
 def upstream_fields(tokenizer: Qwen2Tokenizer, family: Family | str) -> dict[str, Any]:
-    """The fields of a small model's configuration that upstream's has too."""
+    """The fields of a small model's configuration that upstream's configuration has too."""
     shape = _record(family).small
     text = {
         "vocab_size": len(tokenizer),
@@ -141,9 +143,11 @@ def upstream_fields(tokenizer: Qwen2Tokenizer, family: Family | str) -> dict[str
 
 
 def build_small_folder(folder: str | Path, family: Family | str = FAMILIES[0], seed: int = 0, **flashvid: Any) -> Path:
-    """Write the folder of a small model, replacing an earlier one, and return its path.
+    """Write the folder of a small model and return its path. An existing folder is replaced.
 
     Args:
+        folder: where to write; its content is deleted first.
+        family: a record, or the name of a family.
         seed: of the random weights.
         flashvid: FlashVID's fields that differ from the family's defaults.
     """
@@ -152,7 +156,7 @@ def build_small_folder(folder: str | Path, family: Family | str = FAMILIES[0], s
     processor = build_processor(family)
     set_seed(seed)
     model = scramble(family.generative_model(build_small_config(processor.tokenizer, family, **flashvid)), 0.1)
-    # Random weights answer with any byte: leave them the printable ones.
+    # Random weights generate any byte: suppress all but printable characters.
     printable = {processor.tokenizer.convert_tokens_to_ids(chr(code)) for code in range(ord("!"), ord("~") + 1)}
     model.generation_config.suppress_tokens = sorted(set(range(len(processor.tokenizer))) - printable)
     model.save_pretrained(folder)
