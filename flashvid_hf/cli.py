@@ -61,7 +61,7 @@ Settings = Annotated[
 ]
 Repository = Annotated[
     str | None,
-    typer.Option(help="Hub id under which the card speaks of the folder. Default: the folder's name."),
+    typer.Option(help="Hub id that the card gives to the folder. Default: the folder's name."),
 ]
 
 
@@ -178,7 +178,7 @@ def trace(
         typer.Option("--output", "-o", help="`.png` or `.svg` for the picture, `.json` or `.npz` for the record."),
     ] = [Path("trace.png")],  # noqa: B006 -- typer copies it
     question: Annotated[
-        str, typer.Option(help="It decides what remains in the upper layers.")
+        str, typer.Option(help="It decides which video tokens remain in the upper layers.")
     ] = "What happens in this video?",
     num_frames: NumFrames = 32,
     retention_ratio: Ratio = None,
@@ -216,8 +216,10 @@ def trace(
 @app.command()
 def serve(
     model: Model,
-    host: Annotated[str, typer.Option(help="Where to listen. Others can reach all but `localhost`.")] = "localhost",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Only this machine can reach `localhost`.")
+    ] = "localhost",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one.")] = 8000,
     num_frames: NumFrames = 32,
     retention_ratio: Ratio = None,
     allow_local_files: Annotated[
@@ -271,7 +273,7 @@ def evaluate(
     ] = EvaluationOptions.batch_size,
     study: Annotated[str, typer.Option(help=f"What is compared, one of {listed(STUDIES)}.")] = EvaluationOptions.study,
     methods: Annotated[
-        list[str] | None, typer.Option(metavar="NAME...", help="Of the study's lines only these. Default: all.")
+        list[str] | None, typer.Option(metavar="NAME...", help="Only these lines of the study. Default: all.")
     ] = None,
     ratios: Annotated[
         list[float] | None,
@@ -341,7 +343,9 @@ def export(
     weights: Annotated[
         str, typer.Option(help="`base`: read from the base when the model loads. `included`: copied into the folder.")
     ] = "base",
-    base: Annotated[str | None, typer.Option(help="Where the weights are, if not where the source says.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Folder or Hub id with the weights. Default: the source's base.")
+    ] = None,
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of the base; its commit is pinned.")
     ] = None,
@@ -412,7 +416,7 @@ def check(
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help="What `export` or `convert` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="Folder that `export` or `convert` wrote.")],
     repository: Annotated[str, typer.Argument(help="`name/of-it` on the Hub.")],
     upload: Annotated[
         bool, typer.Option("--upload", help="Really upload. Without it nothing leaves this machine.")

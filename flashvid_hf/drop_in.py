@@ -118,8 +118,8 @@ def _adopt_model(model: PreTrainedModel, model_class: Any, config: PreTrainedCon
     """
     adopted = model_class.__new__(model_class)
     for name, value in vars(model).items():
-        # Functions among the attributes are bound to `model`, such as a compiled call and accelerate's `forward` and
-        # `to`. The loss function is not.
+        # Callable attributes are left out because they are bound to `model`, such as a compiled call and accelerate's
+        # `forward` and `to`. The loss function is not bound.
         if not callable(value) or name == "_loss_function":
             vars(adopted)[name] = copy.copy(value) if isinstance(value, dict | list | set) else value
     adopted.config = config

@@ -2,9 +2,9 @@
 
     files = bundle(package, entries, places, origin="flashvid_hf 0.1.0")  # text by file name
 
-The code of a module is copied as it stands, with its comments. Only imports change: those of libraries move to the head
-of the file, those of modules in the same file disappear, and the others become `from .file import name`. Nothing is
-renamed. Where that would change the meaning of the code, the generator raises a `BundleError`.
+The code of a module is copied unchanged, with its comments. Only imports change: those of libraries move to the head of
+the file, those of modules in the same file disappear, and the others become `from .file import name`. Nothing is
+renamed. If that would change the meaning of the code, the generator raises a `BundleError`.
 """
 
 import ast

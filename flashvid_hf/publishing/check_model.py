@@ -39,7 +39,7 @@ def check_loads_from_hub(folder: HubFolder) -> Iterator[str]:
     elif not folder.findings["loading"]["missing_keys"]:  # missing weights would be random
         local, hub = folder.finding("compressed"), folder.finding("hub_compressed", "hub")
         if not torch.equal(local["logits"], hub["logits"]):
-            yield "by a Hub id it answers otherwise than from its path: look for code that depends on where it lies"
+            yield "by a Hub id it gives other logits than from its path: look for code that depends on its location"
 
 
 def check_keys(folder: HubFolder) -> Iterator[str]:

@@ -127,7 +127,7 @@ def run_checks(folder: str | Path) -> Iterator[CheckResult]:
         if hub_folder.kind not in check.kinds:
             continue
         if check.runs_code and not is_safe:
-            yield CheckResult(check.title, "skipped", "the code does what it must not, see above, and was not run")
+            yield CheckResult(check.title, "skipped", "the code breaks a rule, see above, and was not run")
             continue
         result = run_check(check, hub_folder)
         is_safe = is_safe and not (check.is_guard and result.status == "failed")

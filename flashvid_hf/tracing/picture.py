@@ -74,7 +74,7 @@ def draw_trace(trace: VideoTrace, path: str | os.PathLike, *, width: int = 1600)
     except ImportError as error:
         raise ImportError(
             'The picture needs matplotlib, which is not installed: `pip install "flashvid-hf[trace]"`. '
-            "`save_json` and `save_npz` of the trace do without."
+            "`save_json` and `save_npz` of the trace do not need it."
         ) from error
     inches = 16.0
     with matplotlib.rc_context():

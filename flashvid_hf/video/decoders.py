@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-# decord decodes every frame from the start, so it refuses to read a later frame: 3000 frames are 2 minutes at 25 fps.
+# decord decodes every frame from the start, which takes too long for later frames. 3000 are 2 minutes at 25 fps.
 MAX_FRAMES_IN_ONE_PASS = 3000
 
 Choose = Callable[[int, float | None], list[int]]  # frames in the source, its fps -> ascending indices of wanted frames
@@ -54,7 +54,7 @@ def _decode_pyav(av: Any, container: Any, path: str, choose: Choose) -> Decoded:
     for packet in container.demux():
         if packet.size == 0 and packet.dts is None:  # end-of-stream marker
             continue
-        if packet.pts is not None and packet.time_base:  # any stream: the header has the longest duration
+        if packet.pts is not None and packet.time_base:  # every stream: the header states the longest duration
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index == stream.index:
             packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
@@ -74,7 +74,7 @@ def _decode_pyav(av: Any, container: Any, path: str, choose: Choose) -> Decoded:
     # frames, and once more to keep the wanted ones.
     total = sum(1 for _ in _iterate_pyav(av, path))
     # In these containers each packet is a frame, but VP8 also has packets that are never shown. Matroska gives frames
-    # before a cut no timestamp, so only packets with one count.
+    # before a cut no timestamp, so only packets with a timestamp are counted.
     timed = sum(time is not None for time in times)
     if total < timed and _container(path) and stream.codec_context.name != "vp8":
         raise DamagedVideo(f"it is damaged: {timed} packets hold {total} frames")

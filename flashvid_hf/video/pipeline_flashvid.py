@@ -118,7 +118,7 @@ class VideoTextToTextPipeline(Pipeline):
         questions = [text] if isinstance(text, str) else text
         if not isinstance(questions, (list, tuple)) or not all(isinstance(question, str) for question in questions):
             raise ValueError(
-                f"`text` is {text!r:.200}: beside `videos` it must be a question or a list of questions. Put the video "
+                f"`text` is {text!r:.200}: with `videos` it must be a question or a list of questions. Put the video "
                 "into the chat to pass a chat."
             )
         if not _is_list_of_videos(videos):
@@ -231,7 +231,7 @@ class VideoTextToTextPipeline(Pipeline):
 
 
 def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.device) -> dict[str, Any]:
-    """The processor's arguments beside the text: videos, images, and the device that resizes them.
+    """The processor's arguments besides the text: videos, images, and the device that resizes them.
 
     Args:
         device: of the model. It resizes only if it is a CUDA device: others may not support resizing with antialiasing.

@@ -32,7 +32,7 @@ logger = logging.get_logger(__name__)
 
 # Frames of a video file if neither `num_frames` nor `fps` is given. The paper evaluates LLaVA-OneVision with 32 too.
 DEFAULT_NUM_FRAMES = 32
-# Functions that write a video to a local file, by the scheme of its URL, or by "bytes" for the bytes of a file. The
+# Functions that provide a video as a local file, by the scheme of its URL, or by "bytes" for the bytes of a file. The
 # package adds `fetch_video`. The code of a model's folder reads local files only: there this stays empty.
 FETCHERS: dict[str, Callable[[Any, str], AbstractContextManager[str]]] = {}
 

@@ -66,7 +66,7 @@ H.264, AV1, MPEG-2 and MPEG-4 of plain pictures, more common in noisy pictures a
 usual in VP8 and GIF.
 """
 
-# decord decodes every frame from the start, so it refuses to read a later frame: 3000 frames are 2 minutes at 25 fps.
+# decord decodes every frame from the start, which takes too long for later frames. 3000 are 2 minutes at 25 fps.
 MAX_FRAMES_IN_ONE_PASS = 3000
 
 Choose = Callable[[int, float | None], list[int]]  # frames in the source, its fps -> ascending indices of wanted frames
@@ -99,7 +99,7 @@ def _decode_pyav(av: Any, container: Any, path: str, choose: Choose) -> Decoded:
     for packet in container.demux():
         if packet.size == 0 and packet.dts is None:  # end-of-stream marker
             continue
-        if packet.pts is not None and packet.time_base:  # any stream: the header has the longest duration
+        if packet.pts is not None and packet.time_base:  # every stream: the header states the longest duration
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index == stream.index:
             packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
@@ -119,7 +119,7 @@ def _decode_pyav(av: Any, container: Any, path: str, choose: Choose) -> Decoded:
     # frames, and once more to keep the wanted ones.
     total = sum(1 for _ in _iterate_pyav(av, path))
     # In these containers each packet is a frame, but VP8 also has packets that are never shown. Matroska gives frames
-    # before a cut no timestamp, so only packets with one count.
+    # before a cut no timestamp, so only packets with a timestamp are counted.
     timed = sum(time is not None for time in times)
     if total < timed and _container(path) and stream.codec_context.name != "vp8":
         raise DamagedVideo(f"it is damaged: {timed} packets hold {total} frames")
@@ -282,7 +282,7 @@ Legend: T frames, H and W height and width of a frame in pixels.
 
 # Frames of a video file if neither `num_frames` nor `fps` is given. The paper evaluates LLaVA-OneVision with 32 too.
 DEFAULT_NUM_FRAMES = 32
-# Functions that write a video to a local file, by the scheme of its URL, or by "bytes" for the bytes of a file. The
+# Functions that provide a video as a local file, by the scheme of its URL, or by "bytes" for the bytes of a file. The
 # package adds `fetch_video`. The code of a model's folder reads local files only: there this stays empty.
 FETCHERS: dict[str, Callable[[Any, str], AbstractContextManager[str]]] = {}
 
@@ -587,7 +587,7 @@ class VideoTextToTextPipeline(Pipeline):
         questions = [text] if isinstance(text, str) else text
         if not isinstance(questions, (list, tuple)) or not all(isinstance(question, str) for question in questions):
             raise ValueError(
-                f"`text` is {text!r:.200}: beside `videos` it must be a question or a list of questions. Put the video "
+                f"`text` is {text!r:.200}: with `videos` it must be a question or a list of questions. Put the video "
                 "into the chat to pass a chat."
             )
         if not _is_list_of_videos(videos):
@@ -700,7 +700,7 @@ class VideoTextToTextPipeline(Pipeline):
 
 
 def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.device) -> dict[str, Any]:
-    """The processor's arguments beside the text: videos, images, and the device that resizes them.
+    """The processor's arguments besides the text: videos, images, and the device that resizes them.
 
     Args:
         device: of the model. It resizes only if it is a CUDA device: others may not support resizing with antialiasing.
