@@ -344,7 +344,8 @@ def export(
         str, typer.Option(help="`base`: read from the base when the model loads. `included`: copied into the folder.")
     ] = "base",
     base: Annotated[
-        str | None, typer.Option(help="Folder or Hub id with the weights. Default: the source's base.")
+        str | None,
+        typer.Option(help="Folder or Hub id with the weights. Default: the source, or the base that it names."),
     ] = None,
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of the base; its commit is pinned.")

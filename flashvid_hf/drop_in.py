@@ -58,7 +58,7 @@ def flashvid(
         behavior: "paper", or "released" to reproduce the released code with its deviations.
         vision_chunk_size: frames that the vision tower encodes at once, see `FlashVIDConfigMixin`.
         compression_method: one of `available_methods()`. Methods other than "flashvid" take `retention_ratio`,
-            `method_settings` and `vision_chunk_size`; all other arguments must stay at their defaults.
+            `method_settings` and `vision_chunk_size`; all other settings must stay at their defaults.
         method_settings: settings of a method other than "flashvid", by name; `None` for its defaults.
 
     Returns:

@@ -10,8 +10,8 @@ from ..models.family import VideoGeometry
 from .clean_probe import NUM_FRAMES
 from .hub_folder import CheckFailure, CheckSkipped, HubFolder, is_of_the_commit, last_lines
 
-# Differences from upstream that count as rounding, as a share of the largest logit. Four times the machine epsilon of
-# float16 (2^-10) and of bfloat16 (2^-7).
+# Differences from upstream up to this share of the largest logit count as rounding. For float16 and bfloat16 the share
+# is four times the machine epsilon (2^-10 and 2^-7).
 ROUNDING = {"float32": 2e-5, "float16": 4 * 2**-10, "bfloat16": 4 * 2**-7}
 # A difference up to this share of the largest logit counts as none: the rounding of float32.
 LEAST_DIFFERENCE = 2e-5

@@ -22,8 +22,8 @@ def find_places(family: Family) -> dict[str, Place]:
     """The files of a family, and which modules go into each.
 
     In the folder of a family, `models/<folder>/`, modules that begin with "modeling_" go into the file of the models,
-    and modules that begin with "processing_" into the file of the processor. All other modules that these import go
-    into the file of the configuration.
+    and modules that begin with "processing_" into the file of the processor. All other modules of the folder that are
+    needed go into the file of the configuration.
     """
     configuration, modeling = (_module_name(c).rpartition(".")[2] for c in (family.config, family.generative_model))
     title = modeling.removeprefix("modeling_flashvid_")

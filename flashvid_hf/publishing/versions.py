@@ -31,7 +31,7 @@ def installed_versions() -> str:
 
 
 def check_versions(folder: HubFolder) -> Iterator[str]:
-    """The installed transformers lies in the card's range, and is at least the newest version that the card tested.
+    """The installed transformers lies in the card's range, and is at least the newest tested version in the card.
 
     Raises:
         CheckSkipped: the card states no range or no tested version, or the installed version lies outside of the range

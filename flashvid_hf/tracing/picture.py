@@ -19,9 +19,10 @@ from .trace import Fate, VideoTrace
 # Okabe and Ito's colours, which are distinct for all types of colour vision. Shape and brightness repeat the meaning.
 SELECTED, ROOT, REMAINED = "#E69F00", "#0072B2", "#000000"
 TEXT, FAINT, BACKGROUND = "#222222", "#9A9A9A", "#FFFFFF"
-# Largest number of frames in the picture, and of rows for trees. They bound its height.
+# Most frames in the picture (two rows of six pictures, or three rows of four), and most lanes for trees. Both bound the
+# height of the picture.
 _MOST_FRAMES, _LANES = 12, 36
-# Sizes in inches.
+# Sizes in inches. If tokens are smaller than `_SMALLEST_TOKEN`, a row has four larger pictures instead of six.
 _SMALLEST_TOKEN = 0.16
 _MARGIN, _LEFT, _GAP = 0.3, 0.75, 0.1
 _HEADER, _CAPTION, _PANEL_TITLE = 1.3, 0.26, 0.62
@@ -106,7 +107,7 @@ class _Page:
 def _draw(figure: Any, trace: VideoTrace, width: float) -> None:
     shown = choose_frames(trace.starts, _MOST_FRAMES)
     aspect = trace.frames.shape[1] / trace.frames.shape[2]
-    for columns in (6, 4):  # fewer and larger pictures where the tokens are small
+    for columns in (6, 4):  # fewer and larger pictures if the tokens are small
         picture_width = (width - 2 * _MARGIN - (columns - 1) * _GAP) / columns
         picture_height = picture_width * aspect
         token = min(picture_width / trace.width, picture_height / trace.height)
