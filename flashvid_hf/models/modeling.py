@@ -103,8 +103,8 @@ class FlashVIDModelMixin:
         is_new = cache is None or not cache.get_seq_length()
         if has_videos and settings.compresses:
             check_cache(cache)
-        # Upstream would encode videos with the settings of the configuration instead of those of the call. Some versions
-        # of it ignore `mm_encoder_outputs`.
+        # Upstream would encode videos with the settings of the configuration instead of those of the call. Some
+        # versions of it ignore `mm_encoder_outputs`.
         is_own = has_videos and (settings.compresses or self.config.compresses)
         is_own |= any(value is not None for value in encoded.values()) and not self.upstream_takes_encoded
         if is_compressed(cache) or is_own:
@@ -348,7 +348,7 @@ class FlashVIDModelMixin:
         return embeddings
 
     def prepare_cache(self, cache: Cache | None, use_cache: bool | None) -> tuple[Cache | None, bool]:
-        """The cache of a call, and whether to use it. If the caller wants a cache and passed none, a new one is made."""
+        """The cache of a call, and whether to use it. If the caller wants a cache and passed none, one is made."""
         config = self.config.get_text_config()
         use_cache = config.use_cache if use_cache is None else use_cache
         if self.training and self.language_model.gradient_checkpointing:

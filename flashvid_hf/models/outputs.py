@@ -18,8 +18,8 @@ class FlashVIDVideoOutput(BaseModelOutputWithPooling):
     """Output of `get_video_features`.
 
     Args:
-        pooler_output: for each video, the rows that enter the language model, with shape (rows, D). These are its kept
-            tokens, and in some families newlines.
+        pooler_output: for each video, the rows that enter the language model, with shape (rows, D): its kept tokens
+            and, in some families, newlines.
         last_hidden_state: patches of the vision tower. `None` for compressed videos, which are encoded in chunks so that
             all patches need not be in memory at once.
         videos: how each video was compressed; `None` if none was.
