@@ -164,7 +164,7 @@ class TokenPruning(UpperLayers):
         self.scores = most
 
     def _find_queries(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The columns whose attention counts, and which of them are real rather than padding, with shape (B, Q) each."""
+        """The columns whose attention counts, and which of them are real and not padding, with shape (B, Q) each."""
         last = self.query.to(device)[:, None]
         if self.rule.scored_by == "last_token":
             return last, torch.ones_like(last, dtype=torch.bool)
@@ -204,7 +204,7 @@ class TokenPruning(UpperLayers):
 
 
 def merge_dropped(hidden_states: torch.Tensor, prunable: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """Average every dropped token into the kept video token that it is most similar to (HoliTom).
+    """Average every dropped token into the kept video token that it is most similar to.
 
     The dropped tokens y of a kept token x are averaged into it one after the other: x becomes (x + y) / 2. Of m dropped
     tokens the last thus has weight 1/2, the one before it 1/4, and x itself has 2**-m.

@@ -20,8 +20,8 @@ class FlashVIDVideoOutput(BaseModelOutputWithPooling):
     Args:
         pooler_output: for each video, the rows that enter the language model, with shape (rows, D): its kept tokens
             and, in some families, newlines.
-        last_hidden_state: patches of the vision tower. `None` for compressed videos, which are encoded in chunks so that
-            all patches need not be in memory at once.
+        last_hidden_state: patches of the vision tower. `None` for compressed videos, which are encoded in chunks so
+            that all patches need not be in memory at once.
         videos: how each video was compressed; `None` if none was.
         settings: the configuration that the videos were encoded with.
         stopwatch: how long encoding and compression took; `None` if no video was compressed.

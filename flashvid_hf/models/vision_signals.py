@@ -1,8 +1,8 @@
 """Record signals in the layers of a vision tower, for every patch and with any attention implementation.
 
-The layers return no attention weights. If a method asks for the attention of a layer, its queries and keys are computed
-once more from the input of the layer. The hooks do nothing unless a call passes a `VisionRecord`. All results go to that
-record, so calls from several threads do not disturb each other.
+The layers return no attention weights. If a method asks for the attention of a layer, its queries and keys are
+computed once more from the input of the layer. The hooks do nothing unless a call passes a `VisionRecord`. All results
+go to that record, so calls from several threads do not disturb each other.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,9 +18,9 @@ from .tensor_parallel import all_heads, mean_over_heads
 
 # Name of the keyword argument that carries the record through the vision tower.
 RECORD = "vision_record"
-# The float32 attention weights that exist at once take at most `_WEIGHT_BYTES`. For comparison: one frame of SigLIP's 729
-# patches takes 34 million bytes. They also take at most `_WEIGHTS_PER_QUERY` times the bytes of the queries, which is the
-# smaller bound if there are few frames: the block's own MLP needs that much memory anyway.
+# The float32 attention weights that exist at once take at most `_WEIGHT_BYTES`. For comparison: one frame of SigLIP's
+# 729 patches takes 34 million bytes. They also take at most `_WEIGHTS_PER_QUERY` times the bytes of the queries, which
+# is the smaller bound if there are few frames: the block's own MLP needs that much memory anyway.
 _WEIGHT_BYTES = 64 * 2**20
 _WEIGHTS_PER_QUERY = 2
 
@@ -80,7 +80,7 @@ def find_sources(signals: Iterable[Signal], layers: Sequence[Any], last: Any) ->
 
 
 def install_packed_recording(layers: Iterable[nn.Module]) -> None:
-    """Install hooks on layers that take packed sequences (`cu_seqlens`) and have a joint `qkv` projection, like Qwen's."""
+    """Install hooks on layers that take packed sequences (`cu_seqlens`) and have a joint `qkv`, like Qwen's."""
     for layer in layers:
         add_pre_hook(_attention_of(layer), _record_packed)
         add_hook(layer, _record_output)
