@@ -24,6 +24,7 @@ from .token_selection import TOKEN_SELECTION_METHODS, select_tokens
 from .validation import check_number, check_settings, setting
 from .weighted_rows import weighted_sums
 
+# "paper" follows the paper with an exact budget. "released" reproduces the authors' code, see `released_deviations.py`.
 BEHAVIORS = ("paper", "released")
 
 

@@ -2,6 +2,7 @@
 
 import torch
 
+# The names are those of the released code; `select_tokens` says what each method does.
 TOKEN_SELECTION_METHODS = ("attn", "div", "attn_div", "attn_div_v2")
 
 # The attention that a token receives is about 1 / N. The factor is that of the released code. Scaling does not change

@@ -17,8 +17,8 @@ A method is one file beside this one, and one line in `methods/__init__.py`:
 By default a method gets the attention that the tokens receive in the last layer of the vision tower, as
 `signals.attention`. The fields of the dataclass are the settings of the method, see `setting`.
 
-Letters of this file beside those of the compression: L layers of the language model, K the layer from which a method
-prunes, R `retention_ratio`.
+Letters of this file, in addition to those of the compression: L layers of the language model, K the layer from which a
+method prunes, R `retention_ratio`.
 """
 
 from dataclasses import dataclass, fields, replace

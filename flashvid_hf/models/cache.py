@@ -24,7 +24,8 @@ class FlashVIDCache(DynamicCache):
         pruning_layer: the first layer that holds fewer columns; `None` if all layers hold the same.
         rope_deltas: how far positions are ahead of columns after the prompt, with shape (B, 1), in families whose
             videos take fewer positions than tokens. Upstream stores the value of the last prompt on the model.
-        compressed: whether the cache holds a compressed prompt. Masks and lengths are then those of the cache.
+        compressed: whether the cache holds a compressed prompt. If so, `lower_mask`, `upper_mask` and its lengths apply
+            instead of the caller's mask.
         reports: one report of the compression for every prefill, and for every later call that had videos.
     """
 

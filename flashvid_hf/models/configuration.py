@@ -193,8 +193,8 @@ class FlashVIDConfigMixin:
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not config_dict:  # upstream would build a model with default values
             raise ValueError(
-                f"{str(pretrained_model_name_or_path)!r} has no `config.json`. Choose the folder of a model; of an "
-                "adapter alone, load the model that it belongs to and then call its `load_adapter`."
+                f"{str(pretrained_model_name_or_path)!r} has no `config.json`. Choose the folder of a model. If this "
+                "is an adapter, load its base model first and then call `load_adapter` of that model."
             )
         if not cls.accepts(config_dict):
             raise ValueError(

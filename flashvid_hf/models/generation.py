@@ -94,7 +94,7 @@ class FlashVIDGenerationMixin:
         assistant = kwargs.get("assistant_model")
         if hasattr(assistant, "get_video_features") and not hasattr(assistant.config, "retention_ratio"):
             raise ValueError(
-                f"`assistant_model` is a `{type(assistant).__name__}`: it would be handed videos that are compressed. "
+                f"`assistant_model` is a `{type(assistant).__name__}`: it would get videos that are compressed. "
                 "Pass a FlashVID model of the family, or `retention_ratio=1.0` to run without compression."
             )
 

@@ -49,7 +49,7 @@ class FlashVIDModelMixin:
     # For "image" and "video": the inputs of `forward` that `get_image_features` and `get_video_features` take. The
     # pixels come first.
     encoder_inputs: ClassVar[dict[str, tuple[str, ...]]]
-    # Inputs of `forward` that determine positions, beside those that every family has.
+    # Inputs of `forward` that determine positions, in addition to the inputs that every family has.
     position_inputs: ClassVar[tuple[str, ...]] = ()
     # Inputs of `forward` that upstream accepts but does not read.
     unread_inputs: ClassVar[tuple[str, ...]] = ()

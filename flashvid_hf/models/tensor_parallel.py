@@ -51,7 +51,7 @@ def all_heads(states: torch.Tensor, width: int) -> torch.Tensor:
     if states.shape[-1] != width:
         raise ValueError(
             f"`signals` of the method names keys, and this process has {states.shape[-1]} of their {width} values: the "
-            "vision tower's attention is shared out. Load the model without tensor parallelism, or choose a "
-            "`compression_method` that asks for no keys."
+            "attention of the vision tower is split over processes. Load the model without tensor parallelism, or "
+            "choose a `compression_method` that asks for no keys."
         )
     return states

@@ -15,7 +15,7 @@ since    difference
 5.20     pipelines prepare the arguments of `generate` by `_prepare_generate_kwargs`: `generate_arguments` in
          `video/pipeline_flashvid.py`, because the pipeline does not import the models.
 5.23     the outputs of the Qwen families no longer have `rope_deltas`: `output_class`, `complete_outputs`.
-5.24     the outputs have `image_outputs` and `video_outputs`, what the vision tower returned; before, only those of
+5.24     the outputs have `image_outputs` and `video_outputs`, the outputs of the vision tower; before, only outputs of
          LLaVA-OneVision have `image_hidden_states` and `video_hidden_states`: `output_class`, `complete_outputs`.
 5.24     the cache is called `cache`; before, `past_key_values`, in arguments, outputs and what `generate` passes on:
          `CACHE`, `rename_cache`, `takes_arguments_of`, `CacheAlias`.

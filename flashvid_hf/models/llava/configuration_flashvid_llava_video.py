@@ -9,6 +9,7 @@ from ..configuration import FlashVIDConfigMixin
 from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
 from .original_checkpoints import is_original, original_layout
 
+# The names are those of the original LLaVA code; `FlashVIDLlavaVideoConfig` says what they mean.
 POOL_MODES = ("average", "bilinear", "max")
 NEWLINE_POSITIONS = ("frame", "grid", "one_token", "no_token")
 

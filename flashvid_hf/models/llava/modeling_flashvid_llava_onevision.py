@@ -1,4 +1,4 @@
-"""LLaVA-OneVision with FlashVID: the attention is that of the SigLIP layer that makes the features."""
+"""LLaVA-OneVision with FlashVID: the attention comes from the SigLIP layer that makes the features."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -67,14 +67,14 @@ def convert_original(config_dict: dict[str, Any]) -> dict[str, Any]:
     tower = config_dict.get("mm_vision_tower")
     if tower != VISION_TOWER and config_dict.get("vision_config") is None:
         raise ValueError(
-            f"`mm_vision_tower` is {tower!r}: of original LLaVA checkpoints those on {VISION_TOWER!r} are read. For "
-            "another SigLIP tower add its configuration, without its last layer, to `config.json` as `vision_config`."
+            f"`mm_vision_tower` is {tower!r}: FlashVID reads original LLaVA checkpoints with {VISION_TOWER!r}. For "
+            "another SigLIP tower, add its configuration without its last layer to `config.json` as `vision_config`."
         )
     for name, values in _REQUIRED.items():
         if config_dict.get(name) not in values:
             raise ValueError(
-                f"`{name}` is {config_dict.get(name)!r}: of original LLaVA checkpoints those with {values[0]!r} are "
-                "read. Choose one of them."
+                f"`{name}` is {config_dict.get(name)!r}: FlashVID reads only original LLaVA checkpoints with "
+                f"{values[0]!r}. Choose such a checkpoint."
             )
     text_fields = (_TEXT_FIELDS | {"rope_theta", "rope_scaling"}) & config_dict.keys()
     text = {name: config_dict[name] for name in text_fields if config_dict[name] is not None}

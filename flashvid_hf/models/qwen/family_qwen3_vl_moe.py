@@ -10,7 +10,7 @@ from .modeling_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeForConditionalGene
 
 
 def _with_experts(shape: Any, width: int) -> Any:
-    """A shape with experts: eight in every layer, of which a token goes to two.
+    """Add experts to a shape: eight in every layer. Each token goes to two of them.
 
     Args:
         shape: the shape without experts.

@@ -1,4 +1,4 @@
-"""What the Qwen families share: packed frames in the vision tower, three-axis positions."""
+"""Shared code of the Qwen families: packed frames in the vision tower, three-axis positions."""
 
 import math
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
     released_code_overwrites_repeats = True
     positions_need_grids = True
     upstream_takes_encoded = TAKES_ENCODED_VIDEOS
-    position_inputs: tuple[str, ...] = (  # those of upstream's `compute_3d_position_ids`
+    position_inputs: tuple[str, ...] = (  # arguments of upstream's `compute_3d_position_ids`
         "image_grid_thw",
         "video_grid_thw",
         "mm_token_type_ids",
