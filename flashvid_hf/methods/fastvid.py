@@ -61,7 +61,7 @@ class FastVID(CompressionMethod):
                 features.mean(1), segment_threshold=self.segment_threshold, min_segment_num=self.min_segment_num
             )
             segment = starts.cumsum(0)
-            first = torch.searchsorted(segment, segment)  # frame of the segment of each frame, (T,)
+            first = torch.searchsorted(segment, segment)  # first frame of each frame's segment, (T,)
             last = torch.searchsorted(segment, segment, right=True) - 1
             salient, context = self._share_budget(num_tokens, first, last, features.shape[1])
             selected = rank(signals.attention) < salient[:, None]

@@ -87,7 +87,7 @@ class HoliTom(LatePruning):
             kept = torch.where(merged.dynamic, rank < num_dynamic[:, None], centers)
 
             joins = (merged.static & ~centers).flatten()
-            num_joined = count_by_slot(joined.flatten(), joins.float())  # the centre of each token
+            num_joined = count_by_slot(joined.flatten(), joins.float())  # tokens that joined the centre of each token
             share = torch.where(joins, (1 - _CENTER_WEIGHT) / num_joined, _CENTER_WEIGHT)
             share = share.masked_fill(num_joined == 0, 1)
         return keep_tokens(features, merged, kept, joined, share, starts=starts, num_tokens=num_tokens)

@@ -12,7 +12,8 @@ from .compression_method import Signals, TokenScoring
 class RandomTokens(TokenScoring):
     """Tokens drawn at random from the whole video, unchanged; a control, without a source.
 
-    The draw depends only on the seed and the size (T, N): videos of one size lose the same places, on every device.
+    The draw depends only on the seed and the size (T, N). Videos of equal size thus lose the same places, on every
+    device.
     """
 
     name = "random"

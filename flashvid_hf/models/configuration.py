@@ -77,7 +77,7 @@ class FlashVIDConfigMixin:
     base_model_name_or_path: Any = None
     base_model_revision: Any = None
 
-    get_text_config: ClassVar[Any]  # of upstream's configuration
+    get_text_config: ClassVar[Any]  # a method of upstream's configuration
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

@@ -124,7 +124,7 @@ class FlashVIDGenerationMixin:
     def prepare_inputs_for_generation(
         self,
         *args: Any,
-        inputs_embeds: torch.Tensor | None = None,  # `generate` looks for the name before it takes embeddings
+        inputs_embeds: torch.Tensor | None = None,  # `generate` takes embeddings only if it finds this name here
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ):

@@ -103,7 +103,7 @@ class Prompt:
             padding_side = "left" if bool(valid[:, -1].all()) else "right"
             counts = counts * valid
         columns, mask = find_columns(counts, padding_side)
-        for video in videos:  # `find_columns` has just waited for the device
+        for video in videos:  # `find_columns` has just waited for the device, so this costs no further wait
             video.check()
         is_video = gather_columns(video_mask, columns)
         is_video = is_video if mask is None else is_video & mask

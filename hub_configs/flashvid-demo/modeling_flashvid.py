@@ -680,7 +680,7 @@ class FlashVIDGenerationMixin:
     def prepare_inputs_for_generation(
         self,
         *args: Any,
-        inputs_embeds: torch.Tensor | None = None,  # `generate` looks for the name before it takes embeddings
+        inputs_embeds: torch.Tensor | None = None,  # `generate` takes embeddings only if it finds this name here
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ):
@@ -1392,7 +1392,7 @@ class Prompt:
             padding_side = "left" if bool(valid[:, -1].all()) else "right"
             counts = counts * valid
         columns, mask = find_columns(counts, padding_side)
-        for video in videos:  # `find_columns` has just waited for the device
+        for video in videos:  # `find_columns` has just waited for the device, so this costs no further wait
             video.check()
         is_video = gather_columns(video_mask, columns)
         is_video = is_video if mask is None else is_video & mask
@@ -1889,7 +1889,7 @@ class FlashVIDModelMixin:
         if upper is not None:
             kwargs[PRUNING] = upper
 
-        with stopwatch.stage("prefill", inputs_embeds.device) if prompt.videos else nullcontext():  # not while decoding
+        with stopwatch.stage("prefill", inputs_embeds.device) if prompt.videos else nullcontext():  # decoding is no stage
             outputs = self.language_model(
                 inputs_embeds=inputs_embeds,
                 position_ids=position_ids,

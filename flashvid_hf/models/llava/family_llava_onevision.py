@@ -141,7 +141,7 @@ FAMILY = Family(
         complete_generation=complete_original_generation,
         serves_weightless=False,
     ),
-    # Of four vision layers the third makes the features.
+    # The third of the four vision layers makes the features.
     tiny=TinyShape(
         text={"model_type": "qwen2", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
         vision={
