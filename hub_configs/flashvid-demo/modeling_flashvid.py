@@ -1889,7 +1889,7 @@ class FlashVIDModelMixin:
         if upper is not None:
             kwargs[PRUNING] = upper
 
-        with stopwatch.stage("prefill", inputs_embeds.device) if prompt.videos else nullcontext():  # decoding is no stage
+        with stopwatch.stage("prefill", inputs_embeds.device) if prompt.videos else nullcontext():  # not while decoding
             outputs = self.language_model(
                 inputs_embeds=inputs_embeds,
                 position_ids=position_ids,
