@@ -1,11 +1,9 @@
 """FlashVID (arXiv 2602.08024) before the language model: DySeg, ADTS and TSTM, one after the other.
 
 The compression is decided once, without gradient, and then applied to the features as one weighted sum of rows. In
-behavior "paper" every size follows from `exact_num_tokens`, so nothing waits for the device; only a video of more than
-one chunk of frames does, twice. Beyond the input, memory holds at most the input once more and a chunk in float32.
-
-Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens. A flat
-index is t * N + n.
+behavior "paper" every size follows from `exact_num_tokens`. The host therefore waits for the device only if the video
+has more than one chunk of frames, and then twice. Beside the input, memory holds at most one copy of the input and one
+chunk in float32.
 """
 
 import math
@@ -26,6 +24,7 @@ from .token_selection import TOKEN_SELECTION_METHODS, select_tokens
 from .validation import check_number, check_settings, setting
 from .weighted_rows import weighted_sums
 
+# "paper" follows the paper with an exact budget. "released" reproduces the authors' code, see `released_deviations.py`.
 BEHAVIORS = ("paper", "released")
 
 
@@ -33,9 +32,9 @@ BEHAVIORS = ("paper", "released")
 class CompressionConfig:
     """Settings of the compression, under the reference implementation's names.
 
-    Where `retention_ratio * expansion` reaches 1, the video stays as it is. The pruning inside the language model makes
-    up for the expansion. From a `temporal_threshold` of 1 on nothing is merged over time. In behavior "released" the
-    numbers are those of the released code, with its deviations from the paper.
+    If `retention_ratio * expansion` is at least 1, the video stays as it is. The pruning inside the language model
+    makes up for the expansion. If `temporal_threshold` is at least 1, no token is merged over time. Behavior "released"
+    reproduces the numbers of the released code, including its deviations from the paper.
 
     Raises:
         ValueError: a field is outside of its range.
@@ -75,17 +74,18 @@ class CompressionConfig:
         }
 
     def frame_budget(self, tokens_per_frame: int) -> tuple[int, int]:
-        """Kept tokens of a frame and how many of them are selected rather than merged."""
+        """How many tokens a frame keeps on average, and how many of these are selected rather than merged."""
         budget = math.ceil(tokens_per_frame * self.retention_ratio * self.expansion)
         return min(budget, tokens_per_frame), math.ceil(budget * self.alpha)
 
 
 def exact_num_tokens(num_frames: int, tokens_per_frame: int, config: CompressionConfig) -> int:
-    """How many tokens `compress_video` keeps in behavior "paper", from the sizes alone.
+    """How many tokens `compress_video` keeps in behavior "paper". The number depends only on the sizes.
 
     Args:
         num_frames: T, at least 1.
         tokens_per_frame: N, at least 1.
+        config: the settings of the compression.
 
     Raises:
         ValueError: a size is not a positive integer, or the behavior is "released", whose count depends on the video.
@@ -103,17 +103,20 @@ def exact_num_tokens(num_frames: int, tokens_per_frame: int, config: Compression
 def compress_video(video_features: torch.Tensor, attention: torch.Tensor, config: CompressionConfig) -> CompressedVideo:
     """Select and merge the tokens of one video.
 
-    Computes in float32 whatever the dtype of the input; deterministic; the inputs stay as they are. Gradients flow
-    through the merged tokens, not through the decision. Features below 1e-19 count as zero: their squares are.
+    The computation is deterministic and in float32, whatever the dtype of the input. The inputs are not changed.
+    Gradients flow through the merged tokens, not through the decision. Features below 1e-19 in magnitude count as zero,
+    because their squares underflow.
 
     Args:
         video_features: tokens as they would enter the language model, with shape (T, N, D), of a floating dtype.
         attention: attention that each token receives in the last vision block, averaged over heads and queries, with
-            shape (T, N). The method "div" does not look at it.
+            shape (T, N). The token selection method "div" ignores it.
+        config: the settings of the compression.
 
     Raises:
-        ValueError: the shapes do not fit together; a value is not finite, or beyond 1e12 in magnitude. The values on a
-            GPU are not waited for: there `CompressedVideo.check` raises it, and so does the call of a model.
+        ValueError: the shapes do not fit together; a value is not finite, or beyond 1e12 in magnitude. On a GPU this
+            function does not wait for the values. There `CompressedVideo.check` raises the error, and so does the call
+            of a model.
     """
     check_features(video_features, attention)
     num_frames, num_tokens, _ = video_features.shape
@@ -132,7 +135,7 @@ def compress_video(video_features: torch.Tensor, attention: torch.Tensor, config
 
 
 def segment_means(frame_features: torch.Tensor, together: torch.Tensor) -> torch.Tensor:
-    """Mean token of the segment of every frame, with shape (T, D).
+    """For every frame, the mean token of its segment, with shape (T, D).
 
     Args:
         frame_features: mean token of every frame, with shape (T, D), float32.
@@ -146,19 +149,23 @@ def event_relevance(features: torch.Tensor, segment_features: torch.Tensor) -> t
 
     Args:
         features: with shape (T, N, D).
-        segment_features: mean token of the segment of every frame, with shape (T, D).
+        segment_features: see `segment_means`, with shape (T, D).
     """
-    # A row times a matrix: on CPUs several times as fast as the same matrix times a column.
+    # A row times a matrix: on CPUs this is several times as fast as the matrix times a column.
     return torch.bmm(segment_features[:, None], features.mT)[:, 0]
 
 
 def cosine_distances(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """1 - cosine of the tokens within each frame, with shape (T, N, N), and 1 / norm of each, with shape (T, N).
+    """Cosine distances (1 - cosine) of the tokens within each frame, and 1 / norm of each token.
 
-    Exactly symmetric: the product of the two norms is made first, so tokens that are each other's nearest stay tied.
+    The distances are exactly symmetric, because the two inverse norms are multiplied first. Two tokens that are each
+    other's nearest thus stay tied.
 
     Args:
-        features: with shape (T, N, D), float32. A zero token is at distance 1 from all, itself included.
+        features: with shape (T, N, D), float32. A zero token has distance 1 to all tokens, itself included.
+
+    Returns:
+        Tuple of the distances with shape (T, N, N) and of 1 / norm with shape (T, N), both float32.
     """
     products = gram_matrices(features)
     inverse_norm = inverse_norms(products.diagonal(dim1=1, dim2=2))
@@ -175,7 +182,12 @@ def _select(
     method: str,
     released: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The selected tokens of frames (T, N, D), with shape (T, num_tokens), and 1 / norm of all, with shape (T, N)."""
+    """Select tokens in each frame of `features` (T, N, D).
+
+    Returns:
+        Tuple of the indices into N of the selected tokens, with shape (T, num_tokens), and of 1 / norm of all tokens,
+        with shape (T, N).
+    """
     features = features.float()
     distance = relevance = None
     if method == "attn":
@@ -189,15 +201,19 @@ def _select(
 
 
 def _decide(features: torch.Tensor, attention: torch.Tensor, config: CompressionConfig, size: int) -> dict:
-    """The fields of a `CompressedVideo` but the tokens, and the `entries` of the weighted sums that make them.
+    """Decide how a video is compressed.
 
     Args:
         features: with shape (T, N, D), any floating dtype.
-        size: frames whose float32 features are in memory at once.
+        size: how many frames have their float32 features in memory at once.
+
+    Returns:
+        All fields of the `CompressedVideo` except `tokens`, and `entries`: the arguments of the `weighted_sums` that
+        makes the tokens.
     """
     num_frames, num_tokens, width = features.shape
     step = frames_per_step(min(num_frames, size), num_tokens, width)
-    exact = features.float() if num_frames <= size else features  # otherwise a few frames at a time
+    exact = features.float() if num_frames <= size else features  # long videos: float32 a few frames at a time, below
     budget, num_selected = config.frame_budget(num_tokens)
     num_merged = budget - num_selected
     released = config.behavior == "released"
@@ -214,7 +230,7 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
 
     # ADTS
     method, segment_features = config.token_selection_method, frame_features
-    if method == "attn_div_v2":  # no other method looks at them
+    if method == "attn_div_v2":  # the other methods ignore them
         segment_features = segment_means(frame_features, together)
     select = partial(_select, num_tokens=num_selected, method=method, released=released)
     chosen, inverse_norm = map_frames(select, step, exact, attention, segment_features)
@@ -258,17 +274,18 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
 def unique_rows(
     selected: torch.Tensor, merged: MergedTokens | None, num_kept: int, flat_index: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, ...]]:
-    """One row for every place that is kept, in the order of the video.
+    """Lay out one row for every place that is kept, in the order of the video.
 
     Args:
         selected: which tokens are kept unchanged, with shape (T * N,).
-        merged: what becomes of the others; by default they are dropped.
+        merged: how the other tokens are merged; if `None`, they are dropped.
         num_kept: M.
         flat_index: 0 ... T * N - 1.
 
     Returns:
-        Flat index of each kept place, with shape (M,); the row of each token, -1 if it was dropped, with shape
-        (T * N,); and the arguments of the `weighted_sums` that make the rows, beside the features.
+        Tuple of the flat index of each kept place, with shape (M,); of the row that each token goes into, with shape
+        (T * N,), -1 if it is dropped; and of the arguments that `weighted_sums` needs beside the features to make the
+        rows.
     """
     kept = selected if merged is None else selected | merged.centers.view(-1)
     indices, row = indices_of(kept, num_kept), kept.cumsum(0) - 1
@@ -279,6 +296,6 @@ def unique_rows(
     weight = merged.weight.masked_fill(selected, 1.0)
     dropped = weight == 0
     slots = row[torch.where(selected, flat_index, merged.cluster)].masked_fill_(dropped, -1)
-    # Dropped tokens count with weight 0, spread over the rows so that none gets many.
+    # Dropped tokens have weight 0. They are spread over the rows so that no row gets many entries.
     slot = torch.where(dropped, flat_index % num_kept, slots)
     return indices, slots, (None, slot, weight, rows)

@@ -1,7 +1,7 @@
 """A compressed video: what every compression method returns.
 
-Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens. A flat
-index is t * N + n.
+Legend of all files of the compression: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens. A
+token's flat index is t * N + n, for the n-th token of frame t.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,15 @@ from .finite_checks import check_extremes
 
 @dataclass(frozen=True)
 class CompressedVideo:
-    """A compressed video, and how it came about.
+    """A compressed video, and how it was compressed.
 
     Args:
         tokens: kept tokens in the order of `indices`, with shape (M, D), in the dtype of the features.
-        indices: flat index of each kept token, ascending, with shape (M,). Unique but in behavior "released".
+        indices: flat index of each kept token, ascending, with shape (M,). Unique, except in behavior "released".
         starts: True at the first frame of every segment, with shape (T,).
         selected: which tokens were kept unchanged because they were selected, with shape (T, N).
-        trees: flat index of the root of the tree that each token joined, with shape (T, N); its own if it joined none.
+        trees: flat index of the root of the tree that each token joined, with shape (T, N). A token that joined no tree
+            is its own root.
         slots: the row of `tokens` that each token went into, with shape (T, N); -1 if it was dropped.
         prunable: whether the language model may drop more of its tokens.
     """
@@ -33,14 +34,15 @@ class CompressedVideo:
     slots: torch.Tensor
     prunable: bool = True
     _segment_lengths: torch.Tensor | None = None
-    # Of what was compressed on a device that would have to be waited for, see `check`.
+    # Smallest and largest values of the input, if they were not checked yet; see `check` and `check_finite`.
     _extremes: torch.Tensor | None = None
 
     def check(self) -> None:
-        """Raise a `ValueError` if what was compressed is not finite, or too large to compute with.
+        """Raise a `ValueError` if the input of the compression was not finite, or too large to compute with.
 
-        On the CPU the compression itself raises it. Other devices would have to be waited for: the models call this
-        where they wait anyway. Until then the indices are in order all the same, and the tokens worth nothing.
+        On the CPU the compression itself raises the error. On other devices the check has to wait for the device, so
+        the models call this method where they wait anyway. Before the check, the indices of such a video are valid but
+        its tokens are meaningless.
         """
         if self._extremes is not None:
             check_extremes(self._extremes)
@@ -58,7 +60,13 @@ class CompressedVideo:
     def whole(
         cls, video_features: torch.Tensor, *, prunable: bool, extremes: torch.Tensor | None = None
     ) -> "CompressedVideo":
-        """A video of which every token is kept, given its features (T, N, D)."""
+        """Keep every token of a video.
+
+        Args:
+            video_features: with shape (T, N, D).
+            prunable: whether the language model may drop some of the tokens.
+            extremes: the values that `check` looks at, see `check_finite`.
+        """
         num_frames, num_tokens, _ = video_features.shape
         indices = torch.arange(num_frames * num_tokens, device=video_features.device)
         grid = indices.view(num_frames, num_tokens)
@@ -85,21 +93,21 @@ class CompressedVideo:
         starts: torch.Tensor | None = None,
         extremes: torch.Tensor | None = None,
     ) -> "CompressedVideo":
-        """Of tokens in any order.
+        """Build a compressed video from kept tokens in any order.
 
         Args:
             tokens: with shape (M, D).
             indices: flat index of each, unique, with shape (M,).
             shape: (T, N).
-            selected: which tokens were kept unchanged, with shape (T, N); all of `indices` by default.
-            slots: the row of `tokens` that each token went into, with shape (T, N), -1 if it was dropped; by default
-                only the kept tokens are in their rows.
-            starts: True at the first frame of every segment, with shape (T,); one segment by default.
-            extremes: what `check` is to look at.
+            selected: which tokens were kept unchanged, with shape (T, N). Default: all tokens of `indices`.
+            slots: the row of `tokens` that each token went into, with shape (T, N), -1 if it was dropped. Default:
+                every kept token went into its own row, and all others were dropped.
+            starts: True at the first frame of every segment, with shape (T,). Default: one segment.
+            extremes: the values that `check` looks at, see `check_finite`.
         """
         flat_index = torch.arange(shape[0] * shape[1], device=indices.device)
         indices, order = indices.sort()
-        row = order.argsort()  # of each token in its old place
+        row = order.argsort()  # new row of each old row
         if slots is None:
             slots = torch.full_like(flat_index, -1).scatter(0, indices, flat_index[: len(indices)])
         else:
@@ -118,7 +126,12 @@ class CompressedVideo:
 
 
 def check_features(video_features: torch.Tensor, attention: torch.Tensor | None) -> None:
-    """Raise a `ValueError` unless these are the features (T, N, D) and the attention (T, N), if any, of one video."""
+    """Raise a `ValueError` unless the shapes, dtype and devices are those of one video.
+
+    Args:
+        video_features: must have shape (T, N, D) and a floating dtype.
+        attention: must have shape (T, N) and be on the same device; `None` is not checked.
+    """
     if video_features.ndim != 3 or 0 in video_features.shape:
         raise ValueError(
             f"`video_features` has shape {tuple(video_features.shape)}: it must be (frames, tokens per frame, width), "

@@ -1,13 +1,10 @@
-"""DPC-kNN in every frame of a video: tokens that lie in dense places, far from denser ones, become cluster centres.
-
-Legend: T frames (for Qwen: temporal grids), N tokens a frame, D width.
-"""
+"""DPC-kNN in every frame of a video: tokens in dense places, far from any denser token, become cluster centres."""
 
 import torch
 
 from .similarity import gram_matrices
 
-# Nearest neighbours in the density estimate of DPC-kNN, at most; the reference's constant.
+# Most nearest neighbours that the density estimate of DPC-kNN takes; the constant of the released code.
 MAX_NEIGHBORS = 7
 
 
@@ -21,12 +18,13 @@ def cluster_tokens(
     Args:
         features: with shape (T, N, D), float32.
         candidates: boolean mask with shape (T, N) of the tokens to cluster.
-        num_clusters: with shape (T,), at most the candidates of the frame.
-        num_neighbors: with shape (T,), from 1 to 7.
+        num_clusters: clusters of every frame, with shape (T,), at most the candidates of the frame.
+        num_neighbors: neighbours in the density estimate of every frame, with shape (T,), from 1 to `MAX_NEIGHBORS`.
 
     Returns:
-        Tuple of the mask of the centres and, for every token, the index within its frame of the centre that it joins
-        (meaningless for other than candidates, and in frames without clusters), both with shape (T, N).
+        Tuple of the mask of the centres and, for every token, the index within its frame of the centre that it joins,
+        both with shape (T, N). The index is meaningless for tokens that are no candidates, and in frames without
+        clusters.
     """
     index = torch.arange(features.shape[1], device=features.device)
     score, squared = density_scores(features, candidates, num_neighbors, index)
@@ -39,30 +37,31 @@ def cluster_tokens(
 def density_scores(
     features: torch.Tensor, candidates: torch.Tensor, num_neighbors: torch.Tensor, index: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """How much of a density peak every token of a frame is, as in DPC-kNN: density * separation.
+    """Score every token of a frame as a density peak, as DPC-kNN does: density * separation.
 
-    Distances are Euclidean / sqrt(D); the density of a token is exp(-mean of its k smallest squared distances), itself
-    included, with k = `num_neighbors`; its separation is the distance to the nearest denser token, or the largest
-    distance of the frame if none is denser.
+    The distance of two tokens is Euclidean, divided by sqrt(D). The density of a token is exp(-mean of its k smallest
+    squared distances), with k = `num_neighbors`; the distance to itself, 0, is one of the k. The separation of a token
+    is the distance to the nearest denser token, or the largest distance of the frame if no token is denser.
 
     Args:
         features: with shape (T, N, D), float32.
-        candidates: boolean mask with shape (T, N) of the tokens to look at.
-        num_neighbors: with shape (T,), from 1 to 7, at most the candidates of the frame.
+        candidates: boolean mask with shape (T, N) of the tokens to score.
+        num_neighbors: with shape (T,), from 1 to `MAX_NEIGHBORS`, at most the candidates of the frame.
         index: 0 ... N - 1.
 
     Returns:
-        Tuple of the scores with shape (T, N), -1 for other than candidates, and the squared distances with shape
-        (T, N, N), infinite to other than candidates.
+        Tuple of the scores with shape (T, N), -1 for tokens that are no candidates, and of the squared distances with
+        shape (T, N, N), infinite to and from tokens that are no candidates.
     """
     others = ~candidates
     products = gram_matrices(features)
     norm = products.diagonal(dim1=1, dim2=2).masked_fill(others, float("inf"))  # far from everything
-    # The norms are added to each other first, which keeps the matrices symmetric and mutual neighbours tied.
+    # |x - y|^2 = |x|^2 + |y|^2 - 2 x * y. Adding the two norms first keeps the matrices exactly symmetric, so tokens
+    # that are each other's nearest stay tied.
     squared = norm[:, :, None] + norm[:, None, :]
-    # A token is at exactly 0 from itself: its norm is on the diagonal of the products.
+    # The distance of a token to itself is exactly 0, because its norm is on the diagonal of the products.
     squared.sub_(products, alpha=2).clamp_(min=0).div_(features.shape[2])
-    del products  # before another matrix is made
+    del products  # frees its memory before another matrix is made
 
     num_neighbors = num_neighbors[:, None, None]
     nearest = squared.topk(min(MAX_NEIGHBORS, len(index)), dim=-1, largest=False).values

@@ -1,7 +1,4 @@
-"""Long videos some frames at a time, so that float32 copies and products of their features do not grow with them.
-
-Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width.
-"""
+"""Process long videos a few frames at a time, so that the memory for float32 copies and products stays bounded."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,23 +8,28 @@ import torch
 # Most bytes of the float32 features of a chunk: 191 frames of 196 tokens at a width of 3584.
 _CHUNK_BYTES = 512 * 2**20
 
-# Matrices (N, N) in float32 that the inner products and the density scores of a frame have in memory at once, at most.
+# How many float32 matrices (N, N) a frame needs at once, at most, for its inner products and density scores.
 _MATRICES = 2.25
-# Bytes of such matrices that are too few to be worth another step.
+# A step may always take this many bytes of such matrices: splitting less is not worth another step.
 _STEP_BYTES = 2**20
 
 
 def frames_per_chunk(features: torch.Tensor) -> int:
-    """How many frames of features with shape (T, N, D) a chunk has."""
+    """How many frames a chunk has, for features with shape (T, N, D)."""
     return max(1, _CHUNK_BYTES // (4 * features.shape[1] * features.shape[2]))
 
 
 def frames_per_step(num_frames: int, num_tokens: int, width: int) -> int:
-    """How many of so many frames have their (N, N) matrices in memory at once.
+    """How many frames have their (N, N) matrices in memory at once.
 
-    As many as bring these matrices to a quarter of the frames' float32 features, and to `_STEP_BYTES` at least. Where
-    the tokens are narrower than a frame has tokens, which those of real models are not, the matrices dominate anyway:
-    there only a chunk limits them.
+    The matrices may take a quarter of the bytes of the frames' float32 features, or `_STEP_BYTES` if that is more. If
+    D is below N, which no real model has, the matrices are larger than the features anyway. They may then take the
+    bytes of a whole chunk.
+
+    Args:
+        num_frames: frames that are processed, the largest result.
+        num_tokens: N.
+        width: D.
     """
     features = 4 * num_frames * num_tokens * width
     most = _CHUNK_BYTES if width < num_tokens else max(_STEP_BYTES, features // 4)
@@ -35,12 +37,19 @@ def frames_per_step(num_frames: int, num_tokens: int, width: int) -> int:
 
 
 def map_frames(function: Callable[..., Any], size: int, *tensors: torch.Tensor) -> Any:
-    """What `function` makes of `size` frames of all the tensors at a time, joined; it returns one tensor or several."""
+    """Call `function` on `size` frames of all tensors at a time, and join its results.
+
+    Args:
+        function: takes as many tensors as there are `tensors`; returns one tensor or a tuple of tensors, whose first
+            dimension is the frames.
+        size: frames of one call.
+        tensors: their first dimension is the frames.
+    """
     return join_chunks([function(*chunk) for chunk in zip(*(tensor.split(size) for tensor in tensors), strict=True)])
 
 
 def join_chunks(results: Sequence[Any]) -> Any:
-    """The results of all chunks, one tensor or a tuple each, as if there had been a single one."""
+    """Join the results of all chunks, each one tensor or a tuple of tensors, along the first dimension."""
     if len(results) == 1:
         return results[0]
     if isinstance(results[0], torch.Tensor):

@@ -1,8 +1,8 @@
 """What the released code does differently from the paper, for `behavior="released"` only.
 
-It reproduces the published numbers; nothing else uses it. Where the released code leaves a choice to `torch.topk`
-among equal values, or to the rounding of `torch.cdist`, so does this, frame by frame. The random noise that the
-released code adds to break ties is zero here.
+These functions reproduce the published numbers. They call `torch.topk` and `torch.cdist` frame by frame, as the
+released code does, so ties and rounding come out alike. The released code adds random noise to break ties; here the
+noise is zero.
 """
 
 import math
@@ -20,11 +20,13 @@ def released_segment_lengths(
 ) -> torch.Tensor:
     """Frames of every segment as the released code counts them, with shape (S,).
 
-    It draws the complementary cuts from all transitions, so a taken one is drawn again once no free one is left. That
-    adds segments of length zero to the list and changes nothing else: the frames are grouped as by `segment_video`.
+    The released code draws the complementary cuts from all transitions. Once no uncut transition is left, it draws
+    transitions that are cut already. Each of those adds a segment of length zero to the list. The frames are still
+    grouped as by `segment_video`.
 
     Args:
         similarity: cosine similarity of neighbouring frames, with shape (T - 1,).
+        segment_threshold, min_segment_num, complementary_segment: see `segment_video`.
     """
     cut = similarity < segment_threshold
     cuts = cut.nonzero()[:, 0]
@@ -37,11 +39,14 @@ def released_segment_lengths(
 
 
 def released_clusters(num_roots: torch.Tensor, num_clusters: torch.Tensor, all_roots: torch.Tensor) -> torch.Tensor:
-    """Clusters of every frame with shape (T,): each frame rounds its share up, so a segment may exceed its budget.
+    """How many clusters each frame gets in the released code, with shape (T,).
+
+    Every frame rounds its share up, so a segment may exceed its budget.
 
     Args:
-        num_roots: tree roots of every frame.
-        num_clusters, all_roots: clusters and tree roots of the whole segment of every frame.
+        num_roots: tree roots in each frame, with shape (T,).
+        num_clusters: clusters of the whole segment that each frame lies in, with shape (T,).
+        all_roots: tree roots of that segment, with shape (T,).
     """
     share = (num_roots * (num_clusters.double() / all_roots)).ceil().long()
     return torch.where(num_clusters < all_roots, share, num_roots)
@@ -50,7 +55,7 @@ def released_clusters(num_roots: torch.Tensor, num_clusters: torch.Tensor, all_r
 def released_cluster_tokens(
     features: torch.Tensor, candidates: torch.Tensor, num_clusters: torch.Tensor, num_neighbors: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`cluster_tokens` with the ties and the rounding of the released code; same arguments and results."""
+    """`cluster_tokens` with the ties and the rounding of the released code: same arguments, same results."""
     centers = torch.zeros_like(candidates)
     joined = torch.arange(candidates.shape[1], device=candidates.device).repeat(len(candidates), 1)
     for frame, (count, neighbors) in enumerate(zip(num_clusters.tolist(), num_neighbors.tolist(), strict=True)):
@@ -74,12 +79,15 @@ def released_cluster_tokens(
 def released_rows(
     chosen: torch.Tensor, merged: "MergedTokens | None", flat_index: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
-    """The rows of the kept tokens where a place may be kept more than once; same results as `unique_rows`.
+    """Lay out the rows of the kept tokens if a place may be kept more than once.
 
     Args:
         chosen: flat index of every selected token, ascending, with repeats.
-        merged: what becomes of the others; they are dropped if `None`.
+        merged: how the other tokens are merged; if `None`, they are dropped.
         flat_index: 0 ... T * N - 1.
+
+    Returns:
+        The same as `unique_rows`, with one row for each repeat.
     """
     nowhere = torch.full_like(flat_index, -1)
     if merged is None:
@@ -91,7 +99,7 @@ def released_rows(
     rows, dropped = order.argsort(), merged.weight == 0
     row_of_center = nowhere.scatter(0, kept[len(chosen) :], rows[len(chosen) :])
     slots = row_of_center[merged.cluster].masked_fill_(dropped, -1)
-    # Dropped tokens count with weight 0, spread over the rows so that none gets many.
+    # Dropped tokens have weight 0. They are spread over the rows so that no row gets many entries.
     slot = torch.cat([rows[: len(chosen)], torch.where(dropped, flat_index % len(kept), slots)])
     weight = F.pad(merged.weight, (len(chosen), 0), value=1.0)
     entries = torch.cat([chosen, flat_index]), slot, weight, flat_index[: len(kept)]
@@ -99,8 +107,13 @@ def released_rows(
 
 
 def released_repeats(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Tokens (M, D) as the released Qwen code enters them: it writes them to their columns and reads them back.
+    """Tokens (M, D) as the released Qwen code passes them to the language model.
 
-    Where an index repeats, all its rows then hold the vector that was written last.
+    That code writes each token to its column and then reads the columns back. If an index repeats, the last vector
+    overwrites the others, so all rows with that index hold the last vector.
+
+    Args:
+        tokens: with shape (M, D).
+        indices: flat index of each token, ascending, with shape (M,).
     """
     return tokens[torch.searchsorted(indices, indices, right=True) - 1]

@@ -1,7 +1,4 @@
-"""DySeg of FlashVID (arXiv 2602.08024): cut a video into segments where the scene changes.
-
-Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width.
-"""
+"""DySeg of FlashVID (arXiv 2602.08024): cut a video into segments where the scene changes."""
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +15,13 @@ def segment_video(
 
     A cut lies between two neighbouring frames whose cosine similarity is below `segment_threshold`. If that gives
     fewer than `min_segment_num` segments and `complementary_segment` is set, the least similar of the remaining
-    transitions are cut too, each at most once, until there are enough segments or no transition is left.
+    transitions are cut too, until there are enough segments or no transition is left.
 
     Args:
         frame_features: mean token of every frame, with shape (T, D), float32.
+        segment_threshold: cosine similarity below which a segment ends.
+        min_segment_num: how many segments the additional cuts aim at.
+        complementary_segment: whether to make additional cuts.
 
     Returns:
         Boolean mask with shape (T,): True at the first frame of every segment (always at frame 0).
@@ -36,7 +36,7 @@ def segment_video(
 
 
 def frame_similarity(frame_features: torch.Tensor) -> torch.Tensor:
-    """Cosine similarity of neighbouring frames, with shape (T - 1,); 0 where a frame is zero."""
+    """Cosine similarity of neighbouring frames (T, D), with shape (T - 1,); 0 if one of the two frames is zero."""
     norm = frame_features.norm(dim=-1, keepdim=True)
     unit = frame_features / norm.clamp_min(torch.finfo(norm.dtype).tiny)
     return (unit[:-1] * unit[1:]).sum(-1)

@@ -1,15 +1,14 @@
-"""ADTS of FlashVID (arXiv 2602.08024): select informative and diverse tokens in every frame.
-
-Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width.
-"""
+"""ADTS of FlashVID (arXiv 2602.08024): select informative and diverse tokens in every frame."""
 
 import torch
 
+# The names are those of the released code; `select_tokens` says what each method does.
 TOKEN_SELECTION_METHODS = ("attn", "div", "attn_div", "attn_div_v2")
 
-# Received attention is about 1 / N; the factor is the reference's. Selection does not depend on it, only rounding does.
+# The attention that a token receives is about 1 / N. The factor is that of the released code. Scaling does not change
+# the selection, except through rounding.
 _ATTENTION_SCALE = 1e6
-# Times any distance still finite, so that only chosen tokens are at -inf, whatever the input.
+# Largest magnitude of a weight. Its product with any distance is finite, so only chosen tokens are at -inf.
 _LARGEST_WEIGHT = 1e37
 
 
@@ -37,9 +36,9 @@ def select_tokens(
         method: one of `TOKEN_SELECTION_METHODS`.
         event_relevance: mean dot product of each token with the frame means of its segment, with shape (T, N);
             only for `attn_div_v2`.
-        released: what the released code does: in `attn_div_v2`, and there alone, chosen tokens stay eligible, and are
-            chosen again where the event relevance is negative or all tokens are alike. Among equal attention `attn`
-            leaves the choice to `torch.topk`.
+        released: select as the released code does. In `attn_div_v2`, chosen tokens stay eligible, and are chosen again
+            if their event relevance is negative or all tokens are alike. In `attn`, `torch.topk` decides among tokens
+            with equal attention.
 
     Returns:
         Indices into N with shape (T, num_tokens), ascending in every frame, and unique unless `released`.
@@ -60,14 +59,14 @@ def select_tokens(
         distance = distance.mul_(weight[:, None, :])
     second_smallest = distance.topk(2, dim=1, largest=False).values[:, 1] if num_candidates > 1 else distance[:, 0]
     current = second_smallest.argmax(dim=-1)
-    # A chosen token's distance to itself takes it out of every later argmax.
+    # With -inf as the distance to itself, a chosen token is never the argmax again.
     if not (released and method == "attn_div_v2"):
         distance.diagonal(dim1=1, dim2=2).fill_(float("-inf"))
     chosen = [current]
     nearest = None  # smallest distance of every token to a chosen one, (T, N)
     for _ in range(1, num_tokens):
         to_current = distance.gather(1, current[:, None, None].expand(-1, 1, num_candidates))[:, 0]
-        nearest = to_current if nearest is None else torch.fmin(nearest, to_current)  # NaN hides no -inf
+        nearest = to_current if nearest is None else torch.fmin(nearest, to_current)  # `fmin`: NaN must not hide -inf
         current = nearest.argmax(dim=-1)
         chosen.append(current)
     return torch.stack(chosen, dim=1).sort(dim=-1).values

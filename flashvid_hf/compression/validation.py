@@ -1,7 +1,8 @@
-"""What a setting may be: one record each, and checks whose errors name the field, the value, the range and a next step.
+"""What a setting may be: a record for each setting, and checks.
 
-The fields of a dataclass are its settings. Each states its default, its meaning and its range once, by `setting`. The
-checks, the fields of the models' configurations, the tables of the model cards and that of the README follow from it.
+The error of a check names the field, the value, the allowed range and a next step. The fields of a dataclass are its
+settings. Each field states its default, meaning and range once, by `setting`. The checks, the fields of the models'
+configurations and the tables of the model cards and of the README follow from these records.
 """
 
 import math
@@ -20,11 +21,15 @@ def check_number(
     most: float | None = None,
     integer: bool = False,
 ) -> None:
-    """Raise a `ValueError` unless `value` is a finite number (an integer if asked for) within the bounds.
+    """Raise a `ValueError` unless `value` is a finite number within the bounds. A boolean is no number.
 
     Args:
+        name: what the error calls the value.
+        value: what is checked.
         above: the value must be larger than this.
-        least, most: the value must be at least and at most this.
+        least: the value must be at least this.
+        most: the value must be at most this.
+        integer: the value must be an integer.
     """
     is_number = isinstance(value, Integral if integer else Real) and not isinstance(value, bool)
     fits = (
@@ -57,13 +62,15 @@ class Setting:
     """What a setting does and what it may be.
 
     Args:
-        meaning: what it does, for tables in Markdown. "{layers}" stands for the number of layers.
+        meaning: what the setting does, for tables in Markdown. "{layers}" stands for the number of layers.
         above: a number must be larger than this.
-        least, most: a number must be at least and at most this.
+        least: a number must be at least this.
+        most: a number must be at most this.
         integer: a number must be an integer.
-        choices: it must be one of these.
-        optional: it may be `None` too.
-        words: what it may be, where none of the above can say it. Then its owner checks it, and `check` does not.
+        choices: the value must be one of these.
+        optional: the value may be `None` too.
+        words: what the value may be, in words, if no other field can say it. `check` then accepts every value, and the
+            class that has the setting checks it.
     """
 
     meaning: str
@@ -76,7 +83,7 @@ class Setting:
     words: str = ""
 
     def check(self, name: str, value: Any) -> None:
-        """Raise a `ValueError` if the setting called `name` must not have this value."""
+        """Raise a `ValueError` if the setting must not have this value. The error calls the setting `name`."""
         if self.words or (value is None and self.optional):
             return
         if self.choices:
@@ -86,7 +93,7 @@ class Setting:
 
     @property
     def allowed(self) -> str:
-        """What it may be, in Markdown; values are written as JSON."""
+        """What the setting may be, in Markdown; values are written as JSON."""
         choices = [f"`{str(choice).lower()}`" for choice in self.choices]
         parts = [self.words] if self.words else choices or _describe_bounds(self.above, self.least, self.most)
         return ", ".join([*parts, *(["`null`"] if self.optional else [])])
@@ -96,8 +103,9 @@ def setting(default: Any, meaning: str, **allowed: Any) -> Any:
     """A field of a dataclass that is a setting. A subclass may give it another default by a plain assignment.
 
     Args:
-        default: its default.
-        meaning, allowed: see `Setting`.
+        default: the default of the field.
+        meaning: see `Setting`.
+        allowed: the other fields of `Setting`.
     """
     return field(default=default, metadata={"setting": Setting(meaning, **allowed)})
 
@@ -109,15 +117,23 @@ def same_setting(owner: Any, name: str) -> Any:
 
 
 def settings_of(owner: Any) -> dict[str, Setting]:
-    """The settings of a dataclass by name, in the order of its fields."""
+    """The settings of a dataclass, by name, in the order of its fields.
+
+    Args:
+        owner: the class. A subclass that only changes a default keeps the meaning and the range.
+    """
     found = {}
-    for base in reversed(owner.__mro__):  # a subclass that only changes a default keeps the range
+    for base in reversed(owner.__mro__):
         own = vars(base).get("__dataclass_fields__", {})
         found.update({name: field.metadata["setting"] for name, field in own.items() if "setting" in field.metadata})
     return found
 
 
 def check_settings(owner: Any) -> None:
-    """Raise a `ValueError` for the first setting of a dataclass's instance that is outside of its range."""
+    """Raise a `ValueError` for the first setting outside of its range.
+
+    Args:
+        owner: an instance of a dataclass with settings.
+    """
     for name, found in settings_of(type(owner)).items():
         found.check(name, getattr(owner, name))

@@ -1,6 +1,6 @@
-"""Weighted sums of rows by group, in a fixed order and with little memory.
+"""Weighted sums of rows, grouped by slot, in a fixed order and with little memory.
 
-Legend: T frames (for Qwen: temporal grids), N tokens a frame, D width, E entries, S slots.
+Letters of this file: E entries (summands), S slots (sums).
 """
 
 from collections.abc import Iterator
@@ -11,15 +11,21 @@ import torch.nn.functional as F
 
 from .frame_chunks import join_chunks
 
-# Into how many blocks of columns the sums cut features that are not float32, at least, and what the width of a block is
-# a multiple of, for the vector instructions of CPUs.
+# If features have to be copied for a sum, one block of columns is copied at a time, which bounds the memory. The sums
+# aim at `_BLOCKS` blocks or more. The width of a block is a multiple of `_BLOCK_STEP`, for the vector instructions of
+# CPUs.
 _BLOCKS, _BLOCK_STEP = 8, 32
 
 
 def count_by_slot(slot: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    """How many entries that are `counted` (1, else 0; float32) share the slot of each entry, with shape (E,).
+    """For each entry, count the entries of its slot.
 
-    A slot is below E. Integers of this size are exact in float32.
+    Args:
+        slot: slot of each entry, below E, with shape (E,).
+        counted: 1 for the entries that count, 0 for the others, float32, with shape (E,).
+
+    Returns:
+        The counts, float32, with shape (E,). Integers of this size are exact in float32.
     """
     return torch.zeros_like(counted).index_add_(0, slot, counted)[slot]
 
@@ -40,10 +46,12 @@ def weighted_sums(
 
     Args:
         features: with shape (T * N, D), any floating dtype.
-        source, slot, weight: one entry each per summand, with shape (E,). Without `source`, 0, 1, 2 ...
+        source: row of `features` of each entry, with shape (E,). `None` stands for 0, 1, 2 ...
+        slot: slot that each entry is added to, with shape (E,).
+        weight: weight of each entry, with shape (E,).
         slots: 0, 1, 2 ..., with shape (S,).
-        per_chunk: slots to sum at once, in float32; all by default.
-        dtype: what the sums are rounded to.
+        per_chunk: how many slots to sum at once, in float32. Default: all.
+        dtype: dtype of the result.
 
     Returns:
         Tensor with shape (S, D); a slot without entries is zero.
@@ -61,10 +69,15 @@ def iterate_sums(
     *,
     overwrites: bool = False,
 ) -> Iterator[torch.Tensor]:
-    """`weighted_sums` in float32, chunk by chunk, with shape (per_chunk, D) each.
+    """`weighted_sums` in float32, chunk by chunk.
 
     Args:
-        overwrites: a single chunk may take the place of the features, which are float32 then.
+        features, source, slot, weight, slots, per_chunk: see `weighted_sums`.
+        overwrites: whether the sums may overwrite `features`, which are float32 then. Applies if there is only one
+            chunk.
+
+    Yields:
+        Sums with shape (per_chunk, D); the last chunk may have fewer.
     """
     ordered, order = slot.sort(stable=True)
     offsets = torch.searchsorted(ordered, slots)
@@ -73,7 +86,7 @@ def iterate_sums(
     if len(slots) <= per_chunk:
         yield _sum_bags(features, rows, offsets, weight, len(features), overwrites)
         return
-    starts = offsets[::per_chunk].tolist()  # waits: the sizes of the chunks depend on the video
+    starts = offsets[::per_chunk].tolist()  # waits for the device: the sizes of the chunks depend on the video
     for first, (start, end) in zip(range(0, len(slots), per_chunk), pairwise([*starts, len(rows)]), strict=True):
         of_chunk = offsets[first : first + per_chunk] - start
         yield _sum_bags(features, rows[start:end], of_chunk, weight[start:end], per_chunk)
@@ -89,12 +102,19 @@ def _sum_bags(
 ) -> torch.Tensor:
     """Weighted sums of the runs of `rows` that begin at `offsets`, float32, with shape (S, D).
 
-    Where features are overwritten or not float32, a block of columns at a time is copied, with no more values than an
-    eighth of `most` rows have.
+    If `features` are overwritten or not float32, one block of columns is copied at a time.
+
+    Args:
+        features: with shape (T * N, D).
+        rows: rows of `features` to sum, with shape (E,).
+        offsets: where the rows of each slot begin, with shape (S,).
+        weight: weight of each of `rows`, with shape (E,).
+        most: a block has about 1 / `_BLOCKS` as many values as this many rows of `features`.
+        overwrites: see `iterate_sums`.
     """
     if features.dtype == torch.float32 and not overwrites:
         return F.embedding_bag(rows, features, offsets, mode="sum", per_sample_weights=weight)
-    width, gathers = features.shape[1], most < len(features)  # of a chunk only the rows that are summed
+    width, gathers = features.shape[1], most < len(features)  # a chunk copies only the rows that it sums
     places = torch.arange(len(rows), device=rows.device) if gathers else rows
 
     def sum_columns(start: int, end: int) -> torch.Tensor:

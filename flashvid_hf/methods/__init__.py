@@ -1,6 +1,10 @@
-"""The compression methods: a file each, and a line each in the list below.
+"""The compression methods. Each has its own file, and a line in the list below.
 
-`compression_method.py` says what a method is, `registry.py` finds a method by its name. FlashVID is registered there.
+`compression_method.py` says what a method is. `registry.py` finds a method by its name; FlashVID is registered there.
+
+Legend of all files of this folder: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens,
+L layers of the language model, K the layer from which a method prunes, R `retention_ratio`. A token's flat index is
+t * N + n, for the n-th token of frame t.
 """
 
 from .evs import EVS

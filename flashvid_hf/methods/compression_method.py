@@ -1,4 +1,4 @@
-"""What a compression method is: features and signals in, tokens and indices out, and perhaps a step at layer K.
+"""What a compression method is: features and signals in, tokens and indices out, and perhaps pruning at layer K.
 
 A method is one file beside this one, and one line in `methods/__init__.py`:
 
@@ -7,18 +7,18 @@ A method is one file beside this one, and one line in `methods/__init__.py`:
         '''Keep the last tokens of the video. Source: ...'''
 
         name = "newest"
-        signals = ()  # what it wants to know of the vision tower: nothing
+        signals = ()  # what it needs from the vision tower: nothing
 
         def keep(self, features, signals, num_tokens):
             tokens = features.flatten(0, 1)
             indices = torch.arange(len(tokens), device=features.device)[-num_tokens:]
             return Kept(tokens[indices], indices)
 
-By default a method is told the attention that the tokens receive in the last layer of the vision tower,
-`signals.attention`. Its fields are its settings, see `setting`.
+By default a method gets the attention that the tokens receive in the last layer of the vision tower, as
+`signals.attention`. The fields of the dataclass are the settings of the method, see `setting`.
 
-Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens, L layers
-of the language model. A flat index is t * N + n.
+Letters of this file, in addition to those of the compression: L layers of the language model, K the layer from which a
+method prunes, R `retention_ratio`.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -34,14 +34,14 @@ from ..compression.validation import check_number, check_settings, same_setting,
 
 @dataclass(frozen=True)
 class LayerPruning:
-    """A step inside the language model: which video tokens the layers from `layer` on see.
+    """Pruning inside the language model: which video tokens the layers from `layer` on see.
 
     Args:
-        layer: the first layer that sees less; at least 1.
-        ratio: share of the tokens that entered which it sees; above 0, at most 1.
-        scored_by: whose attention in the layer below ranks the tokens: that of the "last_token" of the prompt, or of
-            all "text_tokens", of which the largest counts.
-        merges: average every dropped token into the kept one that it is most similar to.
+        layer: the first layer that sees fewer tokens; at least 1.
+        ratio: share of the entered tokens that `layer` and the layers above it see; above 0, at most 1.
+        scored_by: whose attention in the layer below `layer` ranks the video tokens. "last_token" is the last token of
+            the prompt. "text_tokens" are all text tokens behind the last video; the largest attention counts.
+        merges: whether every dropped token is averaged into the kept token that it is most similar to.
     """
 
     layer: int
@@ -50,23 +50,24 @@ class LayerPruning:
     merges: bool = False
 
 
-# What a method may ask of a layer of the vision tower. Of a token that several patches make, their mean; where the
-# family pools its features, pooled like them.
+# What a method may ask of a layer of the vision tower. If several patches make a token, its signal is their mean. If
+# the family pools its features, the signal is pooled in the same way.
 SIGNAL_KINDS = (
-    "attention",  # that the token receives, mean over heads and queries, with shape (T, N)
+    "attention",  # received by the token, mean over heads and queries, with shape (T, N)
     "keys",  # of the layer's attention before any rotary embedding, all heads side by side, with shape (T, N, width)
-    "hidden_states",  # that the layer returns, with shape (T, N, width)
+    "hidden_states",  # output of the layer, with shape (T, N, width)
 )
 
 
-# A tuple, because remote code has this module twice: once for the configuration and once for the model.
+# A tuple, so that equal signals compare equal in remote code too, which loads this module twice: once for the
+# configuration and once for the model.
 class Signal(NamedTuple):
-    """Something about the tokens of a video that a method wants to know of the vision tower.
+    """Something that a method needs from the vision tower about the tokens of a video.
 
     Args:
         kind: one of `SIGNAL_KINDS`.
-        layer: which layer of the vision tower, counted from 0; a negative one counts back from the layer whose output
-            makes the features, which is -1.
+        layer: index of a layer of the vision tower, from 0. A negative index counts back from the layer whose output
+            makes the features: -1 is that layer itself.
     """
 
     kind: str
@@ -77,7 +78,11 @@ RECEIVED_ATTENTION = Signal("attention")
 
 
 class Signals(dict[Signal, torch.Tensor]):
-    """What a vision tower told about the tokens of one video: a tensor (T, N) or (T, N, width) for each `Signal`."""
+    """What the vision tower gave for the tokens of one video: a tensor (T, N) or (T, N, width) for each `Signal`.
+
+    Raises:
+        ValueError: a signal is looked up that is not there.
+    """
 
     @property
     def attention(self) -> torch.Tensor:
@@ -97,10 +102,10 @@ class Kept(NamedTuple):
     Args:
         tokens: with shape (M, D).
         indices: flat index of each, unique, with shape (M,).
-        selected: which tokens were kept unchanged, with shape (T, N); all of `indices` by default.
-        slots: the row of `tokens` that each token went into, with shape (T, N), -1 if into none; by default only the
-            kept tokens are in their rows.
-        starts: True at the first frame of every segment, with shape (T,); by default one segment.
+        selected: which tokens were kept unchanged, with shape (T, N). Default: all tokens of `indices`.
+        slots: the row of `tokens` that each token went into, with shape (T, N), -1 if it was dropped. Default: every
+            kept token went into its own row, and all others were dropped.
+        starts: True at the first frame of every segment, with shape (T,). Default: one segment.
     """
 
     tokens: torch.Tensor
@@ -114,20 +119,20 @@ class Kept(NamedTuple):
 class CompressionMethod:
     """A training-free way to keep part of the tokens of a video, with its settings.
 
-    Its fields are its settings, flat numbers and strings. `setting` says their defaults, meanings and ranges.
+    The fields are the settings: single numbers and strings. `setting` states their defaults, meanings and ranges.
 
     Raises:
         ValueError: a field is outside of its range, or no pruning brings the average to `retention_ratio`.
     """
 
-    # How `compression_method` names it.
+    # The value of `compression_method` that chooses this method.
     name: ClassVar[str]
-    # What `keep` is told of the vision tower. Nothing else is computed.
+    # The signals that `keep` gets. The vision tower records nothing else.
     signals: ClassVar[tuple[Signal, ...]] = (RECEIVED_ATTENTION,)
 
     retention_ratio: float = same_setting(CompressionConfig, "retention_ratio")
     num_layers: int = setting(28, "L, layers of the language model", least=1, integer=True)
-    # Families whose lower layers take in features of the vision tower set it.
+    # Set by families whose lower layers take in features of the vision tower (deepstack).
     first_pruning_layer: int = setting(
         1, "the first layer that may see less than all that entered", least=1, integer=True
     )
@@ -143,28 +148,29 @@ class CompressionMethod:
             )
 
     def check(self) -> None:
-        """Raise a `ValueError` for settings that do not go together; each by itself is in its range by then."""
+        """Raise a `ValueError` for settings that do not go together. Each setting has been checked by itself before."""
 
     @classmethod
     def settings(cls) -> dict[str, Any]:
-        """The settings of this method and their defaults."""
+        """The method's own settings and their defaults, without those that all methods share."""
         return {field.name: field.default for field in fields(cls) if field.name not in SHARED_SETTINGS}
 
     @property
     def compresses(self) -> bool:
-        """Whether the settings leave anything to compress; otherwise the model is the upstream model."""
+        """Whether these settings compress anything. If not, the model runs as the upstream model."""
         return self.retention_ratio < 1
 
     @property
     def pruning(self) -> LayerPruning | None:
-        """The step inside the language model, if there is one."""
+        """The pruning inside the language model; `None` if there is none."""
         return None
 
     @property
     def entering_ratio(self) -> float:
-        """Share of the tokens that enters the language model, so that `retention_ratio` is the average of its layers.
+        """Share of the tokens that enters the language model.
 
-        With pruning to the share r from layer K on, it is R * L / (K + r * (L - K)).
+        It makes `retention_ratio` the average over the layers: R * L / (K + r * (L - K)), with pruning to the share r
+        of the entered tokens from layer K on. At most 1.
         """
         pruning = self.pruning
         if pruning is None:
@@ -174,10 +180,12 @@ class CompressionMethod:
         return min(1.0, self.retention_ratio / average)
 
     def without_pruning(self) -> "CompressionMethod":
-        """This method where nothing can be dropped inside the language model: `retention_ratio` is what enters.
+        """This method without pruning inside the language model: the share `retention_ratio` enters.
+
+        It is for programs such as vLLM, in which all layers see the same tokens.
 
         Raises:
-            ValueError: the method acts inside the language model alone.
+            ValueError: the method compresses only inside the language model.
         """
         if self.pruning is not None:
             raise ValueError(
@@ -187,7 +195,7 @@ class CompressionMethod:
         return self
 
     def exact_num_tokens(self, num_frames: int, tokens_per_frame: int) -> int:
-        """How many tokens `compress` keeps, from the sizes alone.
+        """How many tokens `compress` keeps. The number depends only on the sizes.
 
         Args:
             num_frames: T, at least 1.
@@ -201,12 +209,12 @@ class CompressionMethod:
         return max(1, round(num_frames * tokens_per_frame * self.entering_ratio))
 
     def compress(self, video_features: torch.Tensor, signals: Signals | torch.Tensor) -> CompressedVideo:
-        """Keep part of the tokens of one video. Deterministic; the inputs stay as they are.
+        """Keep part of the tokens of one video. Deterministic; the inputs are not changed.
 
         Args:
             video_features: tokens as they would enter the language model, with shape (T, N, D).
-            signals: what the method asks for in its `signals`; others are not looked at. A tensor is the attention that
-                each token receives in the last layer of the vision tower, with shape (T, N).
+            signals: the signals that the method names in its own `signals`; others are ignored. A tensor stands for
+                the attention that each token receives in the last layer of the vision tower, with shape (T, N).
 
         Raises:
             ValueError: a signal is missing; the shapes do not fit together; a feature or an attention of the last layer
@@ -245,13 +253,14 @@ class CompressionMethod:
 
         Args:
             features: with shape (T, N, D), float32, contiguous.
-            signals: those that the method asks for, float32, contiguous: `signals.attention`, `signals[Signal(...)]`.
-            num_tokens: how many to keep, M; below T * N.
+            signals: the signals that the method names, float32, contiguous. Read them as `signals.attention` or
+                `signals[Signal(...)]`.
+            num_tokens: how many tokens to keep, M; below T * N.
         """
         raise NotImplementedError
 
 
-# What every method takes beside its own settings.
+# The settings that all methods share.
 SHARED_SETTINGS = frozenset(field.name for field in fields(CompressionMethod))
 
 
@@ -259,7 +268,7 @@ class TokenScoring(CompressionMethod):
     """A method that keeps the tokens with the highest scores of the whole video, unchanged."""
 
     def score(self, features: torch.Tensor, signals: Signals) -> torch.Tensor:
-        """Scores with shape (T, N), see `keep` for the arguments. Ties go to the lower index."""
+        """Score every token, with shape (T, N). Ties go to the lower index. The arguments are those of `keep`."""
         raise NotImplementedError
 
     def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
@@ -270,15 +279,16 @@ class TokenScoring(CompressionMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class LatePruning(CompressionMethod):
-    """A method with a step at a certain depth of the language model that keeps a certain share of what entered.
+    """A method that prunes at a certain depth of the language model, to a certain share of the entered tokens.
 
-    By default the step is at the layer nearest to `pruning_depth` of the layers, and not below `first_pruning_layer`.
-    The layers above see more than `llm_retention_ratio` where all tokens enter and `retention_ratio` would not be
-    reached.
+    By default it prunes at the layer nearest to `pruning_depth` * L, but not below `first_pruning_layer`. The layers
+    above see more than `llm_retention_ratio` if even with all tokens entering the average would be below
+    `retention_ratio`.
     """
 
+    # Default depth of the pruning, as a share of the layers.
     pruning_depth: ClassVar[float]
-    # The fields of `LayerPruning` beside the layer and the share.
+    # The fields of `LayerPruning` other than `layer` and `ratio`.
     pruning_rule: ClassVar[dict[str, Any]] = {}
 
     pruning_layer: int | None = setting(
@@ -295,7 +305,7 @@ class LatePruning(CompressionMethod):
             layer = max(self.first_pruning_layer, round(depth * self.pruning_depth))
         if layer >= depth:
             return None
-        # With all tokens entering, the layers above have to see this much.
+        # If all tokens enter, the layers above must see this share for the average to reach `retention_ratio`.
         least = (self.retention_ratio * depth - layer) / (depth - layer)
         ratio = max(self.llm_retention_ratio, least)
         return LayerPruning(layer, ratio, **self.pruning_rule) if ratio < 1 else None

@@ -10,14 +10,14 @@ from .compression_method import Signals, TokenScoring
 
 @dataclass(frozen=True, kw_only=True)
 class EVS(TokenScoring):
-    """Efficient Video Sampling (arXiv 2510.14624), in the form that vLLM has it.
+    """Efficient Video Sampling (arXiv 2510.14624), in the form that vLLM has.
 
-    The first frame is kept whole. Of the others the tokens with the largest d_ti = 1 - cos(x_ti, x_(t-1)i) over the
-    whole video are kept, unchanged.
+    The first frame is kept whole. In the other frames, the tokens with the largest d_ti = 1 - cos(x_ti, x_(t-1)i) of
+    the whole video are kept unchanged.
 
-    Differs from the paper, which compares the pixels of patches (L1 norm), in that tokens are compared as they enter
-    the language model. As in both, never fewer tokens than one frame has are kept, so where R * T is below 1 it keeps
-    more than R. In the LLaVA families positions are consecutive.
+    Differs from the paper: the tokens are compared as they enter the language model. The paper compares the pixels of
+    patches (L1 norm). As in the paper and in vLLM, at least the tokens of one frame are kept, so more than the share R
+    is kept if R * T is below 1. In the LLaVA families positions are consecutive.
     """
 
     name = "evs"

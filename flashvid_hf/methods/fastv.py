@@ -10,18 +10,18 @@ from .compression_method import CompressionMethod, LayerPruning
 class FastV(CompressionMethod):
     """FastV (arXiv 2403.06764), written from the paper.
 
-    All video tokens enter. At layer K they are ranked by the attention that the last token of the prompt pays them in
-    layer K - 1, averaged over the heads, and the best are kept with their positions.
+    All video tokens enter. At layer K they are ranked by the attention that they get from the last token of the prompt
+    in layer K - 1, averaged over the heads. The best tokens are kept with their positions.
 
     Differs from the paper: the share that is kept follows from `retention_ratio`, the average over the L layers, as
-    (R * L - K) / (L - K), where the paper gives it (0.5). K layers that see everything are K / L of the average
-    already, so R has to be larger.
+    (R * L - K) / (L - K). The paper fixes the share at 0.5. The K layers that see all tokens add K / L to the average,
+    so R must be larger than K / L.
 
-    K is 2 by default, as in the paper; 1 where two whole layers are too many, and `first_pruning_layer` where that is
-    deeper.
+    K is 2 by default, as in the paper. It is 1 if two layers with all tokens exceed R, and `first_pruning_layer` if
+    that is deeper.
 
     Raises:
-        ValueError: the whole layers alone exceed `retention_ratio`.
+        ValueError: the layers that see all tokens exceed `retention_ratio` by themselves.
     """
 
     name = "fastv"

@@ -1,4 +1,4 @@
-"""FastVID: keep salient tokens of every frame, and merge the others of a segment into those of its anchor frames."""
+"""FastVID: keep salient tokens of every frame, and merge the other tokens of a segment into its anchor frames."""
 
 from dataclasses import dataclass
 
@@ -21,23 +21,28 @@ _NUM_NEIGHBORS = 4
 class FastVID(CompressionMethod):
     """FastVID: dynamic density pruning for fast video large language models (arXiv 2503.11187).
 
-    The video is cut into segments where neighbouring frames differ (`segment_video`). Of the M kept tokens the share
-    1 - d is salient: in every frame the tokens with the largest attention, unchanged. The share d is context. It lies
-    in anchor frames, every p-th of a segment counted back from its last; a segment has context in proportion to its
-    frames, and its anchors alike. The targets of an anchor are those of its tokens that are not salient and have the
-    largest density * separation (`density_scores`, k = 4).
+    1. Segments: the video is cut where neighbouring frames differ (`segment_video`).
+    2. Salient tokens are the share 1 - d of the M kept tokens: in every frame the tokens with the largest attention,
+       unchanged.
+    3. Context tokens are the share d. They lie in anchor frames: every p-th frame of a segment, counted back from its
+       last. A segment gets context tokens in proportion to its number of frames, and shares them out evenly over its
+       anchors. The targets of an anchor are its tokens that are not salient and have the largest
+       density * separation (`density_scores`, k = 4).
+    4. Every anchor merges all tokens of its segment that are not salient, its targets included: each token goes to the
+       target with the largest cosine. A target x becomes w * x + (1 - w) * m with w = max(1 / (n + 1), beta), if n
+       tokens with mean m went to it. A token thus goes into one row for each anchor of its segment.
 
-    Every anchor by itself then merges all tokens of its segment that are not salient, the targets included: each goes
-    to the target of largest cosine. A target x that n tokens of mean m went to becomes w * x + (1 - w) * m with
-    w = max(1 / (n + 1), beta). A token thus goes into one row for each anchor of its segment.
+    Differs from the source:
 
-    Differs from the source: the attention is what a token receives in the last vision block, not that of a pooling
-    head, and the similarity of frames that of their mean tokens, not of what that head makes of them. The context
-    takes floor(d * M) tokens of the video, and both shares are spread by largest remainder, where the source rounds
-    down for every frame and anchor; context that does not fit into the anchors goes to the other ones, and then to
-    salient tokens. Ties go to the lower index instead of to noise. LLaVA families number what is kept consecutively,
-    where the source keeps the positions. Its port to Qwen2.5-VL (another attention, near-identical frames left out, a
-    threshold of 0.84) is not followed.
+    - Attention: what a token receives in the last vision block. The source takes that of a pooling head.
+    - Similarity of frames: between their mean tokens. The source compares the outputs of the pooling head.
+    - Budget: the context takes floor(d * M) tokens of the video, and both shares are spread by largest remainder.
+      Context that does not fit into an anchor goes to other anchors, and then to salient tokens. The source rounds down
+      for every frame and anchor.
+    - Ties go to the lower index. The source breaks them by noise.
+    - Positions: consecutive in the LLaVA families. The source keeps the positions.
+    - Qwen: the source's port to Qwen2.5-VL is not followed. It uses another attention, leaves near-identical frames
+      out, and has a threshold of 0.84.
     """
 
     name = "fastvid"
@@ -56,20 +61,20 @@ class FastVID(CompressionMethod):
                 features.mean(1), segment_threshold=self.segment_threshold, min_segment_num=self.min_segment_num
             )
             segment = starts.cumsum(0)
-            first = torch.searchsorted(segment, segment)  # frame of the segment of each frame, (T,)
+            first = torch.searchsorted(segment, segment)  # first frame of each frame's segment, (T,)
             last = torch.searchsorted(segment, segment, right=True) - 1
             salient, context = self._share_budget(num_tokens, first, last, features.shape[1])
             selected = rank(signals.attention) < salient[:, None]
             is_target = rank(self._score(features, ~selected)) < context[:, None]
             kept = (selected | is_target).view(-1)
             indices = indices_of(kept, num_tokens)
-            row = kept.cumsum(0) - 1  # of `indices`
+            row = kept.cumsum(0) - 1  # row of each kept token
             slots = torch.where(kept, row, -1)
             if int(num_tokens * self.contextual_ratio) == 0:
                 return Kept(features.flatten(0, 1)[indices], indices, selected, slots.view_as(selected), starts)
 
-            # Anchors of the segment of each frame, as many as the longest one has, with shape (T, J). Waits for the
-            # device once: without knowing the segments, there would be T / p of them.
+            # The anchors of each frame's segment, with shape (T, J). J is the number of anchors of the longest segment.
+            # Reading its length waits for the device once; otherwise J would have to be T / p.
             longest = int((last - first).max()) + 1
             anchor = last[:, None] - torch.arange(0, longest, self.anchor_interval, device=last.device)
             is_anchor = anchor >= first[:, None]
@@ -81,8 +86,8 @@ class FastVID(CompressionMethod):
             earliest = torch.where(joins, into, num_tokens).amin(-1)
             slots = torch.where(kept | ~joins.any(-1), slots, earliest)
 
-            # One entry for each token and anchor. What joins nothing counts with weight 0, spread over the rows so
-            # that none gets many.
+            # One entry for each pair of token and anchor. Entries of tokens that join nothing have weight 0. They are
+            # spread over the rows so that no row gets many entries.
             entry = torch.arange(joins.numel(), device=row.device)
             joins, spread, rows = joins.view(-1), entry % num_tokens, entry[:num_tokens]
             slot = torch.where(joins, into.view(-1), spread)
@@ -98,10 +103,12 @@ class FastVID(CompressionMethod):
     def _share_budget(
         self, num_tokens: int, first: torch.Tensor, last: torch.Tensor, tokens_per_frame: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Salient and context tokens of every frame, with shape (T,) each, `num_tokens` together.
+        """How many salient and how many context tokens every frame gets, with shape (T,) each.
 
         Args:
-            first, last: frame of the segment of each frame, with shape (T,).
+            num_tokens: what both add up to over all frames.
+            first, last: first and last frame of the segment of each frame, with shape (T,).
+            tokens_per_frame: N.
         """
         num_context = int(num_tokens * self.contextual_ratio)
         evenly, length = torch.ones_like(first), last - first + 1
@@ -110,7 +117,7 @@ class FastVID(CompressionMethod):
         num_anchors = (length + self.anchor_interval - 1) // self.anchor_interval
         room = (tokens_per_frame - salient) * is_anchor
         context = share_out(room.sum().clamp(max=num_context), is_anchor * (length.double() / num_anchors), room)
-        # Where the anchors are full, salient tokens of the other frames take the rest.
+        # If the anchors are full, salient tokens of frames with room take the rest.
         left = share_out(num_context - context.sum(), evenly, tokens_per_frame - salient - context)
         return salient + left, context
 
@@ -125,30 +132,28 @@ class FastVID(CompressionMethod):
         return map_frames(score, frames_per_chunk(features), features, candidates, num_neighbors)
 
     def _most_targets(self, num_tokens: int, num_frames: int, tokens_per_frame: int) -> int:
-        """More targets no anchor has, whatever the segments are."""
+        """An upper bound of the targets of an anchor that holds for all segments."""
         num_context = int(num_tokens * self.contextual_ratio)
         share = -(-num_context * min(self.anchor_interval, num_frames) // num_frames)
         return min(share, tokens_per_frame - (num_tokens - num_context) // num_frames)
 
 
 def rank(scores: torch.Tensor) -> torch.Tensor:
-    """Place of every token among those of its frame, the largest score first, with shape (T, N)."""
+    """Rank of every token within its frame, 0 for the largest score, with shape (T, N), given the scores (T, N)."""
     return scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
 
 def find_targets(features: torch.Tensor, is_target: torch.Tensor, anchor: torch.Tensor, most: int) -> torch.Tensor:
-    """Flat index of the target that every token is most similar to, in each anchor of its segment.
-
-    Meaningless for an anchor without targets.
+    """For every token and each anchor of its segment, find the most similar target.
 
     Args:
         features: with shape (T, N, D).
-        is_target: with shape (T, N).
-        anchor: frames of the anchors of each frame, with shape (T, J).
-        most: targets of a frame, at most.
+        is_target: which tokens are targets, with shape (T, N).
+        anchor: frame index of each anchor of each frame's segment, with shape (T, J).
+        most: K, an upper bound of the targets of a frame.
 
     Returns:
-        Indices with shape (T, N, J).
+        Flat index of the target, with shape (T, N, J); meaningless for an anchor without targets.
     """
     num_frames, tokens_per_frame, width = features.shape
     frame = torch.arange(num_frames, device=anchor.device)[:, None]
@@ -162,7 +167,7 @@ def find_targets(features: torch.Tensor, is_target: torch.Tensor, anchor: torch.
         similarity = torch.bmm(of_frames, targets[anchor].flatten(1, 2).mT).unflatten(-1, (-1, most))  # (T, N, J, K)
         return similarity.masked_fill_(missing[anchor][:, None], float("-inf")).argmax(-1)
 
-    # As many target features at once as `frames_per_chunk` allows.
+    # Frames of a step: the features of their targets take no more memory than `frames_per_chunk` allows.
     size = max(1, frames_per_chunk(features) * tokens_per_frame // (anchor.shape[1] * most))
     chosen = map_frames(nearest, size, features, anchor)
     return place[anchor[:, None], chosen]

@@ -61,18 +61,33 @@ class FlashVID(CompressionMethod, CompressionConfig):
 
 
 def default_pruning_layer(num_layers: int, expansion: float, pruning_depth: float) -> int:
-    """The layer nearest `pruning_depth` of all, or the last at which pruning can still make up for the expansion."""
+    """The default layer to prune at, at least 1.
+
+    It is the layer nearest to `pruning_depth * num_layers`. If that is too deep for pruning to make up for the
+    expansion, it is the deepest layer at which pruning still can.
+
+    Args:
+        num_layers: layers of the language model.
+        expansion: see `CompressionConfig`.
+        pruning_depth: depth of the pruning as a share of the layers.
+    """
     deepest = math.ceil(num_layers / expansion) - 1
     return max(1, min(round(num_layers * pruning_depth), deepest))
 
 
 def default_llm_retention_ratio(num_layers: int, pruning_layer: int, expansion: float) -> float:
-    """The share that layers from `pruning_layer` on keep, so that `retention_ratio` is the average over the layers.
+    """The share of the entered tokens that makes `retention_ratio` the average over the layers.
 
-    With L layers, r solves expansion * (pruning_layer + r * (L - pruning_layer)) = L.
+    It is the r that solves expansion * (pruning_layer + r * (L - pruning_layer)) = L, at most 1, rounded to six digits.
+    The layers from `pruning_layer` on see this share.
+
+    Args:
+        num_layers: L.
+        pruning_layer: the first layer that sees fewer tokens.
+        expansion: see `CompressionConfig`.
 
     Raises:
-        ValueError: no r above 0 does, to six digits.
+        ValueError: no r above 0 is a solution.
     """
     if pruning_layer >= num_layers:
         return 1.0

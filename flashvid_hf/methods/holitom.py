@@ -1,4 +1,4 @@
-"""HoliTom: windows of frames that merge most over time, the best of what moves, and merging inside the model."""
+"""HoliTom: merge static places over the best windows of frames, select what moves, and merge inside the model."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from ..compression.weighted_rows import count_by_slot
 from .compression_method import Kept, LatePruning, Signals
 from .static_tokens import cluster_sets, keep_tokens, limit_static, merge_over_time, segment_bounds
 
-# A merged token is this much its centre, and the mean of those that joined for the rest.
+# Weight of the centre in a merged token; the mean of the tokens that joined it has the rest. The source's constant.
 _CENTER_WEIGHT = 0.6
-# Most bytes of the sums of paths (float32) that exist at once.
+# Most bytes of the float32 sums of paths that exist at once. It bounds the memory for long videos.
 _PATHS_BYTES = 64 * 2**20
 
 
@@ -21,31 +21,33 @@ _PATHS_BYTES = 64 * 2**20
 class HoliTom(LatePruning):
     """HoliTom: Holistic Token Merging for Fast Video Large Language Models (arXiv 2505.21334).
 
-    1. Windows: a place is static from frame a to b if each cos(x_tn, x_(t+1)n) on the way is above
-       `static_threshold`. The window saves gain(a, b) = static places * (b - a) tokens; the video is cut into the
-       windows with the largest total gain.
-    2. The tokens of a static place become one, their mean, at the first frame of the window.
-    3. Of the P tokens that are left, M / P of every set stay. The static tokens of a window are clustered by DPC-kNN:
-       0.6 * centre + 0.4 * mean of those that are nearer to it than to other centres. Of the dynamic tokens of each
-       frame those with the most attention stay, unchanged.
-    4. At layer K of the language model the share `llm_retention_ratio` stays: the tokens with the largest attention,
-       mean over the heads of layer K - 1, from the last token of the prompt. Every other token is averaged into the
-       most similar of these, one after the other.
+    1. Windows: a place is static from frame a to frame b if every cos(x_tn, x_(t+1)n) in between is above
+       `static_threshold`. The window a ... b then saves gain(a, b) = static places * (b - a) tokens. The video is cut
+       into the windows with the largest total gain.
+    2. In each window, the tokens of a static place become one token, their mean, at the first frame of the window.
+    3. P tokens are left after step 2. The share M / P of every set of tokens stays. The static tokens of a window are a
+       set. DPC-kNN clusters them, and a cluster becomes 0.6 * centre + 0.4 * mean of its other tokens. The dynamic
+       tokens of a frame are a set. Those with the most attention stay unchanged.
+    4. At layer K of the language model the share `llm_retention_ratio` of the tokens stays: those that get the most
+       attention from the last token of the prompt, mean over the heads of layer K - 1. The other tokens are averaged
+       one after the other into the most similar of these.
 
-    Differs from the source in:
-    - what share of the tokens enters follows from `retention_ratio`, the average over the layers of the language
-      model, and so does the threshold of step 1, which in the source depends on the share that enters;
-    - the exact budget. The source rounds the counts of static sets, rounds those of frames up, and keeps less where P
-      is below M. Here the sets share M tokens out in proportion to their sizes, by largest remainder; a static set
-      that gets none is dropped. Where P would be below M, the static tokens that are least similar to the one before
-      them are dynamic, until P is M;
-    - attention: what each token receives in the last vision block;
-    - of equally good windows the one that starts earliest is taken, seen from the end of the video. Nothing limits
-      their length;
-    - the density has no random noise: ties go to the lower index. It takes at most as many neighbours as a set has;
-    - step 3 has only the default for dynamic tokens, without merging any of them (the source's D = 0);
-    - step 4 rounds the count up. The keys and values of the layers below K stay;
-    - positions: a token has the place of its centre. In the LLaVA families positions are consecutive.
+    Differs from the source:
+
+    - Share: the share of the tokens that enters follows from `retention_ratio`, the average over the layers of the
+      language model. So does the threshold of step 1, which in the source depends on the share that enters.
+    - Budget: it is met exactly. The sets share M tokens out in proportion to their sizes, by largest remainder; a
+      static set that gets none is dropped. If P would be below M, static tokens become dynamic until P is M, those
+      that are least similar to the token before them first. The source rounds the counts of static sets, rounds those
+      of frames up, and keeps fewer tokens if P is below M.
+    - Attention: what each token receives in the last vision block.
+    - Windows: the cuts are found from the end of the video backwards. Among equally good windows that end at the same
+      frame, the one that starts earliest is taken. Nothing limits the length of a window.
+    - Density: it has no random noise, so ties go to the lower index. It takes at most as many neighbours as a set has
+      tokens.
+    - Step 3: dynamic tokens are never merged, which is the source's default (D = 0).
+    - Step 4: the count is rounded up. The keys and values of the layers below K stay.
+    - Positions: a token has the place of its centre. In the LLaVA families positions are consecutive.
 
     Defaults as in the source: K at 18/28 of the depth, and half of the tokens from there on.
     """
@@ -85,7 +87,7 @@ class HoliTom(LatePruning):
             kept = torch.where(merged.dynamic, rank < num_dynamic[:, None], centers)
 
             joins = (merged.static & ~centers).flatten()
-            num_joined = count_by_slot(joined.flatten(), joins.float())  # the centre of each token
+            num_joined = count_by_slot(joined.flatten(), joins.float())  # tokens that joined the centre of each token
             share = torch.where(joins, (1 - _CENTER_WEIGHT) / num_joined, _CENTER_WEIGHT)
             share = share.masked_fill(num_joined == 0, 1)
         return keep_tokens(features, merged, kept, joined, share, starts=starts, num_tokens=num_tokens)
@@ -95,7 +97,7 @@ def last_still_frames(still: torch.Tensor) -> torch.Tensor:
     """For every token, the last frame up to which its place stays static, with shape (T, N).
 
     Args:
-        still: whether each token is similar to the next frame's, with shape (T - 1, N).
+        still: whether each token is similar to the token at its place in the next frame, with shape (T - 1, N).
     """
     num_frames = len(still) + 1
     frame = torch.arange(num_frames, device=still.device)[:, None]
@@ -104,7 +106,11 @@ def last_still_frames(still: torch.Tensor) -> torch.Tensor:
 
 
 def window_gains(still_until: torch.Tensor) -> torch.Tensor:
-    """Tokens that a window from frame a to b saves, with shape (T, T), -inf for b < a; see `last_still_frames`."""
+    """How many tokens the window from frame a to frame b saves, with shape (T, T); -inf for b < a.
+
+    Args:
+        still_until: see `last_still_frames`, with shape (T, N).
+    """
     num_frames, tokens_per_frame = still_until.shape
     frame = torch.arange(num_frames, device=still_until.device)
     ends = frame.expand(num_frames, -1).contiguous()
@@ -114,23 +120,27 @@ def window_gains(still_until: torch.Tensor) -> torch.Tensor:
 
 
 def best_windows(gains: torch.Tensor) -> torch.Tensor:
-    """Where the windows start that cut a video with the largest total gain, with shape (T,).
+    """Cut a video into the windows with the largest total gain.
 
-    A path from the start of the video to its end, over the gaps between frames, by repeated squaring in the algebra of
-    maximum and sum. The gains are integers that float32 holds exactly.
+    A cut of the video is a path from its start to its end over the gaps between frames. The best path is found by
+    repeated squaring of the matrix of gains, with maximum and sum in place of sum and product (max-plus algebra). The
+    gains are integers that float32 holds exactly.
 
     Args:
-        gains: of windows from frame a to b, with shape (T, T), -inf for b < a.
+        gains: see `window_gains`, with shape (T, T).
+
+    Returns:
+        Boolean mask with shape (T,): True at the first frame of every window.
     """
     num_frames = len(gains)
     gap = torch.arange(num_frames + 1, device=gains.device)
     steps = F.pad(gains, (1, 0, 0, 1), value=float("-inf"))  # from gap a to gap b + 1
-    paths = steps.masked_fill(gap == gap[:, None], 0)  # or stay
+    paths = steps.masked_fill(gap == gap[:, None], 0)  # a path may stay at its gap
     size = max(1, _PATHS_BYTES // (4 * (num_frames + 1) ** 2))
     for _ in range((num_frames - 1).bit_length()):
         paths = torch.cat([(rows[:, :, None] + paths).amax(1) for rows in paths.split(size)])
-    # Back from the end: the step into every gap, and by doubling the gaps that are on the way.
-    previous = (paths[0][:, None] + steps).argmax(0)  # the start leads to itself: all of its sums are -inf
+    # From the end backwards: the best gap before each gap, then by pointer doubling all gaps on the best path.
+    previous = (paths[0][:, None] + steps).argmax(0)  # 0 for gap 0 itself, because all of its sums are -inf
     passed = gap == num_frames
     for _ in range(num_frames.bit_length()):
         passed = passed | (passed[:, None] & (previous[:, None] == gap)).any(0)

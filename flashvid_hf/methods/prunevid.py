@@ -1,4 +1,4 @@
-"""PruneVID: merge what does not move within a scene, cluster the rest, then drop what the question does not look at."""
+"""PruneVID: merge what does not move in a scene, cluster the rest, then drop what the question attends to least."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from ..compression.weighted_rows import count_by_slot, weighted_sums
 from .compression_method import Kept, LatePruning, Signals
 from .static_tokens import NUM_NEIGHBORS, cluster_sets, keep_tokens, limit_static, merge_over_time, segment_bounds
 
-# Sets of at most so many tokens are not clustered.
+# Sets of at most this many tokens are not clustered; the source's constant.
 _SMALL_SET = 14
 
 
@@ -21,30 +21,33 @@ _SMALL_SET = 14
 class PruneVID(LatePruning):
     """PruneVID: Visual Token Pruning for Efficient Video Large Language Models (arXiv 2412.16117).
 
-    1. Segments: DPC-kNN over the mean tokens of the frames; every cluster becomes a run of frames.
-    2. A place is static in a segment of l frames if the mean cosine of its tokens, over all l * (l - 1) / 2 pairs of
-       frames, is above `static_threshold`. Its tokens become one, their mean, at the first frame of the segment.
-    3. Space: the static tokens of a segment are a set, and so are the dynamic tokens of each frame. DPC-kNN leaves
-       (M - W) / (P - W) of each set, every cluster its mean at the place of its centre, where P tokens are left after
-       step 2 and W of them lie in sets of at most 14 tokens, which stay whole.
-    4. At layer K of the language model the share `llm_retention_ratio` stays: the tokens with the largest attention,
-       mean over the heads of layer K - 1, that any text token pays them.
+    1. Segments: DPC-kNN clusters the mean tokens of the frames. Every cluster becomes a run of frames.
+    2. Time: a place is static in a segment of l frames if the mean cosine of its tokens, over all l * (l - 1) / 2 pairs
+       of frames, is above `static_threshold`. Its tokens become one token, their mean, at the first frame of the
+       segment.
+    3. Space: P tokens are left after step 2. The static tokens of a segment are a set, and so are the dynamic tokens of
+       a frame. W tokens lie in sets of at most 14 tokens, which stay whole. DPC-kNN leaves (M - W) / (P - W) of each
+       other set: a cluster becomes its mean, at the place of its centre.
+    4. At layer K of the language model the share `llm_retention_ratio` of the tokens stays: those that get the largest
+       attention from any text token, mean over the heads of layer K - 1.
 
-    Differs from the source in:
-    - the features are those that enter the language model, and what share of them does follows from
-      `retention_ratio`, the average over its layers;
-    - the exact budget. The source leaves a fixed share of every set, so that the count depends on the video. Here the
-      sets share M tokens out in proportion to their sizes, by largest remainder; one that gets none is dropped. The
-      small sets stay whole only if one token for every other set is left, and are clustered like the others if not;
-    - step 2 merges less where P would be below M: tokens leave the places with the lowest mean cosine, one by one in
-      the order of time (never that of the first frame), and are dynamic, until P is M;
-    - the runs of frames, where the source leaves a choice: a cluster keeps its longest run, the first of equally long
-      ones, if that has two frames or more. The frames between two such runs go to the longer, the earlier of equally
-      long ones. Without any such run the video is one segment;
-    - the density has no random noise: ties go to the lower index. It takes at most as many neighbours as a set has;
-    - the text tokens of step 4 are those behind the last video. The keys and values of the layers below K stay;
-    - positions and order: a token has the place of its centre, and all are in the order of the video. In the LLaVA
-      families positions are consecutive.
+    Differs from the source:
+
+    - Features: those that enter the language model. The share of the tokens that enters follows from
+      `retention_ratio`, the average over the layers.
+    - Budget: it is met exactly. The sets share M tokens out in proportion to their sizes, by largest remainder; a set
+      that gets none is dropped. Small sets stay whole only if that leaves one token for every other set; otherwise they
+      are clustered too. The source leaves a fixed share of every set, so its count depends on the video.
+    - Step 2: it merges less if P would be below M. Tokens then become dynamic until P is M, at the places with the
+      lowest mean cosine first, one by one in the order of time. The token of the first frame is never one of them.
+    - Runs of frames: the source leaves a choice. Here a cluster keeps its longest run, the first among equally long
+      ones, if it has two frames or more. The frames between two such runs go to the longer run, or to the earlier one
+      if both are equally long. Without any such run the video is one segment.
+    - Density: it has no random noise, so ties go to the lower index. It takes at most as many neighbours as a set has
+      tokens.
+    - Step 4: the text tokens are those behind the last video. The keys and values of the layers below K stay.
+    - Positions and order: a token has the place of its centre, and all tokens are in the order of the video. In the
+      LLaVA families positions are consecutive.
 
     Defaults as in the source: K at 10/28 of the depth, and 0.4 of the tokens from there on.
     """
@@ -82,11 +85,14 @@ class PruneVID(LatePruning):
 
 
 def segment_frames(frame_features: torch.Tensor, num_segments: int) -> torch.Tensor:
-    """Which frames begin a segment, with shape (T,): clusters of frames, made contiguous, see `PruneVID`.
+    """Cut a video into segments: clusters of frames, made contiguous, see `PruneVID`.
 
     Args:
         frame_features: mean token of every frame, with shape (T, D), float32.
-        num_segments: how many clusters there are, which is the most segments.
+        num_segments: number of clusters, at most T. There are at most as many segments.
+
+    Returns:
+        Boolean mask with shape (T,): True at the first frame of every segment.
     """
     num_frames, device = len(frame_features), frame_features.device
     _, cluster = cluster_tokens(
@@ -99,35 +105,41 @@ def segment_frames(frame_features: torch.Tensor, num_segments: int) -> torch.Ten
 
 
 def longest_runs(cluster: torch.Tensor) -> torch.Tensor:
-    """Which frames begin a segment, with shape (T,), of the cluster of every frame: one run of each is left.
+    """Make clusters of frames contiguous: each cluster keeps at most one run of frames.
 
     Args:
-        cluster: with shape (T,), from 0 to T - 1.
+        cluster: cluster of every frame, with shape (T,), from 0 to T - 1.
+
+    Returns:
+        Boolean mask with shape (T,): True at the first frame of every segment.
     """
     num_frames = len(cluster)
     frame = torch.arange(num_frames, device=cluster.device)
     run = torch.cat([frame[:1], (cluster[1:] != cluster[:-1]).cumsum(0)])
     length = same_segment(run).sum(1)
-    # The longest run of every cluster, the first of equally long ones.
+    # The longest run of every cluster, the first among equally long ones.
     order = length * num_frames - run
     stays = (order == (same_segment(cluster) * order).amax(1)) & (length > 1)
-    # The other frames go to the run before or behind them.
+    # The other frames go to the run before or the run behind them.
     before = torch.where(stays, frame, -1).cummax(0).values
     behind = torch.where(stays, frame, num_frames).flip(0).cummin(0).values.flip(0)
-    length = torch.cat([length, length.new_zeros(1)])  # of no run
-    joins_before = length[before] >= length[behind]  # -1 and T are no run
+    length = torch.cat([length, length.new_zeros(1)])  # length 0 where there is no run
+    joins_before = length[before] >= length[behind]  # -1 and T stand for no run
     segment = torch.cat([run, run.new_zeros(1)])[torch.where(joins_before, before, behind)]
     return torch.cat([frame[:1] == 0, segment[1:] != segment[:-1]])
 
 
 def pairwise_similarity(features: torch.Tensor, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """Mean cosine over all pairs of frames of a segment, place by place, with shape (T, N), the same in all its frames.
+    """For every place, the mean cosine over all pairs of frames of a segment.
 
-    With the unit tokens u it is (|sum of u|**2 - sum of |u|**2) / (l * (l - 1)), and 0 where l is 1.
+    With l frames in the segment and unit tokens u, it is (|sum of u|**2 - sum of |u|**2) / (l * (l - 1)); 0 if l is 1.
 
     Args:
         features: with shape (T, N, D), float32.
         first, last: first and last frame of the segment of every frame, with shape (T,).
+
+    Returns:
+        Tensor with shape (T, N), the same in all frames of a segment.
     """
     inverse_norm = inverse_norms(features.norm(dim=-1).square()).flatten()
     flat_index = torch.arange(len(inverse_norm), device=features.device)
@@ -140,7 +152,12 @@ def pairwise_similarity(features: torch.Tensor, first: torch.Tensor, last: torch
 
 
 def share_over_sets(sizes: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """How many of the M tokens each set gets, of their sizes (S,), which add up to at least M."""
+    """How many tokens each set keeps, with shape (S,), `num_tokens` in all.
+
+    Args:
+        sizes: tokens of each set, with shape (S,), at least `num_tokens` in all.
+        num_tokens: M.
+    """
     small = sizes <= _SMALL_SET
     fits = (sizes * small).sum() + (~small).sum() <= num_tokens
     whole = sizes * (small & fits)

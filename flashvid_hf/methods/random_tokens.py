@@ -12,7 +12,8 @@ from .compression_method import Signals, TokenScoring
 class RandomTokens(TokenScoring):
     """Tokens drawn at random from the whole video, unchanged; a control, without a source.
 
-    Videos of one size lose the same places, on every device.
+    The draw depends only on the seed and the size (T, N). Videos of equal size thus lose the same places, on every
+    device.
     """
 
     name = "random"
@@ -21,5 +22,5 @@ class RandomTokens(TokenScoring):
     seed: int = setting(0, "of the draw", least=0, integer=True)
 
     def score(self, features: torch.Tensor, signals: Signals) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(self.seed)  # on the CPU: the same for every device
+        generator = torch.Generator().manual_seed(self.seed)  # on the CPU, so that every device draws the same
         return torch.rand(features.shape[:2], generator=generator, dtype=torch.float32).to(features.device)

@@ -1,6 +1,6 @@
 """The compression methods by name.
 
-Published code knows FlashVID. The package adds the others, and users add theirs by `register_method`.
+Published code contains only FlashVID. The package adds the other methods, and users add theirs by `register_method`.
 """
 
 import inspect
@@ -14,14 +14,20 @@ METHODS: dict[str, type[CompressionMethod]] = {}
 
 
 def register_method(method: type[CompressionMethod]) -> type[CompressionMethod]:
-    """Let `compression_method` choose a method by its name; also as a decorator.
+    """Register a method, so that `compression_method` can name it. May be used as a decorator.
+
+    Args:
+        method: the class of the method.
+
+    Returns:
+        The class itself.
 
     Raises:
-        ValueError: it is no dataclass that derives from `CompressionMethod`, its name is missing or taken, or it does
-            not say by `signals` what it wants to know of the vision tower.
+        ValueError: the class is no dataclass that derives from `CompressionMethod`; its name is missing or taken; its
+            `signals` are no tuple of different `Signal`s.
     """
     is_method = isinstance(method, type) and issubclass(method, CompressionMethod)
-    if not is_method or "__dataclass_fields__" not in vars(method):  # a base's fields would hide the class's own
+    if not is_method or "__dataclass_fields__" not in vars(method):  # not decorated: its own fields would be ignored
         raise ValueError(
             f"`method` is {method!r}: it must be a class that derives from `CompressionMethod`. Derive from it, and "
             "decorate the class with `@dataclass(frozen=True, kw_only=True)`."
@@ -38,7 +44,7 @@ def register_method(method: type[CompressionMethod]) -> type[CompressionMethod]:
 
 
 def _check_signals(method: type[CompressionMethod]) -> None:
-    """Raise a `ValueError` unless `signals` are right, also for a method that was written before there were any."""
+    """Raise a `ValueError` unless `signals` are right. Methods in the older form, without signals, get advice."""
     advice = "`signals.attention` is the attention in the last layer. See `CompressionMethod`."
     if hasattr(method, "needs_attention"):
         raise ValueError(
@@ -67,7 +73,7 @@ def _check_signals(method: type[CompressionMethod]) -> None:
             )
 
 
-register_method(FlashVID)  # the others come with the package, see `methods/__init__.py`
+register_method(FlashVID)  # the package registers the others, see `methods/__init__.py`
 
 
 def available_methods() -> tuple[str, ...]:
@@ -76,14 +82,14 @@ def available_methods() -> tuple[str, ...]:
 
 
 def make_method(name: str, **settings: Any) -> CompressionMethod:
-    """A method with its settings.
+    """Make a method with its settings.
 
     Args:
         name: one of `available_methods()`.
-        settings: those of `CompressionMethod` and those of the method.
+        settings: settings of the method, its own and those of `CompressionMethod`. Default: the method's defaults.
 
     Raises:
-        ValueError: there is no such method, it has no such setting, or a setting is outside of its range.
+        ValueError: there is no such method, the method has no such setting, or a setting is outside of its range.
     """
     check_choice("compression_method", name, tuple(METHODS))
     known = METHODS[name].settings()

@@ -1,10 +1,7 @@
-"""What methods share that merge, over the frames of a segment, the tokens at a place where nothing happens.
+"""Shared parts of methods that merge the tokens of a place over the frames of a segment, if nothing happens there.
 
-Such places are static in the segment: their tokens become one at its first frame. All other tokens are dynamic. The
-tokens are then compressed in sets: the static ones of a segment, and the dynamic ones of a frame.
-
-Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens. A flat
-index is t * N + n.
+Such a place is static in the segment: its tokens become one token at the first frame. All other tokens are dynamic.
+Then the tokens are compressed in sets: the static tokens of each segment, and the dynamic tokens of each frame.
 """
 
 from typing import NamedTuple
@@ -18,12 +15,16 @@ from ..compression.frame_chunks import frames_per_chunk, map_frames
 from ..compression.weighted_rows import count_by_slot, weighted_sums
 from .compression_method import Kept
 
-# Nearest neighbours in the density estimates; fewer where a set has fewer tokens.
+# Nearest neighbours in the density estimates; fewer if a set has fewer tokens.
 NUM_NEIGHBORS = 7
 
 
 def segment_bounds(starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """First and last frame of the segment of every frame, with shape (T,) each, of the mask where segments start."""
+    """First and last frame of the segment of every frame, with shape (T,) each.
+
+    Args:
+        starts: True at the first frame of every segment, with shape (T,).
+    """
     num_frames = len(starts)
     frame = torch.arange(num_frames, device=starts.device)
     first = torch.where(starts, frame, 0).cummax(0).values
@@ -32,15 +33,19 @@ def segment_bounds(starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def limit_static(static: torch.Tensor, starts: torch.Tensor, similarity: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """Take out of `static` as few tokens as leave at least `num_tokens` after merging, the least similar ones first.
+    """Make as few static tokens dynamic as needed for at least `num_tokens` tokens to be left after merging.
 
-    Those of the first frame of a segment stay; the others count one token each as soon as they are dynamic.
+    The least similar tokens become dynamic first. Tokens of the first frame of a segment stay static. Each other static
+    token adds one to the number that is left when it becomes dynamic.
 
     Args:
-        static: with shape (T, N); the same for all frames of a segment.
-        starts: where segments start, with shape (T,).
-        similarity: with shape (T, N); ties go to the lower index.
+        static: which tokens are static, with shape (T, N), the same in all frames of a segment.
+        starts: True at the first frame of every segment, with shape (T,).
+        similarity: similarity that orders the tokens, with shape (T, N). Ties go to the lower index.
         num_tokens: M.
+
+    Returns:
+        Which tokens stay static, with shape (T, N).
     """
     merged = static & ~starts[:, None]
     missing = num_tokens - (~merged).sum()
@@ -49,14 +54,15 @@ def limit_static(static: torch.Tensor, starts: torch.Tensor, similarity: torch.T
 
 
 class MergedOverTime(NamedTuple):
-    """The static tokens of every segment merged.
+    """A video whose static tokens are merged over the frames of each segment.
 
     Args:
-        tokens: with shape (T, N, D): at the first frame of a segment the means of its static tokens, every dynamic
-            token at its own place, and nothing at the others.
-        place: flat index where each token went, with shape (T * N,).
-        weight: its share of the token there, with shape (T * N,).
-        static, dynamic: the sets: where there are tokens of either kind, with shape (T, N).
+        tokens: with shape (T, N, D). The first frame of a segment holds the means of its static tokens. Dynamic tokens
+            are at their own places. The other places are zero.
+        place: flat index of the place that each token went to, with shape (T * N,).
+        weight: share of each token in the mean at that place, with shape (T * N,).
+        static: places that hold a merged static token, with shape (T, N).
+        dynamic: places that hold a dynamic token, with shape (T, N).
     """
 
     tokens: torch.Tensor
@@ -67,12 +73,12 @@ class MergedOverTime(NamedTuple):
 
 
 def merge_over_time(features: torch.Tensor, static: torch.Tensor, starts: torch.Tensor) -> MergedOverTime:
-    """Replace the static tokens of every segment by one, their mean, at its first frame.
+    """Replace the static tokens of a place in every segment by one token, their mean, at its first frame.
 
     Args:
         features: with shape (T, N, D), float32.
-        static: with shape (T, N).
-        starts: where segments start, with shape (T,).
+        static: which tokens are static, with shape (T, N).
+        starts: True at the first frame of every segment, with shape (T,).
     """
     num_frames, tokens_per_frame = static.shape
     flat_index = torch.arange(static.numel(), device=static.device)
@@ -86,17 +92,17 @@ def merge_over_time(features: torch.Tensor, static: torch.Tensor, starts: torch.
 def cluster_sets(
     tokens: torch.Tensor, candidates: torch.Tensor, num_clusters: torch.Tensor, *, max_sets: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """DPC-kNN in the set of every frame, see `cluster_tokens`.
+    """Cluster the set of every frame by DPC-kNN, see `cluster_tokens`.
 
     Args:
         tokens: with shape (T, N, D), float32.
-        candidates: the set of every frame, with shape (T, N).
-        num_clusters: with shape (T,), at most the tokens of the set.
-        max_sets: at most so many sets are not empty; the others are not looked at.
+        candidates: mask of the set of every frame, with shape (T, N).
+        num_clusters: clusters of every set, with shape (T,), at most the tokens of the set.
+        max_sets: upper bound of the sets that are not empty. Only so many sets are clustered. Default: T.
 
     Returns:
-        Tuple of the mask of the cluster centres and, for every token, the flat index of the centre that it joins (its
-        own for other than candidates, and in sets without clusters), both with shape (T, N).
+        Tuple of the mask of the cluster centres and, for every token, the flat index of the centre that it joins, both
+        with shape (T, N). A token that is no candidate, or whose set has no clusters, joins itself.
     """
     num_frames, tokens_per_frame = candidates.shape
     sets = candidates.any(1).byte().argsort(descending=True, stable=True)[:max_sets]
@@ -123,15 +129,16 @@ def keep_tokens(
     starts: torch.Tensor,
     num_tokens: int,
 ) -> Kept:
-    """Sum the tokens up at the places that are kept. Gradients flow through the features alone.
+    """Sum up the tokens that go to each kept place. Gradients flow only through the features.
 
     Args:
         features: with shape (T, N, D), float32.
-        merged: how they were merged over time.
-        kept: M places, with shape (T, N).
-        joined: flat index of the place that each merged token goes to, with shape (T, N); dropped if it is not kept.
-        share: weight of each merged token there, with shape (T * N,).
-        starts: where segments start, with shape (T,).
+        merged: how the features were merged over time.
+        kept: mask of the M places that are kept, with shape (T, N).
+        joined: flat index of the place that each merged token goes to, with shape (T, N). If that place is not kept,
+            the token is dropped.
+        share: weight of each merged token at that place, with shape (T * N,).
+        starts: True at the first frame of every segment, with shape (T,).
         num_tokens: M.
     """
     kept, joined = kept.flatten(), joined.flatten()
@@ -139,12 +146,12 @@ def keep_tokens(
     row = (kept.cumsum(0) - 1).masked_fill(~kept, -1)
     slots = row[joined][merged.place]
     weight = (merged.weight * share[merged.place]).masked_fill(slots < 0, 0)
-    # Dropped tokens count with weight 0, spread over the rows so that none gets many.
+    # Dropped tokens have weight 0. They are spread over the rows so that no row gets many entries.
     rows = torch.where(slots < 0, flat_index % num_tokens, slots)
     return Kept(
         weighted_sums(features.flatten(0, 1), None, rows, weight, flat_index[:num_tokens]),
         indices_of(kept, num_tokens),
-        selected=(weight == 1).view(features.shape[:2]),  # nothing was merged into these
+        selected=(weight == 1).view(features.shape[:2]),  # no other token was merged into these
         slots=slots.view(features.shape[:2]),
         starts=starts,
     )

@@ -6,7 +6,8 @@ import torch
 
 from .compression_method import CompressionMethod, Kept, Signals
 
-# 1 / golden ratio: multiples of it are spread evenly over the unit interval, however many there are.
+# 1 / golden ratio. The fractional parts of its multiples are spread evenly over the unit interval, for any number of
+# them.
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -14,7 +15,7 @@ _GOLDEN = (5**0.5 - 1) / 2
 class UniformTokens(CompressionMethod):
     """Tokens at even distances in every frame, unchanged; a control, without a source.
 
-    From frame to frame they move on by 0.618 of the distance, so that a video is not seen through a fixed grid.
+    From frame to frame the places move on by 0.618 of the distance, so that a video is not seen through a fixed grid.
     """
 
     name = "uniform"
@@ -22,7 +23,7 @@ class UniformTokens(CompressionMethod):
 
     def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
         num_frames, tokens_per_frame = features.shape[:2]
-        # The m-th token of the video lies in frame m * T // M, and every frame has M / T of them, rounded.
+        # The m-th kept token lies in frame m * T // M, so every frame keeps M / T tokens, rounded up or down.
         order = torch.arange(num_tokens, device=features.device)
         frame = order * num_frames // num_tokens
         first = -(-frame * num_tokens // num_frames)  # the first m of the frame, rounded up

@@ -1,4 +1,4 @@
-"""VidCom2: more tokens for frames unlike the rest of the video, and in each frame those unlike the others."""
+"""VidCom2: frames unlike the rest of the video keep more tokens, and each frame keeps its most unusual tokens."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from ..compression.similarity import inverse_norms
 from ..compression.validation import setting
 from .compression_method import CompressionMethod, Kept, Signals
 
-# Variances of the Gaussians whose sum measures similarity.
+# The values of a in G (see `VidCom2`): variances of the Gaussians whose sum measures similarity, as in the source.
 _SCALES = (1 / 8, 1 / 4, 1 / 2, 1, 2)
 
 
@@ -18,22 +18,22 @@ _SCALES = (1 / 8, 1 / 4, 1 / 2, 1, 2)
 class VidCom2(CompressionMethod):
     """Video Compression Commander (arXiv 2505.14454).
 
-    With x a token, reduced to the half of the channels that vary least over the video and then brought to norm 1:
+    A token x is first reduced to the half of the channels that vary least over the video, then scaled to norm 1.
 
-    1. Similarity to a mean m is G(x, m) = sum over a in {1/8, 1/4, 1/2, 1, 2} of exp(-|x - m|^2 / (2 a)). A token has
-       v = G to the mean of the video and f = G to the mean of its frame.
-    2. Frames: p_t = softmax over t of (-mean of v in frame t) / `temperature`; frame t is kept at the ratio
-       R * (1 + p_t - mean of p).
-    3. Tokens: of every frame those with the lowest v + f, unchanged.
+    1. Similarity to a mean m: G(x, m) = sum over a in {1/8, 1/4, 1/2, 1, 2} of exp(-|x - m|^2 / (2 a)). Each token has
+       v = G(x, mean of the video) and f = G(x, mean of its frame).
+    2. Frames: p_t = softmax over t of (-mean of v in frame t) / `temperature`. Frame t keeps the share
+       R * (1 + p_t - mean of p) of its tokens.
+    3. Tokens: every frame keeps its tokens with the lowest v + f, unchanged.
 
     Differs from the source:
 
-    - The budget is met exactly. A frame gets one token, and of what is left a part in proportion to what its ratio
-      comes to above that, by largest remainder; a frame that is kept whole leaves the rest of its part to the others.
-      There the ratio is capped at 1, and every frame rounds to at least one token, so the sum varies with the video.
-      Where there are fewer tokens than frames, they go by the ratios alone, and frames may get none.
-    - Position ids: consecutive in the LLaVA families; families with time and space in them keep those of the kept
-      tokens.
+    - Budget: it is met exactly. Every frame gets one token. The rest is shared out, by largest remainder, in proportion
+      to the number of tokens above one that the share of a frame comes to. If a frame is full, the other frames get the
+      excess. If M is below T, the tokens are shared out in proportion to the shares alone, and frames may get none. The
+      source caps the share at 1 and rounds every frame to at least one token, so the sum varies with the video.
+    - Position ids: consecutive in the LLaVA families. In families whose position ids encode time and space, a kept
+      token keeps its own.
     """
 
     name = "vidcom2"
@@ -51,7 +51,12 @@ class VidCom2(CompressionMethod):
         return Kept(features.flatten(0, 1)[indices], indices)
 
     def _frame_budgets(self, to_video: torch.Tensor, num_tokens: int) -> torch.Tensor:
-        """How many tokens each frame keeps, with shape (T,), given v with shape (T, N)."""
+        """How many tokens each frame keeps, with shape (T,).
+
+        Args:
+            to_video: v, with shape (T, N).
+            num_tokens: M.
+        """
         num_frames, tokens_per_frame = to_video.shape
         mean = to_video.double().mean(-1)
         share = ((mean.min() - mean) / self.temperature).softmax(0)
@@ -64,7 +69,11 @@ class VidCom2(CompressionMethod):
 
 @torch.no_grad()
 def _similarities(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of every token to the mean of the video and to that of its frame, v and f, with shape (T, N) each."""
+    """Similarity of every token to the mean of the video (v) and to the mean of its frame (f), with shape (T, N) each.
+
+    Args:
+        features: with shape (T, N, D).
+    """
     num_channels = max(1, features.shape[-1] // 2)
     channels = features.flatten(0, 1).var(0, correction=0).argsort(stable=True)[:num_channels].sort().values
 
@@ -83,6 +92,11 @@ def _similarities(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _gaussians(unit: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """G, with shape (T, N), of tokens (T, N, C) and a mean that broadcasts with them."""
+    """G of tokens and a mean, with shape (T, N).
+
+    Args:
+        unit: tokens of norm 1, reduced to C channels, with shape (T, N, C).
+        mean: broadcasts with `unit`.
+    """
     squared = (unit - mean).square_().sum(-1)
     return torch.stack([(squared / (-2 * scale)).exp_() for scale in _SCALES]).sum(0)

@@ -1,4 +1,4 @@
-"""VisionZip: keep the tokens with the most attention, and summarise the others of the frame in a few more."""
+"""VisionZip: keep the tokens with the most attention, and merge the other tokens of the frame into a few more."""
 
 from dataclasses import dataclass
 
@@ -18,24 +18,26 @@ class VisionZip(CompressionMethod):
 
     Every frame is compressed by itself, as an image is in the source:
 
-    1. Dominant tokens: those that receive the most attention, kept unchanged.
-    2. Contextual tokens: of the r others, in the order of their positions, every s-th is a target, c in all, with
-       s = max(1, r // c). Each that is left goes to the target y that it is most similar to in cosine, and y becomes
-       y + mean of the tokens that went to it; it stays y where none did. A frame without contextual tokens drops the
-       others.
+    1. Dominant tokens: the tokens that receive the most attention are kept unchanged.
+    2. Contextual tokens: r tokens are left, in the order of their positions. Every s-th of them is a target, c targets
+       in all, with s = max(1, r // c). Every other token goes to the target y with the largest cosine. Then y becomes
+       y + mean of the tokens that went to it. A target that no token went to stays y. In a frame without contextual
+       tokens, the r tokens are dropped.
 
     Differs from the source:
 
-    - The attention is what a token receives from all queries in the last vision block, after pooling where the family
-      pools; there it is that of the class token (of all queries where there is none) in the last block but one.
-    - Similarity is that of the tokens as they enter the language model; there it is that of the attention's keys.
-    - The budget comes from `retention_ratio` and is met exactly: it is shared out evenly over the frames, one token
-      more for the first of them where it does not divide, and `dominant_ratio` of a frame's are dominant, rounded.
-      There every image has the same fixed numbers of both.
-    - The kept tokens are in the order of their places; there the contextual ones follow the dominant ones.
-    - Position ids: consecutive in the LLaVA families, as there; families with time and space in them keep those of
-      the kept tokens.
-    - No training afterwards: the source also has a variant with a fine-tuned projector.
+    - Attention: what a token receives from all queries in the last vision block, pooled if the family pools. The
+      source takes the attention of the class token in the last block but one, or of all queries if there is no class
+      token.
+    - Similarity: between tokens as they enter the language model. The source compares the keys of the attention.
+    - Budget: it comes from `retention_ratio` and is met exactly. It is shared out evenly over the frames; if it does
+      not divide, the first frames get one token more. In each frame the share `dominant_ratio` is dominant, rounded.
+      The source gives every image the same fixed numbers of both kinds.
+    - Order: the kept tokens are in the order of their places. In the source the contextual tokens follow the dominant
+      ones.
+    - Position ids: consecutive in the LLaVA families, as in the source. In families whose position ids encode time and
+      space, a kept token keeps its own.
+    - Training: none. The source also has a variant with a fine-tuned projector.
     """
 
     name = "visionzip"
@@ -56,7 +58,7 @@ class VisionZip(CompressionMethod):
         rank = signals.attention.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
         selected = rank < num_dominant
         step = ((tokens_per_frame - num_dominant) // num_contextual.clamp(min=1)).clamp(min=1)
-        place = (~selected).cumsum(-1) - 1  # among the others of the frame
+        place = (~selected).cumsum(-1) - 1  # index among the tokens of the frame that are not dominant
         targets = ~selected & (place % step == 0) & (place // step < num_contextual)
 
         most = max(contextual, contextual_of_larger) if num_larger else contextual
@@ -69,7 +71,7 @@ class VisionZip(CompressionMethod):
         merged = ~kept & (num_contextual > 0)
         slots = torch.where(kept, row, row.gather(1, joined).masked_fill(~merged, -1))
 
-        # Dropped tokens count with weight 0, spread over the rows so that none gets many.
+        # Dropped tokens have weight 0. They are spread over the rows so that no row gets many entries.
         flat_index = torch.arange(kept.numel(), device=features.device)
         slot = torch.where(slots.flatten() < 0, flat_index % num_tokens, slots.flatten())
         counted = merged.flatten().float()
@@ -81,17 +83,17 @@ class VisionZip(CompressionMethod):
 
 @torch.no_grad()
 def _most_similar_target(features: torch.Tensor, targets: torch.Tensor, most: int) -> torch.Tensor:
-    """The place in its frame of the target that each token is most similar to, with shape (T, N).
+    """For each token, the index within its frame of the most similar target, with shape (T, N).
 
-    Meaningless in frames without targets. Ties go to the lower index.
+    It is meaningless in frames without targets. Ties go to the lower index.
 
     Args:
         features: with shape (T, N, D).
-        targets: mask with shape (T, N).
-        most: targets of a frame, at most; at least 1.
+        targets: mask of the targets, with shape (T, N).
+        most: upper bound of the targets of a frame; at least 1.
     """
     places = targets.view(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :most]
-    missing = ~targets.gather(1, places)  # frames with fewer
+    missing = ~targets.gather(1, places)  # in frames with fewer targets
 
     def nearest(features: torch.Tensor, places: torch.Tensor, missing: torch.Tensor) -> torch.Tensor:
         centers = features.gather(1, places[:, :, None].expand(-1, -1, features.shape[-1]))

@@ -11,20 +11,22 @@ from .upstream import CACHE
 
 
 class FlashVIDCache(DynamicCache):
-    """A `DynamicCache` that holds fewer tokens than the prompt had, and fewer still above the pruning layer.
+    """A `DynamicCache` that holds fewer tokens than the prompt had, and even fewer from the pruning layer on.
 
-    `get_seq_length()` counts the tokens of the original sequence, because that is what `generate` slices its inputs
-    by and what positions continue from.
+    `get_seq_length()` counts the tokens of the original sequence, because `generate` slices its inputs by this length,
+    and positions continue from it.
 
     Args:
-        lower_mask, upper_mask: which cached columns are real tokens below and from the pruning layer on, with shape
-            (B, cached columns) each; `None` where nothing is padded.
-        num_dropped: columns of the original sequence that the lower layers do not hold.
-        pruning_layer: from which layer on fewer columns are held than below; `None` if all layers hold the same.
+        lower_mask: which columns that the layers below the pruning layer have cached are real tokens, with shape
+            (B, cached columns); `None` if nothing is padded.
+        upper_mask: the same for the pruning layer and the layers above it.
+        num_dropped: how many columns of the original sequence the lower layers do not hold.
+        pruning_layer: the first layer that holds fewer columns; `None` if all layers hold the same.
         rope_deltas: how far positions are ahead of columns after the prompt, with shape (B, 1), in families whose
-            videos take fewer positions than tokens. Upstream keeps that of the last prompt on the model.
-        compressed: whether the cache holds a compressed prompt, so that masks and lengths are its own.
-        reports: what was compressed, a report for every prefill, and for every later call that had videos.
+            videos take fewer positions than tokens. Upstream stores the value of the last prompt on the model.
+        compressed: whether the cache holds a compressed prompt. If so, `lower_mask`, `upper_mask` and its lengths apply
+            instead of the caller's mask.
+        reports: one report of the compression for every prefill, and for every later call that had videos.
     """
 
     def __init__(self, *args, **kwargs):
@@ -47,7 +49,7 @@ class FlashVIDCache(DynamicCache):
         return self.num_cached(layer_idx)
 
     def num_cached(self, layer_idx: int = 0) -> int:
-        """Columns that a layer really holds."""
+        """How many columns a layer actually holds."""
         return super().get_seq_length(layer_idx)
 
     def account(
@@ -57,7 +59,13 @@ class FlashVIDCache(DynamicCache):
         num_dropped: int,
         pruning_layer: int | None,
     ) -> None:
-        """Note what a call on a compressed prompt has added: masks over all columns cached, and what was dropped."""
+        """Record what a call on a compressed prompt added to the cache.
+
+        Args:
+            lower_mask, upper_mask: see the class; they cover all cached columns.
+            num_dropped: how many columns of this call did not enter the language model.
+            pruning_layer: the first layer that holds fewer columns; `None` leaves it as it was.
+        """
         self.compressed = True
         self.lower_mask, self.upper_mask = lower_mask, upper_mask
         self.num_dropped += num_dropped
@@ -103,7 +111,7 @@ def is_compressed(cache: Cache | None) -> bool:
 
 
 def check_cache(cache: Cache | None) -> None:
-    """Raise a `ValueError` if a compressed prompt cannot be put into the cache."""
+    """Raise a `ValueError` if the cache cannot hold a compressed prompt."""
     if cache is not None and not isinstance(cache, FlashVIDCache):
         raise ValueError(
             f"`{CACHE}` is a `{type(cache).__name__}`: a compressed prompt needs a `FlashVIDCache`. Pass none, "

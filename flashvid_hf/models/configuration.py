@@ -12,17 +12,17 @@ from ..methods.registry import make_method
 
 @dataclass(kw_only=True)
 class FlashVIDConfigMixin:
-    """Settings of the compression as flat fields of a model's configuration, under the reference's names.
+    """Settings of the compression as flat fields of a model's configuration, under the names of the reference code.
 
-    A family's configuration derives from this and from its upstream configuration, and says which checkpoints it
-    accepts.
+    The configuration of a family derives from this class and from its upstream configuration, and says which
+    checkpoints it accepts.
 
-    Most fields are the settings of `FlashVID`. Chunks of `vision_chunk_size` bound the memory of the vision tower: the
-    features are the same up to rounding. A temporal grid of Qwen is two frames.
+    Most fields are the settings of `FlashVID`. Encoding in chunks of `vision_chunk_size` bounds the memory of the
+    vision tower and changes the features only by rounding. In the Qwen families a temporal grid is two frames.
 
     Args:
-        base_model_name_or_path: the repository or folder that has the weights, where this one has none.
-        base_model_revision: its commit. Both are `None` in the configuration of a model that is loaded.
+        base_model_name_or_path: the repository or folder that has the weights, if this one has none.
+        base_model_revision: commit of that repository. Both are `None` in the configuration of a loaded model.
 
     Raises:
         ValueError: a field is outside of its range.
@@ -31,18 +31,18 @@ class FlashVIDConfigMixin:
     # `model_type` of the upstream checkpoints that load into this configuration.
     base_model_type: ClassVar[str] = ""
     model_type: ClassVar[str]
-    # How an error names them, if that is not all.
+    # What errors call the accepted checkpoints, if `base_model_type` does not name all of them.
     accepted_checkpoints: ClassVar[str] = ""
-    # Where the default `pruning_layer` lies in the depth of the language model, as in the reference's scripts.
+    # Depth of the default `pruning_layer` as a share of the layers, as in the reference's scripts (20 of 28).
     pruning_depth: ClassVar[float] = 5 / 7
-    # The first layer of the language model that may see less than all video tokens that entered.
+    # The first layer of the language model that may see fewer video tokens than entered.
     first_pruning_layer: ClassVar[Any] = 1
-    # Which class of which published module an Auto class loads: the `auto_map` of the folders that models save.
+    # For each Auto class, the published module and the class that it loads: the `auto_map` of saved folders.
     auto_classes: ClassVar[dict[str, str]] = {}
-    # The fields that are added to upstream's.
+    # The fields that FlashVID adds to upstream's.
     method_fields: ClassVar[frozenset[str]]
 
-    # Typed `Any`, because the checks of settings say more than those of upstream's strict dataclasses.
+    # The fields are typed `Any`: the checks of settings give better errors than upstream's strict dataclasses.
     compression_method: Any = setting(
         FlashVID.name,
         "the method; those beside `flashvid` are there to be compared with it, and look at no other field but "
@@ -77,14 +77,14 @@ class FlashVIDConfigMixin:
     base_model_name_or_path: Any = None
     base_model_revision: Any = None
 
-    get_text_config: ClassVar[Any]  # of upstream's configuration
+    get_text_config: ClassVar[Any]  # a method of upstream's configuration
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self._derive()
 
     def _derive(self) -> None:
-        """Check all fields, and fill in the depth and the share of the pruning where they are `None`."""
+        """Check all fields, and compute `pruning_layer` and `llm_retention_ratio` if they are `None`."""
         check_settings(self)
         depth = self.get_text_config().num_hidden_layers
         if self.pruning_layer is None:
@@ -95,7 +95,11 @@ class FlashVIDConfigMixin:
 
     @property
     def method(self) -> CompressionMethod:
-        """What compresses the videos, with its settings, validated."""
+        """The method that compresses the videos, with its validated settings.
+
+        Raises:
+            ValueError: the settings do not fit the method.
+        """
         shared = {
             "retention_ratio": self.retention_ratio,
             "num_layers": self.get_text_config().num_hidden_layers,
@@ -123,21 +127,23 @@ class FlashVIDConfigMixin:
 
     @property
     def compresses(self) -> bool:
-        """Whether the settings leave anything to compress; otherwise the model is the upstream model."""
+        """Whether these settings compress anything. If not, the model runs as the upstream model."""
         return self.method.compresses
 
     @property
     def pruning(self) -> LayerPruning | None:
-        """The step inside the language model that drops video tokens, if there is one."""
+        """The pruning inside the language model; `None` if there is none."""
         method = self.method
         pruning = method.pruning if method.compresses else None
         return pruning if pruning is not None and pruning.layer < method.num_layers else None
 
     def override(self, **overrides: Any) -> Any:
-        """This configuration with other settings, validated; itself if there are none. Other parts are shared.
+        """A copy of this configuration with other settings, validated. Without overrides, the configuration itself.
+
+        The copy is shallow: it shares its other parts with this configuration.
 
         Args:
-            overrides: some of `method_fields`.
+            overrides: new values of some of `method_fields`.
 
         Raises:
             ValueError: a field is outside of its range.
@@ -146,12 +152,13 @@ class FlashVIDConfigMixin:
             return self
         method = overrides.get("compression_method", self.compression_method)
         if method != self.compression_method:
-            overrides.setdefault("method_settings", None)  # those of the configuration are another method's
+            overrides.setdefault("method_settings", None)  # the configuration's belong to its own method
         check_own_settings(method, overrides)
         if overrides.keys() & {"expansion", "pruning_layer"} and "llm_retention_ratio" not in overrides:
             depth = self.get_text_config().num_hidden_layers
             derived = default_llm_retention_ratio(depth, self.pruning_layer, self.expansion)
-            if self.llm_retention_ratio == derived:  # a derived ratio stays derived, so the average stays the same
+            # A ratio that was computed is computed anew, so that `retention_ratio` stays the average.
+            if self.llm_retention_ratio == derived:
                 overrides["llm_retention_ratio"] = None
         config = copy.copy(self)
         for name, value in overrides.items():
@@ -161,12 +168,20 @@ class FlashVIDConfigMixin:
 
     @classmethod
     def accepts(cls, config_dict: dict[str, Any]) -> bool:
-        """Whether a checkpoint with this configuration loads into the family."""
+        """Whether a checkpoint with this configuration loads into the family.
+
+        Args:
+            config_dict: `config.json` as a dictionary.
+        """
         return config_dict.get("model_type") in (None, cls.model_type, cls.base_model_type)
 
     @classmethod
     def adopt(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
-        """The configuration of an accepted checkpoint as a dictionary of this class."""
+        """Convert the configuration of an accepted checkpoint to this class.
+
+        Args:
+            config_dict: `config.json` as a dictionary.
+        """
         if config_dict.get("model_type") in (None, cls.model_type):
             return config_dict
         adopted = {**config_dict, "model_type": cls.model_type}
@@ -176,10 +191,10 @@ class FlashVIDConfigMixin:
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if not config_dict:  # upstream would make a whole default model
+        if not config_dict:  # upstream would build a model with default values
             raise ValueError(
-                f"{str(pretrained_model_name_or_path)!r} has no `config.json`. Choose the folder of a model; of an "
-                "adapter alone, load the model that it belongs to and then call its `load_adapter`."
+                f"{str(pretrained_model_name_or_path)!r} has no `config.json`. Choose the folder of a model. If this "
+                "is an adapter, load its base model first and then call `load_adapter` of that model."
             )
         if not cls.accepts(config_dict):
             raise ValueError(
@@ -191,7 +206,7 @@ class FlashVIDConfigMixin:
 
     def to_dict(self):
         config_dict = super().to_dict()
-        if self.base_model_name_or_path is None:  # the folder of a model with weights does not speak of a base
+        if self.base_model_name_or_path is None:  # the folder of a model with weights names no base
             for name in ("base_model_name_or_path", "base_model_revision"):
                 config_dict.pop(name, None)
         return config_dict
@@ -204,7 +219,7 @@ class FlashVIDConfigMixin:
                 f"This `config.json` is a recipe, which lacks what belongs to its base, {base!r}. Build a folder from "
                 "it with `flashvid-hf export`, and load that."
             )
-        # Upstream sets overrides on the finished object, unchecked.
+        # Upstream would set these fields on the finished object without checking them.
         overrides = {name: kwargs.pop(name) for name in cls.method_fields & kwargs.keys()}
         made = super().from_dict(cls.adopt(config_dict), **kwargs)
         if isinstance(made, tuple):  # `return_unused_kwargs`
@@ -212,16 +227,22 @@ class FlashVIDConfigMixin:
         return made.override(**overrides)
 
 
-# The fields that every family has, and a single call may set.
+# The fields that every family has. A single call may override them.
 CALL_FIELDS = frozenset(settings_of(FlashVIDConfigMixin))
 FlashVIDConfigMixin.method_fields = CALL_FIELDS
 
 
 def check_own_settings(method: str, given: dict[str, Any]) -> None:
-    """Raise a `ValueError` if settings that someone gave are FlashVID's, and the method is another."""
+    """Raise a `ValueError` if FlashVID's own settings are given for another method.
+
+    Args:
+        method: name of the method.
+        given: the settings that were passed, by name.
+    """
     if method == FlashVID.name:
         return
-    for name in sorted(FlashVID.settings().keys() & given.keys() - {"behavior"}):  # the method itself looks at that
+    # `behavior` is left out: the property `method` of the configuration checks it.
+    for name in sorted(FlashVID.settings().keys() & given.keys() - {"behavior"}):
         raise ValueError(
             f"`{name}` is {given[name]!r} and `compression_method` is {method!r}: it is a setting of 'flashvid'. "
             f"Leave it out, or give settings of {method!r} as `method_settings`."

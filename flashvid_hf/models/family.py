@@ -1,9 +1,7 @@
-"""The record of a model family: its classes, and all that differs by family and is not code of its `forward`.
+"""The record of a model family: its classes, and everything that differs by family except the code of its `forward`.
 
 Each family has its record beside its configuration and its modeling file (`family_<name>.py`). `flashvid_hf.FAMILIES`
-lists the records, and everything else asks them: export, cards, `check`, traces, vLLM, small models, tests.
-
-Legend: T temporal grids (frames, in families that make tokens of single frames).
+lists the records. Export, cards, `check`, traces, vLLM, small models and tests read them.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,52 +15,58 @@ MODEL_TYPE_PREFIX = "flashvid_"
 
 
 class VideoGeometry:
-    """How a family cuts a video into tokens, and how a prompt holds them.
+    """How a family cuts a video into tokens, and how a prompt holds the tokens.
 
-    The methods take a family's configuration, or an object that has its `vision_config` and FlashVID's settings.
-    These defaults are those of a family whose tokens are all of single frames, without anything between them.
+    `config` is always the family's configuration, or an object with its `vision_config` and FlashVID's settings. The
+    defaults are for a family in which every token is part of a single frame and nothing stands between the tokens.
     """
 
-    # Fields of the configuration with the tokens before and after every run of placeholders of a video.
+    # Fields of the configuration that name the tokens before and after every run of placeholders of a video.
     run_marks: tuple[str, ...] = ()
 
     def frames_per_grid(self, config: Any) -> int:
-        """Frames of a video that make one temporal grid of tokens."""
+        """How many frames of a video make one temporal grid of tokens."""
         return 1
 
     def grid_of_pixels(self, config: Any, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens of a temporal grid, for frames of this size in pixels.
 
-        Where the family's processor chooses the size by the video, this is for a video that stays within its limits.
+        If the family's processor chooses the size by the video, this holds for a video within its limits.
         """
         raise NotImplementedError
 
     def grids_of_call(self, config: Any, inputs: Mapping[str, Any], num_videos: int) -> list[tuple[int, int]]:
-        """Rows and columns of tokens of a temporal grid of every video, in the order of the prompts.
+        """For each video, the rows and columns of tokens of a temporal grid, in the order of the prompts.
 
         Args:
-            inputs: what the model was called with.
+            inputs: the arguments that the model was called with.
+            num_videos: how many videos the call has.
         """
         raise NotImplementedError
 
     def num_newlines(self, config: Any, num_grids: int, rows: int) -> int:
-        """Placeholders of an uncompressed video of T grids that are no tokens of the vision tower."""
+        """How many placeholders of an uncompressed video are newlines, that is no tokens of the vision tower.
+
+        Args:
+            num_grids: T.
+            rows: rows of tokens of a temporal grid.
+        """
         return 0
 
     def drops_newlines(self, config: Any) -> bool:
-        """Whether the compression may drop newlines too, so that their number depends on the video."""
+        """Whether the compression may drop newlines too. Their number then depends on the video."""
         return False
 
     def num_runs(self, num_grids: int) -> int:
-        """How many runs of placeholders a video of T grids has in a prompt. If more than one, text stands between."""
+        """How many runs of placeholders a video of T grids has in a prompt. Between two runs there is text."""
         return 1
 
     def seen_part(self, config: Any) -> float:
-        """The part of a frame's height and width, from its upper left corner, that the tokens see; 1.0 is all."""
+        """The part of a frame's height and width that the tokens cover, from the upper left corner; 1.0 is all."""
         return 1.0
 
     def describe(self, config: Any, height: int, width: int) -> str:
-        """A sentence for the model card: how many tokens a frame of this size in pixels makes."""
+        """A sentence for the model card that says how many tokens a frame of this size in pixels makes."""
         raise NotImplementedError
 
 
@@ -70,9 +74,9 @@ class PublishedSize(NamedTuple):
     """A published model of a family, for which `hub_configs/` has a recipe.
 
     Args:
-        base: the base's id on the Hub.
-        num_layers: layers of its language model. The bases' own configurations were not at hand: comments say where
-            each number comes from, and building a repository compares it with the base's.
+        base: the id of the base model on the Hub.
+        num_layers: layers of its language model. The numbers were not read from the bases' own configurations. Comments
+            name the source of each number, and building a repository compares it with the configuration of the base.
     """
 
     base: str
@@ -81,11 +85,12 @@ class PublishedSize(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TinyShape:
-    """Sizes of a tiny model, of which each call takes milliseconds. There is no tokenizer for it.
+    """Sizes of a tiny model without a tokenizer. A call of it takes milliseconds.
 
     Args:
-        text, vision: fields of the language model and of the vision tower.
-        fields: other fields of the configuration, the numbers of its special tokens among them.
+        text: fields of the configuration of the language model.
+        vision: fields of the configuration of the vision tower.
+        fields: other fields of the configuration, including the ids of its special tokens.
     """
 
     text: Mapping[str, Any]
@@ -95,13 +100,14 @@ class TinyShape:
 
 @dataclass(frozen=True, kw_only=True)
 class SmallShape:
-    """Sizes of a small model that has a tokenizer and a processor, as a whole folder has.
+    """Sizes of a small model with a tokenizer and a processor, like a complete model folder.
 
     Args:
-        text, vision: fields of the language model and of the vision tower, beside those that all families share.
+        text: fields of the configuration of the language model, beside those that all families share.
+        vision: fields of the configuration of the vision tower, beside those that all families share.
         fields: other fields of the configuration.
-        tokens: special tokens beside those that all families share, by the field of the configuration that has their
-            number.
+        tokens: special tokens beside those that all families share. The keys are the fields of the configuration that
+            hold their ids.
         make_processor: makes the processor from the configuration and the tokenizer.
     """
 
@@ -114,17 +120,17 @@ class SmallShape:
 
 @dataclass(frozen=True, kw_only=True)
 class OriginalFormat:
-    """Checkpoints in another format than upstream's, as the authors of a model published them.
+    """A format of checkpoints other than upstream's, in which the authors of a model published it.
 
     Args:
-        title: what messages call them, such as "original LLaVA".
-        matches: whether a `config.json`, as a dictionary, is of such a checkpoint.
-        load_processor: loads the processor of such a checkpoint by its folder or Hub id; takes the arguments of
+        title: what messages call such checkpoints, for example "original LLaVA".
+        matches: takes a `config.json` as a dictionary; says whether it belongs to such a checkpoint.
+        load_processor: loads the processor of such a checkpoint. Takes its folder or Hub id, and the arguments of
             `from_pretrained` that say where files are found.
-        build_processor: the processor of a converted folder: from the configuration, the folder or Hub id of the
+        build_processor: makes the processor of a converted folder. Takes the configuration, the folder or Hub id of the
             checkpoint, and its revision.
-        complete_generation: sets what the checkpoint's own generation settings lack: from these, the folder or Hub id,
-            and the revision.
+        complete_generation: adds what the generation settings of the checkpoint lack. Takes these settings, the folder
+            or Hub id, and the revision.
         serves_weightless: whether a folder without weights can read the processor from such a checkpoint.
     """
 
@@ -141,19 +147,20 @@ class Family:
     """A model family.
 
     Args:
-        config, base_model, generative_model: its classes.
-        processor: its processor, where upstream's does not serve.
+        config, base_model, generative_model: the classes of the family.
+        processor: the class of its processor; `None` if it uses upstream's processor.
         title: its name as people write it.
         geometry: how it cuts a video into tokens.
-        published_vision: fields of `vision_config` that `geometry` needs, as all published models have them.
+        published_vision: values of the `vision_config` fields that `geometry` needs, the same in all published models.
         is_exact: whether `retention_ratio=1.0` gives upstream's numbers bit for bit; otherwise they differ by rounding.
-        upstream_settings: settings of the configuration and of the processor under which upstream has such a model.
-        tiny, small: sizes of models to try things on.
-        published_sizes: what `hub_configs/` has recipes for.
-        processing: what a folder without weights changes in the processor of its base: settings by the part of the
-            processor, such as "video_processor".
-        vllm: "module:class" that runs the family inside vLLM; `None` if nothing does.
-        original: the other format of checkpoints that it reads, if there is one.
+        upstream_settings: settings of the configuration and of the processor that make the model equal to upstream's.
+        tiny: sizes of a tiny model, for tests and `check`.
+        small: sizes of a small model with a tokenizer and a processor.
+        published_sizes: the published models that `hub_configs/` has recipes for.
+        processing: changes that a folder without weights makes to the processor of its base. The keys are parts of the
+            processor, such as "video_processor"; the values are their settings.
+        vllm: "module:class" that runs the family inside vLLM; `None` if vLLM does not support it.
+        original: the other format of checkpoints that the family reads; `None` if there is none.
     """
 
     config: Any
@@ -175,24 +182,24 @@ class Family:
 
     @property
     def name(self) -> str:
-        """Its `model_type` without "flashvid_", such as "qwen2_5_vl"."""
+        """The `model_type` of the family without "flashvid_", for example "qwen2_5_vl"."""
         return self.config.model_type.removeprefix(MODEL_TYPE_PREFIX)
 
     @property
     def classes(self) -> tuple[Any, ...]:
-        """Its configuration, its models and, where it has one of its own, its processor."""
+        """The classes of its configuration, its models and, if it has its own, its processor."""
         return tuple(filter(None, (self.config, self.base_model, self.generative_model, self.processor)))
 
     @property
     def upstream_model(self) -> Any:
-        """The generative model of transformers that this family's derives from."""
+        """The generative model of transformers from which the family's derives."""
         return next(c for c in self.generative_model.__mro__ if c.__module__.startswith("transformers.models."))
 
     @property
     def has_upstream_checkpoints(self) -> bool:
-        """Whether its published checkpoints are of upstream's class, rather than in an `original` format."""
+        """Whether its published checkpoints have upstream's format, rather than an `original` format."""
         return self.upstream_model.config_class.model_type == self.config.base_model_type
 
     def original_format(self, config_dict: Mapping[str, Any]) -> OriginalFormat | None:
-        """`original`, if a checkpoint with this `config.json` is in that format."""
+        """`original` if a checkpoint with this `config.json` has that format, else `None`."""
         return self.original if self.original is not None and self.original.matches(dict(config_dict)) else None

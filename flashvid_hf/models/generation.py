@@ -11,14 +11,14 @@ from .cache import FlashVIDCache, check_cache
 from .report import CompressionReport
 from .upstream import CACHE, rename_cache
 
-# Values of `cache_implementation` that a compressed prompt can do with.
+# Values of `cache_implementation` that work with a compressed prompt.
 _CACHE_IMPLEMENTATIONS = (None, "dynamic", "offloaded")
-# What `generate` passes on to `forward` beside the model's inputs.
+# Arguments that our `generate` passes on to `forward` beside the model's inputs.
 _CALL_ARGUMENTS = ("settings", "reports")
 
 
 class FlashVIDGenerationMixin:
-    """Cache, ranking query and multimodal inputs of `generate`."""
+    """Lets `generate` run on a compressed prompt: its cache, the token that ranks, and its multimodal inputs."""
 
     config: Any
     generation_config: GenerationConfig
@@ -31,24 +31,25 @@ class FlashVIDGenerationMixin:
         *args: Any,
         **kwargs: Any,
     ):
-        """Upstream's `generate`, with the end of the prompt as the token that ranks the video tokens.
+        """Upstream's `generate`, in which the last token of the prompt ranks the video tokens.
 
-        The ranking token is the same in every step, so that decoding without a cache, with candidates or on from an
-        earlier turn drops the same tokens as plain decoding.
+        The same token ranks in every step. Decoding without a cache, with candidates, or on the cache of an earlier
+        turn therefore drops the same tokens as plain decoding.
 
         Args:
-            kwargs: as upstream, with the cache under either of its names, and FlashVID's fields that are to differ from
-                the configuration's in this call (`retention_ratio=0.2`; 1.0 is off). An assistant model has settings of
-                its own.
+            inputs, generation_config, args: as upstream.
+            kwargs: as upstream, with the cache under either of its names, and those of FlashVID's fields that shall
+                differ from the configuration in this call (`retention_ratio=0.2`; 1.0 is off). An assistant model uses
+                its own settings.
 
         Returns:
-            As upstream; with `return_dict_in_generate=True` the output has a `report` of what was compressed.
+            As upstream. With `return_dict_in_generate=True`, the output has a `report` of what was compressed.
 
         Raises:
-            ValueError: before anything is encoded, if a setting is out of range, if placeholders and videos do not fit
-                together, or if the call asks for what a compressed prompt cannot do: a static, quantized or foreign
-                cache, a prefill in chunks, an assistant without FlashVID, in the Qwen families a second video on the
-                cache of a first.
+            ValueError: a setting is out of range; placeholders and videos do not fit together; the call asks for
+                something that a compressed prompt does not support. That is a static, quantized or foreign cache, a
+                prefill in chunks, an assistant without FlashVID, and in the Qwen families a second video on the cache
+                of a first. The error is raised before anything is encoded.
         """
         kwargs = rename_cache(kwargs)
         settings = self.model.find_settings(kwargs.get("mm_encoder_outputs") or {}, kwargs)
@@ -93,12 +94,13 @@ class FlashVIDGenerationMixin:
         assistant = kwargs.get("assistant_model")
         if hasattr(assistant, "get_video_features") and not hasattr(assistant.config, "retention_ratio"):
             raise ValueError(
-                f"`assistant_model` is a `{type(assistant).__name__}`: it would be handed videos that are compressed. "
+                f"`assistant_model` is a `{type(assistant).__name__}`: it would get videos that are compressed. "
                 "Pass a FlashVID model of the family, or `retention_ratio=1.0` to run without compression."
             )
 
     def _get_candidate_generator(self, *args: Any, model_kwargs: dict[str, Any], **kwargs: Any):
-        # An assistant is called with these: it finds its own settings, and others than FlashVID's know none of them.
+        # Upstream passes these arguments on to the assistant. A FlashVID assistant finds its own settings, and other
+        # assistants do not know our arguments.
         if kwargs.get("assistant_model") is not None:
             private = {*_CALL_ARGUMENTS, "query_index"}
             model_kwargs = {name: value for name, value in model_kwargs.items() if name not in private}
@@ -106,7 +108,7 @@ class FlashVIDGenerationMixin:
 
     def _check_placeholders(self, input_ids: torch.Tensor | None, model_kwargs: dict[str, Any]) -> None:
         cache = model_kwargs.get(CACHE)
-        if input_ids is None or (cache is not None and cache.get_seq_length()):  # of later turns, `forward` sees more
+        if input_ids is None or (cache is not None and cache.get_seq_length()):  # in later turns `forward` checks
             return
         for kind, mask in zip(("image", "video"), self.model.placeholder_masks(input_ids, None), strict=True):
             if model_kwargs.get(self.model.encoder_inputs[kind][0]) is not None:
@@ -122,11 +124,12 @@ class FlashVIDGenerationMixin:
     def prepare_inputs_for_generation(
         self,
         *args: Any,
-        inputs_embeds: torch.Tensor | None = None,  # `generate` looks for the name before it takes embeddings
+        inputs_embeds: torch.Tensor | None = None,  # `generate` takes embeddings only if it finds this name here
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ):
-        # Encoded videos are in the cache after the first step; some versions hand them on in every step.
+        # After the first step the encoded videos are in the cache. Some versions of transformers pass them on in every
+        # step.
         if not is_first_iteration and kwargs.get("use_cache", True):
             kwargs.pop("mm_encoder_outputs", None)
         return super().prepare_inputs_for_generation(
@@ -134,7 +137,7 @@ class FlashVIDGenerationMixin:
         )
 
     def has_videos(self, model_kwargs: dict[str, Any]) -> bool:
-        """Whether the arguments of a call bring videos, as pixels or encoded."""
+        """Whether the arguments of a call contain videos, as pixels or encoded."""
         encoded = model_kwargs.get("mm_encoder_outputs") or {}
         return model_kwargs.get("pixel_values_videos") is not None or encoded.get("video") is not None
 
@@ -144,8 +147,8 @@ class FlashVIDGenerationMixin:
         video = mm_encoder_output.get("video")
         if getattr(video, "videos", None) is None:
             return super()._expand_multimodal_outputs(input_ids, mm_encoder_output, *args, **kwargs)
-        # Upstream orders the features for the expanded batch by their lengths before the compression: let it order
-        # stand-ins of those lengths that hold the video's number, and follow.
+        # Upstream orders the features of the expanded batch by their lengths before the compression. It gets stand-ins
+        # of those lengths, which hold the index of their video, and the compressed videos are put in the same order.
         tokens, videos = video.pooler_output, video.videos
         settings = video.settings or self.config
         lengths = [len(self.model.lay_out(video, settings).counts) for video in videos]

@@ -1,4 +1,4 @@
-"""Hooks on modules that several models may share."""
+"""Hooks on modules. Several models may share a module, so a hook is registered only once."""
 
 from collections.abc import Callable
 

@@ -1,9 +1,9 @@
-"""Pruning inside the language model: from one layer on, only the best video tokens are left, as `LayerPruning` says.
+"""Pruning inside the language model: from one layer on, only the best video tokens are left, see `LayerPruning`.
 
-The layers of upstream's language models pass unknown keyword arguments on. One of them carries the decision of the
-call; hooks on the layers of this one model instance apply it and do nothing in calls without it.
+Upstream's language models pass unknown keyword arguments on to their layers. One such argument carries the decision of
+the call. Hooks on the layers of a model instance apply the decision. In calls without the argument they do nothing.
 
-Legend: B batch, M columns that entered the language model, L columns that are left from the pruning layer on.
+Letters of this file: Q queries, that is columns whose attention ranks the video tokens.
 """
 
 from typing import Any
@@ -24,18 +24,19 @@ from .vision_signals import rotate
 
 # Name of the keyword argument that carries the decision through the language model.
 PRUNING = "pruning"
-# Most bytes of the attention weights (float32) of text tokens that exist at once.
+# Most bytes of the float32 attention weights of text tokens that exist at once. It bounds the memory for long prompts.
 _MAX_SCORE_BYTES = 64 * 2**20
 
 
 class UpperLayers:
-    """What the layers from the pruning layer on see in one call: their attention mask, and after pruning their tokens.
+    """What the pruning layer and the layers above it see in one call: their attention mask and their columns.
 
     Args:
         config: configuration of the language model.
-        layer: the first layer that sees less.
-        cache: cache of the call, if any.
-        past_mask: which columns these layers have cached are real, with shape (B, cached); `None` if all are.
+        layer: the first layer that sees fewer tokens.
+        cache: cache of the call; `None` if it uses none.
+        past_mask: which of the columns that these layers have cached are real, with shape (B, cached columns); `None`
+            if all are.
         new_mask: which of the new columns are real, with shape (B, M); `None` if all are.
     """
 
@@ -50,11 +51,20 @@ class UpperLayers:
         self.config, self.layer, self.cache = config, layer, cache
         self.past_mask, self.new_mask = past_mask, new_mask
         self.mask: torch.Tensor | None = None  # over cached and new columns
-        self.attention_mask: Any = None  # the same in the form of the attention implementation
+        self.attention_mask: Any = None  # the same mask in the form that the attention implementation takes
         self.entered = False
 
     def start_layer(self, layer_idx: int, hidden_states: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
-        """Adapt the inputs of a layer from `layer` on; returns its hidden states."""
+        """Adapt the inputs of `layer` or of a layer above it.
+
+        Args:
+            layer_idx: index of that layer.
+            hidden_states: its input, with shape (B, columns, D).
+            kwargs: its keyword arguments, which are changed.
+
+        Returns:
+            The hidden states that the layer gets.
+        """
         if not self.entered:
             self.entered = True
             past = self.cache.num_cached(self.layer) if self.cache is not None else 0
@@ -72,20 +82,22 @@ class UpperLayers:
 
 
 class TokenPruning(UpperLayers):
-    """The decision which video tokens the layers from the pruning layer on see, for one call.
+    """The decision of one call which video tokens the pruning layer and the layers above it see.
 
-    The score of a token is the attention that it gets in the layer below, softmax over all visible keys, mean over
-    heads, those of other ranks too, in float32: from the query, or the most that any token behind the last video up to
-    the query pays. Of every sample the best `ceil(ratio * video tokens)` stay, and all other tokens.
+    The score of a token is the attention that it gets in the layer below the pruning layer, in float32: softmax over
+    all visible keys, mean over the heads of all ranks. It is the attention from the query, or the largest attention
+    from any token behind the last video up to the query. In every sample the best `ceil(ratio * prunable tokens)`
+    prunable tokens stay, and so do all other tokens.
 
     Args:
+        upper: the arguments of `UpperLayers`.
         rule: the share of the prunable tokens to keep, who ranks them, and whether the others are merged into them.
         prunable: which of the new columns may be dropped, with shape (B, M).
-        query: column of the token that ranks the others, with shape (B,): the end of the prompt.
-        past_lower_mask: which columns the layers below have cached are real; `None` if all are.
-        padding_side: where shorter samples are padded.
-        is_video: which of the new columns are of videos, newlines included, with shape (B, M); by default those that
-            may be dropped.
+        query: column of the token that ranks the others, the end of the prompt, with shape (B,).
+        past_lower_mask: which of the columns that the layers below have cached are real, with shape
+            (B, cached columns); `None` if all are.
+        padding_side: the side on which shorter samples are padded, "left" or "right".
+        is_video: which of the new columns belong to videos, newlines included, with shape (B, M). Default: `prunable`.
     """
 
     def __init__(
@@ -104,12 +116,18 @@ class TokenPruning(UpperLayers):
         self.is_video = prunable if is_video is None else is_video
         self.scores: torch.Tensor | None = None  # (B, M)
         self.keep: torch.Tensor | None = None  # (B, M)
-        self.columns: torch.Tensor | None = None  # (B, L) into the columns that entered
+        self.columns: torch.Tensor | None = None  # (B, L): which of the columns that entered stay
 
     @torch.no_grad()
     def score(self, layer: Any, hidden_states: torch.Tensor, position_embeddings: tuple) -> None:
-        """Rank the columns by the self-attention of the layer below the pruning layer, given that layer's input."""
-        if self.scores is not None:  # recomputation of a checkpointed layer
+        """Score the columns by the self-attention of the layer below the pruning layer.
+
+        Args:
+            layer: that layer.
+            hidden_states: its input, with shape (B, M, D).
+            position_embeddings: its rotary tables, cosine and sine.
+        """
+        if self.scores is not None:  # gradient checkpointing runs a layer twice
             return
         attention, hidden_states = layer.self_attn, layer.input_layernorm(hidden_states)
         cos, sin = position_embeddings
@@ -122,7 +140,7 @@ class TokenPruning(UpperLayers):
         query = rotate(query.transpose(1, 2), gather_columns(cos, rows)[:, None], gather_columns(sin, rows)[:, None])
         key = rotate(key.transpose(1, 2), cos[:, None], sin[:, None])
         past = self.cache.num_cached(self.layer - 1) if self.cache is not None else 0
-        if self.cache is not None and past:  # earlier turns take part in the softmax
+        if self.cache is not None and past:  # the keys of earlier turns are part of the softmax
             key = torch.cat([self.cache.layers[self.layer - 1].keys.to(key), key], dim=2)
         real = join_masks(self.past_lower_mask, past, self.new_mask, hidden_states)
         real = None if real is None else real.to(key.device)
@@ -136,7 +154,7 @@ class TokenPruning(UpperLayers):
                 visible = torch.arange(past + length, device=key.device) <= at[..., None] + past  # (B, Q, past + M)
                 if real is not None:
                     visible = visible & real[:, None]
-                # (B, key heads, queries a key * Q, width)
+                # (B, key heads, query heads per key head * Q, head width) @ (B, key heads, head width, past + M)
                 logits = part.float().reshape(batch, key.shape[1], -1, key.shape[2]) @ key * attention.scaling
                 logits = logits.unflatten(2, (-1, at.shape[1])).masked_fill(~visible[:, None, None], float("-inf"))
                 weights = logits.softmax(-1).mean((1, 2))[..., past:]
@@ -146,7 +164,7 @@ class TokenPruning(UpperLayers):
         self.scores = most
 
     def _find_queries(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The columns whose attention counts, and which of them are real rather than padding, with shape (B, Q)."""
+        """The columns whose attention counts, and which of them are real and not padding, with shape (B, Q) each."""
         last = self.query.to(device)[:, None]
         if self.rule.scored_by == "last_token":
             return last, torch.ones_like(last, dtype=torch.bool)
@@ -169,7 +187,8 @@ class TokenPruning(UpperLayers):
         kwargs["position_embeddings"] = tuple(
             gather_columns(table, self.columns) for table in kwargs["position_embeddings"]
         )
-        kwargs["position_ids"] = None  # only read to detect packed sequences, which gaps would look like
+        # Layers read position ids only to detect packed sequences. Gaps in them would look like packed sequences.
+        kwargs["position_ids"] = None
         return super().start_layer(layer_idx, hidden_states, kwargs)
 
     def _select(self) -> None:
@@ -187,8 +206,8 @@ class TokenPruning(UpperLayers):
 def merge_dropped(hidden_states: torch.Tensor, prunable: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     """Average every dropped token into the kept video token that it is most similar to.
 
-    One after the other, x becoming (x + y) / 2, so that of m tokens the last counts 1/2, the one before 1/4, and x
-    itself 2**-m.
+    The dropped tokens y of a kept token x are averaged into it one after the other: x becomes (x + y) / 2. Of m dropped
+    tokens the last thus has weight 1/2, the one before it 1/4, and x itself has 2**-m.
 
     Args:
         hidden_states: with shape (B, M, D).
@@ -196,7 +215,7 @@ def merge_dropped(hidden_states: torch.Tensor, prunable: torch.Tensor, keep: tor
         keep: which columns stay, with shape (B, M).
 
     Returns:
-        Hidden states with shape (B, M, D); those of columns that do not stay mean nothing.
+        Hidden states with shape (B, M, D). They are meaningless in columns that do not stay.
     """
     batch, length, width = hidden_states.shape
     column = torch.arange(batch * length, device=hidden_states.device).view(batch, length)
@@ -204,16 +223,16 @@ def merge_dropped(hidden_states: torch.Tensor, prunable: torch.Tensor, keep: tor
     unit = nn.functional.normalize(states, dim=-1)
     is_target = keep & prunable
     dropped = prunable & ~keep & is_target.any(-1, keepdim=True)
-    # One sample at a time: the similarities of a long video are as large as one attention head's weights.
+    # One sample at a time: the similarities of a long video take as much memory as the weights of an attention head.
     nearest = torch.stack(
         [(u @ u.mT).masked_fill_(~target, float("-inf")).argmax(-1) for u, target in zip(unit, is_target, strict=True)]
     )
     slot = torch.where(dropped, nearest + column[:, :1], column).flatten()
-    # Every row is followed by what is averaged into it, in order.
+    # In this order every kept token is followed by the tokens that are averaged into it.
     counted = (dropped | keep).flatten()
     order = (slot * 2 + dropped.flatten()).argsort(stable=True)
     ends = torch.searchsorted(slot[order], slot, right=True)
-    behind = ends - 1 - order.argsort()  # entries of the same slot behind this one
+    behind = ends - 1 - order.argsort()  # how many tokens of the same slot come after each token
     is_first = ~dropped.flatten()
     weight = torch.where(is_first, 0.5 ** behind.float(), 0.5 ** (behind + 1).float()) * counted
     merged = weighted_sums(states.view(-1, width), None, slot, weight, column.flatten())
@@ -223,11 +242,13 @@ def merge_dropped(hidden_states: torch.Tensor, prunable: torch.Tensor, keep: tor
 def join_masks(
     past: torch.Tensor | None, num_past: int, new: torch.Tensor | None, like: torch.Tensor
 ) -> torch.Tensor | None:
-    """Mask over cached and new columns, with shape (B, num_past + M); `None` where every column is real.
+    """Mask over cached and new columns, with shape (B, num_past + M); `None` if every column is real.
 
     Args:
-        past, new: mask of either part; `None` if all of it is real.
-        like: hidden states of the new columns, with shape (B, M, width).
+        past: mask of the cached columns, with shape (B, num_past); `None` if all are real.
+        num_past: number of cached columns.
+        new: mask of the new columns, with shape (B, M); `None` if all are real.
+        like: a tensor with shape (B, M, ...) on the device of the result, such as the hidden states.
     """
     if past is None and new is None:
         return None
@@ -238,7 +259,7 @@ def join_masks(
 
 
 def install_pruning(layers: nn.ModuleList) -> None:
-    """Let calls with a `pruning` argument prune between these layers of a language model."""
+    """Install hooks on the layers of a language model that prune in calls with the argument `pruning`."""
     for layer in layers:
         add_pre_hook(layer, _enter_layer)
 

@@ -1,7 +1,8 @@
 """What the models of all families share: `forward` on compressed videos, the language model, the loss.
 
-Legend: B batch, S columns of the input, M columns that enter the language model, L columns that are left from the
-pruning layer on.
+Legend of all files of this folder: B batch, S columns of the input, M columns that enter the language model, L columns
+that are left from the pruning layer on. V videos; T frames of a video (for Qwen: temporal grids), N tokens a frame,
+D width. A column is a place in the sequence of a sample.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ LANGUAGE_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids
 class FlashVIDModelMixin:
     """Compression inside the `forward` of a multimodal model that has a `language_model`.
 
-    A family says what its vision tower is called with and gives, and which positions the columns have.
+    A family defines the inputs and outputs of its vision tower, and the positions of the columns.
     """
 
     config: Any
@@ -45,25 +46,27 @@ class FlashVIDModelMixin:
     get_image_features: Any
     get_video_features: Any
 
-    # Inputs of `forward` that `get_image_features` and `get_video_features` take, the pixels first.
+    # For "image" and "video": the inputs of `forward` that `get_image_features` and `get_video_features` take. The
+    # pixels come first.
     encoder_inputs: ClassVar[dict[str, tuple[str, ...]]]
-    # Inputs of `forward` that decide about positions, beside those that every family has.
+    # Inputs of `forward` that determine positions, in addition to the inputs that every family has.
     position_inputs: ClassVar[tuple[str, ...]] = ()
-    # Inputs of `forward` that upstream takes and does not read.
+    # Inputs of `forward` that upstream accepts but does not read.
     unread_inputs: ClassVar[tuple[str, ...]] = ()
-    # Keyword arguments of `forward` that upstream hands to the vision tower too.
+    # Keyword arguments of `forward` that upstream also passes to the vision tower.
     tower_arguments: ClassVar[tuple[str, ...]] = ()
-    # Of a repeated index, the released code of some families enters the last vector only (`released_repeats`).
+    # Whether the family's released code lets the last vector overwrite the others if an index repeats; see
+    # `released_repeats`.
     released_code_overwrites_repeats = False
     # Whether upstream's `forward` takes `mm_encoder_outputs`.
     upstream_takes_encoded = True
-    # Whether positions depend on the grids of all images and videos of a conversation.
+    # Whether positions depend on the grids of all images and videos of the conversation.
     positions_need_grids = False
     # The class of the outputs: upstream's fields and those of `FlashVIDModelOutput`.
     output_class: type[FlashVIDModelOutput]
 
     def install_hooks(self) -> None:
-        """Install what this model needs on its submodules; once is enough, also for models that share them."""
+        """Install the hooks of this model on its submodules. Installing them again changes nothing."""
         install_pruning(self.language_model.layers)
 
     def forward_flashvid(
@@ -73,20 +76,24 @@ class FlashVIDModelMixin:
         query_index: int | torch.Tensor | None,
         **kwargs: Any,
     ) -> Any:
-        """Upstream's `forward`, on the kept video tokens.
+        """Run upstream's `forward` on the kept video tokens.
 
         Args:
-            upstream_forward: what runs calls that neither bring a video to compress nor build on a compressed cache.
+            upstream_forward: runs the call if it has no video to compress and does not continue a compressed cache.
             inputs: the named arguments of `forward`.
-            query_index: column of the whole sequence, earlier turns included, whose attention ranks the video tokens
-                inside the language model; an integer, or one for each sample. Default: the last real column.
-            kwargs: FlashVID's fields that are to differ from the configuration's in this call
-                (`retention_ratio=0.2`), or all of them as `settings`; `reports`, a list that takes the report of the
-                call; and what upstream takes.
+            query_index: column whose attention ranks the video tokens inside the language model, counted over the whole
+                sequence, earlier turns included; an integer, or one for each sample. Default: the last real column.
+            kwargs: FlashVID's fields that shall differ from the configuration in this call (`retention_ratio=0.2`), or
+                all of them as one configuration in `settings`; `reports`, a list to which the report of the call is
+                appended; and what upstream takes.
 
         Returns:
-            `FlashVIDModelOutput`, or upstream's output; either with a `report`, except in calls that continue a cache
-            without a video of their own.
+            `FlashVIDModelOutput`, or upstream's output. Both have a `report`, except in calls that continue a cache and
+            have no video of their own.
+
+        Raises:
+            ValueError: a setting is out of range, the inputs do not fit together, or a compressed prompt does not
+                support them.
         """
         encoded = dict(inputs["mm_encoder_outputs"] or {})
         settings, reports = self.find_settings(encoded, kwargs), kwargs.pop("reports", None)
@@ -96,8 +103,8 @@ class FlashVIDModelMixin:
         is_new = cache is None or not cache.get_seq_length()
         if has_videos and settings.compresses:
             check_cache(cache)
-        # Upstream encodes videos by the configuration, whatever the settings of the call. Not every version of it looks
-        # at what has been encoded.
+        # Upstream would encode videos with the settings of the configuration instead of those of the call. Some
+        # versions of it ignore `mm_encoder_outputs`.
         is_own = has_videos and (settings.compresses or self.config.compresses)
         is_own |= any(value is not None for value in encoded.values()) and not self.upstream_takes_encoded
         if is_compressed(cache) or is_own:
@@ -116,10 +123,15 @@ class FlashVIDModelMixin:
         return outputs
 
     def find_settings(self, encoded: dict[str, Any], kwargs: dict[str, Any]) -> Any:
-        """The configuration with the settings of a call, which are taken out of its keyword arguments.
+        """The configuration with the settings of a call, which are removed from its keyword arguments.
+
+        Args:
+            encoded: outputs of the vision tower, under "image" and "video". If the videos are encoded already, the
+                settings of the encoding apply.
+            kwargs: keyword arguments of the call; FlashVID's fields and `settings` are removed.
 
         Raises:
-            ValueError: a field is outside of its range, or the videos have been encoded with other settings.
+            ValueError: a field is outside of its range, or a field is given although the videos are encoded already.
         """
         carried = getattr(encoded.get("video"), "settings", None)
         if carried is None:
@@ -134,7 +146,7 @@ class FlashVIDModelMixin:
         return carried
 
     def take_settings(self, settings: Any, kwargs: dict[str, Any]) -> Any:
-        """`settings`, or the configuration, with single fields that are taken out of keyword arguments."""
+        """`settings`, or the configuration if it is `None`, with the fields that are removed from `kwargs`."""
         overrides = {name: kwargs.pop(name) for name in CALL_FIELDS & kwargs.keys()}
         return (settings or self.config).override(**overrides)
 
@@ -146,7 +158,7 @@ class FlashVIDModelMixin:
         query_index: int | torch.Tensor | None,
         **kwargs: Any,
     ) -> FlashVIDModelOutput:
-        """`forward` of calls that bring videos or build on a compressed cache."""
+        """`forward` of calls that have videos or continue a compressed cache."""
         for name in sorted(inputs.keys() - self.known_inputs()):
             if inputs[name] is not None:
                 raise ValueError(
@@ -157,7 +169,7 @@ class FlashVIDModelMixin:
         attention_mask = inputs["attention_mask"]
         image_mask, video_mask = self.placeholder_masks(input_ids, inputs_embeds)
         comes_encoded = encoded.get("video") is not None  # pixels are checked before they are encoded
-        # Of compressed videos the inside of the tower is not returned: it is encoded in chunks, to be forgotten.
+        # The inner states of the tower are not returned for compressed videos: each chunk of them is freed after use.
         recorded = () if settings.compresses else self.tower_arguments
         asked = {name: kwargs[name] for name in recorded if name in kwargs}
         self.encode(inputs, encoded, settings, image_mask, video_mask, **asked)
@@ -187,12 +199,12 @@ class FlashVIDModelMixin:
 
     @classmethod
     def known_inputs(cls) -> set[str]:
-        """The inputs of `forward` that FlashVID reads, or may leave unread as upstream does."""
+        """The inputs of `forward` that FlashVID reads, or that upstream does not read either."""
         of_tower = {name for names in cls.encoder_inputs.values() for name in names}
         return {*MODEL_INPUTS, *LANGUAGE_INPUTS, *of_tower, *cls.position_inputs, *cls.unread_inputs}
 
     def _report_uncompressed(self, inputs: dict[str, Any], encoded: dict[str, Any]) -> CompressionReport:
-        """The report of a call that brought no video, or compressed none."""
+        """The report of a call that had no video, or compressed none."""
         _, video_mask = self.placeholder_masks(inputs["input_ids"], inputs["inputs_embeds"])
         tokens: tuple | torch.Tensor = ()
         if encoded.get("video") is not None:
@@ -206,34 +218,47 @@ class FlashVIDModelMixin:
         raise NotImplementedError
 
     def placeholder_counts(self, kind: str, inputs: dict[str, Any]) -> tuple[int, ...] | torch.Tensor | None:
-        """Placeholders that each of the images or videos in the inputs of `forward` needs, before they are encoded.
+        """How many placeholders each image or video in the inputs of `forward` needs, before it is encoded.
 
-        `None` where only encoding them shows it.
+        `None` if this is known only after the encoding.
+
+        Args:
+            kind: "image" or "video".
+            inputs: the named arguments of `forward`.
         """
         raise NotImplementedError
 
     def check_placeholders(self, kind: str, mask: torch.Tensor, inputs: dict[str, Any]) -> bool:
-        """Raise a `ValueError` if the placeholders (B, S) do not fit the pixels; False if that cannot be told yet."""
+        """Raise a `ValueError` if the number of placeholders does not fit the pixels.
+
+        Args:
+            kind: "image" or "video".
+            mask: which columns are placeholders of this kind, with shape (B, S).
+            inputs: the named arguments of `forward`.
+
+        Returns:
+            Whether the check was possible. If not, it must be made after the encoding.
+        """
         counts = self.placeholder_counts(kind, inputs)
         if counts is not None:
             check_placeholders(kind, mask, int(torch.as_tensor(counts).sum()))
         return counts is not None
 
     def lay_out(self, video: CompressedVideo, settings: Any) -> VideoLayout:
-        """How the rows of a compressed video lie in its placeholders: one for each token."""
+        """How the rows of a compressed video lie in its placeholders. Default: one row for each token."""
         prunable = torch.full_like(video.indices, video.prunable, dtype=torch.bool)
         return VideoLayout(
             count_occurrences(video.indices, video.selected.numel()), prunable, is_token=torch.ones_like(prunable)
         )
 
     def dropped_columns(self, input_ids: torch.Tensor | None, settings: Any) -> torch.Tensor | None:
-        """Columns beside those of video tokens that do not enter, with shape (B, S); `None` for none."""
+        """Which columns other than those of video tokens do not enter, with shape (B, S); `None` if all enter."""
         return None
 
     def language_model_inputs(
         self, prompt: Prompt, image_mask: torch.Tensor, video_mask: torch.Tensor, encoded: dict[str, Any]
     ) -> dict[str, Any]:
-        """What the family's language model takes beside embeddings and positions."""
+        """Keyword arguments that the family's language model takes beside embeddings and positions."""
         return {}
 
     def encode(
@@ -245,13 +270,14 @@ class FlashVIDModelMixin:
         video_mask: torch.Tensor,
         **kwargs: Any,
     ) -> None:
-        """Fill `encoded` with the outputs of the vision tower that the caller has not computed already.
+        """Run the vision tower for what the caller has not encoded already, and add its outputs to `encoded`.
 
-        Looks at the placeholders first: a mistake in the inputs should not cost a run of the vision tower.
+        The placeholders are checked before the encoding if possible, so that a mistake in the inputs costs no run of
+        the vision tower.
         """
         for kind, mask in (("image", image_mask), ("video", video_mask)):
             if encoded.get(kind) is not None:
-                if getattr(encoded[kind], "videos", None) is None:  # those of compressed videos are in their layouts
+                if getattr(encoded[kind], "videos", None) is None:  # compressed videos are checked by their layouts
                     check_placeholders(kind, mask, sum(map(len, encoded[kind].pooler_output)))
                 continue
             if inputs[self.encoder_inputs[kind][0]] is None:
@@ -276,7 +302,9 @@ class FlashVIDModelMixin:
 
         Args:
             features: with shape (T, N, D), for each video.
-            told: for each signal of the method, that of each video, with shape (T, N) or (T, N, width).
+            told: for each signal of the method, its values for each video, with shape (T, N) or (T, N, width).
+            settings: the configuration with the settings of the call.
+            stopwatch: measures the compression.
         """
         method = settings.method
         signals = [Signals(zip(method.signals, of_video, strict=True)) for of_video in zip(*told, strict=True)]
@@ -306,7 +334,7 @@ class FlashVIDModelMixin:
         video_mask: torch.Tensor,
         encoded: dict[str, BaseModelOutputWithPooling],
     ) -> torch.Tensor:
-        """Embeddings of the columns that enter, images and kept video tokens in place, with shape (B, M, D)."""
+        """Embeddings of the columns that enter, with images and kept video tokens inserted, with shape (B, M, D)."""
         if inputs_embeds is None:
             embeddings = self.get_input_embeddings()(prompt.gather(input_ids))
         else:
@@ -320,7 +348,7 @@ class FlashVIDModelMixin:
         return embeddings
 
     def prepare_cache(self, cache: Cache | None, use_cache: bool | None) -> tuple[Cache | None, bool]:
-        """The cache of a call, made where the caller wants one and passed none, and whether to use it."""
+        """The cache of a call, and whether to use it. If the caller wants a cache and passed none, one is made."""
         config = self.config.get_text_config()
         use_cache = config.use_cache if use_cache is None else use_cache
         if self.training and self.language_model.gradient_checkpointing:
@@ -343,15 +371,24 @@ class FlashVIDModelMixin:
         stopwatch: Stopwatch,
         **kwargs: Any,
     ) -> FlashVIDModelOutput:
-        """Run the language model on the columns that entered, prune inside it, and account for both in the cache.
+        """Run the language model on the columns that entered, prune inside it, and record both in the cache.
 
         Args:
-            inputs_embeds: of the columns that entered, with shape (B, M, D); `position_ids` (..., B, M) likewise.
+            inputs_embeds: embeddings of the columns that entered, with shape (B, M, D).
+            prompt: which columns entered.
+            settings: the configuration with the settings of the call.
             attention_mask: 2D mask of the whole sequence, earlier turns included, as the caller passed it.
-            query_index: column of the whole sequence that ranks the video tokens; by default the last.
-            stopwatch: what takes the time of the language model.
+            position_ids: positions of the columns that entered, with shape (..., B, M).
+            cache: the cache of the call, if it uses one.
+            use_cache: whether the language model writes to the cache.
+            query_index: see `forward_flashvid`.
+            stopwatch: measures the language model, as the stage "prefill".
+            kwargs: what else the language model takes.
+
+        Raises:
+            ValueError: the language model has sliding-window layers, or the cache was pruned from another layer on.
         """
-        if not prompt.videos and not is_compressed(cache):  # as upstream runs it, with the caller's mask and any cache
+        if not prompt.videos and not is_compressed(cache):  # run as upstream does, with the caller's mask and any cache
             outputs = self.language_model(
                 inputs_embeds=inputs_embeds,
                 position_ids=position_ids,
@@ -446,12 +483,14 @@ class FlashVIDLanguageModelingMixin:
         logits_to_keep: int | torch.Tensor,
         **kwargs: Any,
     ) -> FlashVIDCausalLMOutput:
-        """From the output of the base model to logits and, with labels, the loss.
+        """Compute the logits from the output of the base model, and with labels the loss.
 
         Args:
-            labels: with shape (B, S); those of dropped columns and of padding do not count, nor that of a sample's
-                first token.
-            logits_to_keep: the last so many rows, or the indices of the rows to compute logits for; 0 for all.
+            outputs: output of the base model.
+            labels: with shape (B, S). Labels of dropped columns, of padding and of the first token of a sample do not
+                count.
+            logits_to_keep: how many of the last rows get logits, 0 for all; or the indices of these rows.
+            kwargs: what the loss function takes.
 
         Raises:
             ValueError: `labels` with `logits_to_keep`.
@@ -469,19 +508,25 @@ class FlashVIDLanguageModelingMixin:
                     )
                 kept = token_index.to(labels.device)
                 is_padding = kept < 0
-                # The row before a sample's first token may be padding, which is not to predict it.
+                # The row before the first token of a sample may be padding. Padding must not predict that token.
                 uncounted = is_padding | nn.functional.pad(is_padding[:, :-1], (1, 0))
                 labels = labels.gather(1, kept.clamp(min=0)).masked_fill(uncounted, -100)
             vocab_size = self.config.get_text_config().vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
         own = {field.name for field in fields(self.output_class)}
         passed_on = {name: value for name, value in outputs.items() if name in own}
-        report = getattr(outputs, "report", None)  # no field of upstream's outputs
+        report = getattr(outputs, "report", None)  # upstream's outputs have no such field
         return self.output_class(**{**passed_on, "loss": loss, "logits": logits, "report": report})
 
 
 def check_placeholders(kind: str, mask: torch.Tensor, expected: int) -> None:
-    """Raise a `ValueError` unless the prompt has one placeholder for every feature of its videos or images."""
+    """Raise a `ValueError` unless the prompt has one placeholder for every feature of its videos or images.
+
+    Args:
+        kind: "image" or "video".
+        mask: which columns are placeholders of this kind, with shape (B, S).
+        expected: number of features.
+    """
     found = int(mask.sum())
     if found != expected:
         raise ValueError(
@@ -493,7 +538,16 @@ def check_placeholders(kind: str, mask: torch.Tensor, expected: int) -> None:
 def past_masks(
     cache: FlashVIDCache | None, attention_mask: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Which cached columns are real, below and from the pruning layer on; `None` if all are."""
+    """Which cached columns are real rather than padding.
+
+    Args:
+        cache: the cache of the call, if it uses one.
+        attention_mask: 2D mask of the whole sequence, earlier turns included; `None` if nothing is padded.
+
+    Returns:
+        Tuple of the mask below the pruning layer and the mask from it on, with shape (B, cached columns) each; `None`
+        if all columns are real.
+    """
     if cache is None:
         return None, None
     if cache.compressed:

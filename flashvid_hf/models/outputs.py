@@ -1,7 +1,4 @@
-"""What the models return: upstream's outputs, and what became of the videos.
-
-Legend: B batch, M columns that enter the language model, L columns that are left from the pruning layer on.
-"""
+"""What the models return: upstream's outputs, and how the videos were compressed."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -21,13 +18,15 @@ class FlashVIDVideoOutput(BaseModelOutputWithPooling):
     """Output of `get_video_features`.
 
     Args:
-        pooler_output: the rows of every video that enter the language model, with shape (rows, D) each: its kept
-            tokens, and in some families newlines.
-        last_hidden_state: patches of the vision tower; `None` for compressed videos, which it need not hold at once.
+        pooler_output: for each video, the rows that enter the language model, with shape (rows, D): its kept tokens
+            and, in some families, newlines.
+        last_hidden_state: patches of the vision tower. `None` for compressed videos, which are encoded in chunks so
+            that all patches need not be in memory at once.
         videos: how each video was compressed; `None` if none was.
-        settings: the configuration that they were encoded with.
+        settings: the configuration that the videos were encoded with.
         stopwatch: how long encoding and compression took; `None` if no video was compressed.
-        deepstack_features: for each level, rows of every video's kept tokens; only of families that have them.
+        deepstack_features: for each deepstack level, the rows of the kept tokens of each video, with shape (M, D); only
+            in families with deepstack.
     """
 
     videos: tuple[CompressedVideo, ...] | None = None
@@ -37,21 +36,21 @@ class FlashVIDVideoOutput(BaseModelOutputWithPooling):
 
     @classmethod
     def uncompressed(cls, outputs: ModelOutput, settings: Any) -> "FlashVIDVideoOutput":
-        """Upstream's output for videos that are not compressed, with the settings that they were encoded with."""
+        """Convert upstream's output for videos that are not compressed, and add the settings of the encoding."""
         known = {field.name for field in fields(cls)} & outputs.keys()
         return cls(**{name: outputs[name] for name in known}, settings=settings)
 
 
 @dataclass
 class FlashVIDModelOutput(CacheAlias, ModelOutput):
-    """What the output of a base model has beside the fields of upstream's output, which each family adds.
+    """FlashVID's fields of the output of a base model. Each family adds the fields of upstream's output.
 
     Args:
         last_hidden_state: with shape (B, L, D). `hidden_states` and `attentions` have M columns below the pruning
-            layer and L from it on.
+            layer, and L columns from it on.
         token_index: input column of every row of `last_hidden_state`, with shape (B, L), -1 for padding. `None` in
-            calls without videos, where all columns are left.
-        report: what was compressed; `None` in calls that continue a cache without a video of their own.
+            calls without videos, in which all columns are left.
+        report: what was compressed; `None` in calls that continue a cache and have no video of their own.
     """
 
     token_index: torch.Tensor | None = None
@@ -60,11 +59,11 @@ class FlashVIDModelOutput(CacheAlias, ModelOutput):
 
 @dataclass
 class FlashVIDCausalLMOutput(CacheAlias, ModelOutput):
-    """What the output of a generative model has beside the fields of upstream's output, which each family adds.
+    """FlashVID's fields of the output of a generative model. Each family adds the fields of upstream's output.
 
     Args:
         loss: over the labels of the columns that are left.
-        logits: of the columns that are left, with shape (B, L, vocabulary).
+        logits: for the columns that are left, with shape (B, L, vocabulary).
         token_index, report: see `FlashVIDModelOutput`.
     """
 

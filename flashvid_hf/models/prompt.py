@@ -1,7 +1,4 @@
-"""The prompt of one call after the compression: which input columns enter the language model.
-
-Legend: B batch, S columns of the input, M columns that enter the language model, V videos.
-"""
+"""The prompt of one call after the compression: which input columns enter the language model."""
 
 from dataclasses import dataclass
 
@@ -15,13 +12,13 @@ from .stopwatch import Stopwatch
 
 @dataclass(frozen=True)
 class VideoLayout:
-    """How the rows of a video that enter lie in its placeholders.
+    """How the entering rows of a video lie in its placeholders. A row is a kept token or a newline.
 
     Args:
-        counts: how often each placeholder enters, with shape (placeholders,). A token enters once or not at all, or
-            twice where the released code repeats it.
-        prunable: which of the rows that enter the language model may drop, with shape (rows,).
-        is_token: which of the rows are kept tokens, in their order, rather than newlines, with shape (rows,).
+        counts: how often each placeholder enters, with shape (placeholders,): 0 or 1, or more if the released code
+            repeats a token.
+        prunable: which of the entering rows the language model may drop, with shape (rows,).
+        is_token: which of the entering rows are kept tokens rather than newlines, with shape (rows,).
     """
 
     counts: torch.Tensor
@@ -31,19 +28,19 @@ class VideoLayout:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One decision that is applied to embeddings, positions, masks and labels alike.
+    """The decision which columns enter. It is applied to embeddings, positions, masks and labels alike.
 
     Args:
         num_columns: S.
-        columns: input column of each column that enters, with shape (B, M); `None` where all of them enter.
-        mask: which of them are real rather than padding, with shape (B, M); `None` if all are.
-        padding_side: where shorter samples are padded.
+        columns: input column of each column that enters, with shape (B, M); `None` if all columns enter.
+        mask: which of the entering columns are real rather than padding, with shape (B, M); `None` if all are.
+        padding_side: the side on which shorter samples are padded, "left" or "right".
         videos: the compressed videos, in the order of their placeholders.
-        layouts: how they lie in their placeholders.
-        row_index: which row of the videos each column is, counted through all of them, with shape (B, M); -1 for other
-            tokens. `None` without videos.
-        prunable: which columns the language model may drop, with shape (B, M). `None` without videos.
-        placeholders: how many placeholders of videos each sample has, with shape (B,). `None` without videos.
+        layouts: for each video, how it lies in its placeholders.
+        row_index: for each entering column, its row, counted through the rows of all videos, with shape (B, M); -1 for
+            columns of other tokens. `None` without videos.
+        prunable: which entering columns the language model may drop, with shape (B, M). `None` without videos.
+        placeholders: how many video placeholders each sample has, with shape (B,). `None` without videos.
     """
 
     num_columns: int
@@ -58,9 +55,14 @@ class Prompt:
 
     @classmethod
     def uncompressed(cls, num_columns: int, attention_mask: torch.Tensor | None) -> "Prompt":
-        """All columns of a call without videos. A single new column is never padding, so decoding asks nothing.
+        """The prompt of a call without videos, in which all columns enter.
 
-        Masks that `generate` has prepared for a static cache are the language model's, and show no padding here.
+        A single new column is never padding, so decoding reads no mask and does not wait for the device.
+
+        Args:
+            num_columns: S.
+            attention_mask: 2D mask whose last S columns are these. Masks of other forms are ignored: `generate`
+                prepares them for the language model if the cache is static.
         """
         mask = None
         if num_columns > 1 and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
@@ -77,15 +79,20 @@ class Prompt:
         attention_mask: torch.Tensor | None,
         dropped: torch.Tensor | None = None,
     ) -> "Prompt":
-        """The columns that are left when only the kept tokens of the videos enter.
+        """The prompt of a call in which only the kept tokens of the videos enter.
 
         Args:
             video_mask: which columns are placeholders of the videos, with shape (B, S).
-            attention_mask: 2D mask whose last S columns are these; earlier ones are earlier turns.
-            dropped: other columns that do not enter, with shape (B, S).
+            videos: the compressed videos, in the order of their placeholders.
+            layouts: for each video, how it lies in its placeholders.
+            attention_mask: 2D mask whose last S columns are these; columns before them belong to earlier turns.
+            dropped: which other columns do not enter, with shape (B, S); `None` if all of them enter.
+
+        Raises:
+            ValueError: a video was not finite, see `CompressedVideo.check`.
         """
         device, num_columns = video_mask.device, video_mask.shape[1]
-        # A column is taken once, those of videos as their layouts say.
+        # A column of a video is taken as often as its layout says; every other column is taken once.
         counts = torch.cat([layout.counts.to(device) for layout in layouts])
         counts = torch.ones_like(video_mask, dtype=torch.long).masked_scatter_(video_mask, counts)
         if dropped is not None:
@@ -96,7 +103,7 @@ class Prompt:
             padding_side = "left" if bool(valid[:, -1].all()) else "right"
             counts = counts * valid
         columns, mask = find_columns(counts, padding_side)
-        for video in videos:  # `find_columns` has just waited for the device
+        for video in videos:  # `find_columns` has just waited for the device, so this costs no further wait
             video.check()
         is_video = gather_columns(video_mask, columns)
         is_video = is_video if mask is None else is_video & mask
@@ -108,24 +115,39 @@ class Prompt:
         return cls(num_columns, columns, mask, padding_side, videos, layouts, row_index, prunable, placeholders)
 
     def gather(self, tensor: torch.Tensor, dim: int = 1) -> torch.Tensor:
-        """The columns of a (..., B, S, ...) tensor that enter; `dim` is that of the columns."""
+        """The entering columns of a tensor (..., B, S, ...). `dim` is the dimension of the columns."""
         return tensor if self.columns is None else gather_columns(tensor, self.columns, dim)
 
     def find_video_columns(self, video_mask: torch.Tensor) -> torch.Tensor:
-        """Which columns that enter hold video tokens, given the placeholders (B, S) of the videos."""
+        """Which entering columns hold rows of videos, with shape (B, M).
+
+        Args:
+            video_mask: which input columns are placeholders of videos, with shape (B, S).
+        """
         return video_mask if self.row_index is None else self.row_index >= 0
 
     def scatter(self, embeddings: torch.Tensor, where: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Write `features`, in order, to the entered columns that `where` (B, M) marks."""
+        """Write features to entering columns.
+
+        Args:
+            embeddings: embeddings of the entering columns, with shape (B, M, D).
+            where: which entering columns to write to, with shape (B, M). Padding is never written to.
+            features: the features in the order of these columns, with shape (features, D).
+
+        Returns:
+            The new embeddings, with shape (B, M, D).
+        """
         where = where if self.mask is None else where & self.mask
         return embeddings.masked_scatter(where[..., None].to(embeddings.device), features.to(embeddings))
 
     def find_query(self, query_index: int | torch.Tensor | None, num_seen: int) -> torch.Tensor:
-        """Entered column of the token that ranks the video tokens, with shape (B,).
+        """For each sample, the entering column of the token that ranks the video tokens, with shape (B,).
+
+        If that token does not enter, it is the last entering column before it.
 
         Args:
-            query_index: its column in the whole sequence, an integer or one for each sample; the last real one if
-                `None`.
+            query_index: column of the token in the whole sequence, an integer or one for each sample; `None` stands for
+                the last real column.
             num_seen: columns of the whole sequence before this call.
         """
         assert self.columns is not None
@@ -137,11 +159,12 @@ class Prompt:
         return (eligible * place).argmax(-1)
 
     def report(self, rows_left: torch.Tensor, stopwatch: Stopwatch, layers: tuple[int, int]) -> CompressionReport:
-        """What became of the videos.
+        """The report of the call.
 
         Args:
-            rows_left: the `row_index` of every column that was left in the end, with shape (B, L).
-            layers: how many layers saw all that entered, and how many there are.
+            rows_left: the `row_index` of every column that is left in the end, with shape (B, L).
+            stopwatch: measured the stages of the call.
+            layers: how many layers saw all columns that entered, and how many layers there are.
         """
         return CompressionReport(
             videos=self.videos,
@@ -157,6 +180,6 @@ class Prompt:
 
 
 def count_occurrences(indices: torch.Tensor, length: int) -> torch.Tensor:
-    """How often each of 0 ... length - 1 occurs."""
+    """How often each of 0 ... length - 1 occurs in `indices`, with shape (length,)."""
     counts = torch.zeros(length, dtype=torch.long, device=indices.device)
     return counts.index_add_(0, indices, torch.ones_like(indices))

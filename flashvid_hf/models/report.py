@@ -10,47 +10,48 @@ from .stopwatch import Stopwatch
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """Video tokens of a call at every stage, one entry for each video in the order of the prompts.
+    """Video tokens of a call at every stage, with one entry for each video, in the order of the prompts.
 
-    Nothing is copied from the device before it is asked for.
+    Values are copied from the device only when they are read.
 
     Args:
-        videos: how each video was compressed; empty where nothing was.
-        num_samples: samples of the batch that ran, beams and returned sequences included.
+        videos: how each video was compressed; empty if none was.
+        num_samples: samples of the batch that ran, including beams and returned sequences.
     """
 
     videos: tuple[CompressedVideo, ...]
     num_samples: int
-    # An entry for each video: tuples, or tensors that may lie on a device.
+    # Token counts with an entry for each video: tuples, or tensors that may be on a device.
     _tokens: tuple[int, ...] | torch.Tensor
     _entered: tuple[int, ...] | torch.Tensor
-    _placeholders: torch.Tensor  # of each sample
-    # Of compressed videos: which of all their rows are left in the end, -1 for other columns, with shape (B, L), and
-    # which rows of each are tokens rather than newlines.
+    _placeholders: torch.Tensor  # number of video placeholders of each sample, with shape (B,)
+    # For each column that is left in the end, its row, counted through the rows of all compressed videos, with shape
+    # (B, L); -1 for other columns.
     _rows_left: torch.Tensor | None = None
+    # For each compressed video, which of its rows are tokens rather than newlines, with shape (rows,).
     _is_token: tuple[torch.Tensor, ...] = ()
-    # How many layers of the language model see all that entered, and how many there are.
+    # How many layers of the language model see all tokens that entered, and how many layers there are.
     _layers: tuple[int, int] = (1, 1)
     _stopwatch: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     @classmethod
     def uncompressed(cls, placeholders: torch.Tensor, tokens: tuple[int, ...] | torch.Tensor) -> "CompressionReport":
-        """Of a call in which every video token entered and remained.
+        """The report of a call in which every video token entered and remained.
 
         Args:
-            placeholders: video placeholders of each sample, with shape (B,).
-            tokens: those of each video.
+            placeholders: number of video placeholders of each sample, with shape (B,).
+            tokens: number of video tokens of each video.
         """
         return cls((), len(placeholders), tokens, tokens, placeholders)
 
     @classmethod
     def without_videos(cls, num_samples: int) -> "CompressionReport":
-        """Of a call that had no video tokens."""
+        """The report of a call that had no video tokens."""
         return cls.uncompressed(torch.zeros(num_samples, dtype=torch.long), ())
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Video tokens before the compression, in families with newlines these included."""
+        """Video tokens before the compression, including newlines in families that have them."""
         return _to_tuple(self._tokens)
 
     @property
@@ -60,7 +61,7 @@ class CompressionReport:
 
     @property
     def remained(self) -> tuple[int, ...]:
-        """Video tokens that the layers from the pruning layer on see."""
+        """Video tokens that the pruning layer and the layers above it see."""
         if self._rows_left is None:
             return self.entered
         return tuple(int(rows.sum()) for rows in self._find_rows_left())
@@ -69,7 +70,8 @@ class CompressionReport:
     def retained(self) -> tuple[float, ...]:
         """Share of the video tokens that a layer of the language model saw, averaged over the layers.
 
-        What `retention_ratio` asks for, as it came out: rounding and, in some methods, the video decide.
+        `retention_ratio` asks for this share. The actual share may differ by rounding, and in some methods it depends
+        on the video.
         """
         below, depth = self._layers
         stages = zip(self.tokens, self.entered, self.remained, strict=True)
@@ -77,26 +79,27 @@ class CompressionReport:
 
     @property
     def kept_tokens_remained(self) -> tuple[torch.Tensor, ...]:
-        """Which kept tokens of every compressed video the layers from the pruning layer on see.
+        """For each compressed video, which of its kept tokens the pruning layer and the layers above it see.
 
-        Boolean, on the CPU, with shape (M,) each, in the order of the video's `indices`; newlines are not among them.
+        Boolean tensors on the CPU, with an entry for each kept token in the order of the video's `indices`. Newlines
+        have no entry.
         """
         rows = zip(self._find_rows_left(), self._is_token, strict=True)
         return tuple(left[is_token.cpu()] for left, is_token in rows)
 
     @property
     def compressed(self) -> bool:
-        """Whether the language model saw less than all video tokens."""
+        """Whether some layers of the language model saw fewer than all video tokens."""
         return self.remained != self.tokens
 
     @property
     def samples(self) -> tuple[int, ...]:
-        """Which sample of the batch each video belongs to."""
+        """For each video, the index of its sample in the batch."""
         ends = torch.as_tensor(self.tokens).cumsum(0)
         return tuple(torch.searchsorted(self._placeholders.cpu().cumsum(0), ends).tolist())
 
     def of_sample(self, sample: int) -> tuple[int, ...]:
-        """Video tokens of one sample of the batch at the three stages: before, entered, remained."""
+        """Video tokens of one sample of the batch at three stages: before the compression, entered, remained."""
         videos = [i for i, s in enumerate(self.samples) if s == sample]
         return tuple(sum(stage[i] for i in videos) for stage in (self.tokens, self.entered, self.remained))
 
@@ -107,15 +110,15 @@ class CompressionReport:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Wall-clock seconds of the stages "vision", "compression" and "prefill"; empty where nothing was compressed.
+        """Wall-clock seconds of the stages "vision", "compression" and "prefill"; empty if nothing was compressed.
 
-        "vision" is the tower with its projector, "prefill" the language model. The first run of a model takes longer
-        than later ones.
+        "vision" is the vision tower with its projector, "prefill" is the language model. The first run of a model takes
+        longer than later runs.
         """
         return self._stopwatch.seconds
 
     def _find_rows_left(self) -> tuple[torch.Tensor, ...]:
-        """Which rows of every compressed video are left in the end, newlines included, with shape (rows,) each."""
+        """For each compressed video, which of its rows are left in the end, including newlines, with shape (rows,)."""
         if self._rows_left is None:
             return ()
         rows = self._rows_left.cpu()

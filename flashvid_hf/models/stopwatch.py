@@ -1,4 +1,4 @@
-"""How long the stages of a call take, noted without waiting for the device."""
+"""Measures how long the stages of a call take, without waiting for the device."""
 
 import time
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ import torch
 
 
 class Stopwatch:
-    """Marks the beginning and the end of stages: events on a GPU, readings of the clock elsewhere.
+    """Records the beginning and the end of stages: by events on a GPU, by the clock on other devices.
 
     Args:
-        before: the stages that have passed already; it stays as it is.
+        before: a stopwatch whose stages are copied, because they belong to the same call; it is not changed.
     """
 
     def __init__(self, before: "Stopwatch | None" = None):
@@ -22,8 +22,8 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str, device: torch.device) -> Iterator[None]:
-        """Add the time that the block takes on the device; a stage may come several times."""
-        if torch.compiler.is_compiling():  # the compiled code would keep the readings of the compilation
+        """Add the time that the `with` block takes on the device. The times of stages of one name add up."""
+        if torch.compiler.is_compiling():  # compiled code would keep the clock readings of its compilation
             yield
             return
         start = _now(device)
@@ -32,7 +32,7 @@ class Stopwatch:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of every stage; waits until the device has come to its end."""
+        """Seconds of every stage, by its name. Waits until the device has finished the stages."""
         return {name: sum(_between(*span) for span in spans) for name, spans in self._spans.items()}
 
     def __getstate__(self) -> dict[str, Any]:  # events can be neither copied nor pickled

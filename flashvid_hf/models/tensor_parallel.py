@@ -1,4 +1,4 @@
-"""Attention heads that tensor parallelism spreads over processes: a token's score is the mean over all of them."""
+"""Attention heads that tensor parallelism spreads over processes. The score of a token is the mean over all heads."""
 
 from typing import Any
 
@@ -7,18 +7,18 @@ from torch import distributed
 
 
 def mean_over_heads(mean: torch.Tensor, num_local: int, num_heads: int, projection: Any) -> torch.Tensor:
-    """The mean over all heads of an attention module, the same on every rank.
+    """The mean over all heads of an attention module, equal on every rank.
 
-    Ranks that scored tokens by their own heads would keep different tokens.
+    If every rank scored tokens by its own heads, the ranks would keep different tokens.
 
     Args:
-        mean: float32 mean over the heads that this process computed; itself returned if these are all.
-        num_local: how many these are.
-        num_heads: how many the module has, over all ranks.
-        projection: the linear layer that makes them. Where `tp_plan` shards it, its weight is a DTensor.
+        mean: float32 mean over the heads of this process. It is returned as it is if these are all heads.
+        num_local: number of heads of this process.
+        num_heads: number of heads of the module, over all ranks.
+        projection: the linear layer that makes the heads. If `tp_plan` shards it, its weight is a DTensor.
 
     Raises:
-        ValueError: heads are missing, and the projection does not say which processes have them.
+        ValueError: some heads are on other processes, and the projection does not say on which.
     """
     if num_local == num_heads:
         return mean
@@ -39,19 +39,19 @@ def mean_over_heads(mean: torch.Tensor, num_local: int, num_heads: int, projecti
 
 
 def all_heads(states: torch.Tensor, width: int) -> torch.Tensor:
-    """`states` with the heads of an attention module side by side, unless some of them are on other processes.
+    """Return `states` if they hold all heads of an attention module.
 
     Args:
-        states: with the heads of this process in the last dimension.
-        width: of all heads together.
+        states: the heads of this process, side by side in the last dimension.
+        width: width of all heads together.
 
     Raises:
-        ValueError: heads are missing.
+        ValueError: some heads are on other processes.
     """
     if states.shape[-1] != width:
         raise ValueError(
             f"`signals` of the method names keys, and this process has {states.shape[-1]} of their {width} values: the "
-            "vision tower's attention is shared out. Load the model without tensor parallelism, or choose a "
-            "`compression_method` that asks for no keys."
+            "attention of the vision tower is split over processes. Load the model without tensor parallelism, or "
+            "choose a `compression_method` that asks for no keys."
         )
     return states

@@ -1,7 +1,7 @@
-"""Where the supported versions of transformers differ: found here once, from what upstream itself shows.
+"""The differences between the supported versions of transformers, each detected once from upstream's own code.
 
-The rest of the package is written for the newest version and compares no version numbers. A line that names a version
-which is no longer supported can be deleted, with the code for it.
+The rest of the package is written for the newest version and compares no version numbers. Once a version is no longer
+supported, its lines in the table can be deleted together with their code.
 
 =======  ==============================================================================================================
 since    difference
@@ -15,7 +15,7 @@ since    difference
 5.20     pipelines prepare the arguments of `generate` by `_prepare_generate_kwargs`: `generate_arguments` in
          `video/pipeline_flashvid.py`, because the pipeline does not import the models.
 5.23     the outputs of the Qwen families no longer have `rope_deltas`: `output_class`, `complete_outputs`.
-5.24     the outputs have `image_outputs` and `video_outputs`, what the vision tower returned; before, only those of
+5.24     the outputs have `image_outputs` and `video_outputs`, the outputs of the vision tower; before, only outputs of
          LLaVA-OneVision have `image_hidden_states` and `video_hidden_states`: `output_class`, `complete_outputs`.
 5.24     the cache is called `cache`; before, `past_key_values`, in arguments, outputs and what `generate` passes on:
          `CACHE`, `rename_cache`, `takes_arguments_of`, `CacheAlias`.
@@ -35,7 +35,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.utils import ModelOutput
 
 _CACHE_NAMES = ("cache", "past_key_values")
-# Inputs of our `forward` that upstream's does not name in every family and version.
+# Inputs of our `forward` that upstream's `forward` does not name in every family and version.
 MODEL_INPUTS = ("mm_encoder_outputs", "use_cache")
 # What upstream calls the cache: `cache` from 5.24 on, `past_key_values` before.
 CACHE = next(name for name in _CACHE_NAMES if name in inspect.signature(create_causal_mask).parameters)
@@ -50,11 +50,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def rename_cache(kwargs: dict[str, Any], name: str = CACHE) -> dict[str, Any]:
-    """Keyword arguments in which the cache, if there is one, has one name.
+    """Give the cache in keyword arguments one name.
 
     Args:
-        kwargs: keyword arguments with the cache under either name; stays as it is.
+        kwargs: keyword arguments that may hold the cache under either of its names; they are not changed.
         name: the name that the cache gets. Default: upstream's.
+
+    Returns:
+        The keyword arguments with the cache under `name`. Without a cache, the same as `kwargs`.
 
     Raises:
         ValueError: a cache is given under both names.
@@ -72,22 +75,22 @@ def rename_cache(kwargs: dict[str, Any], name: str = CACHE) -> dict[str, Any]:
 
 
 def takes_arguments_of(upstream_class: type) -> Callable[[F], F]:
-    """Let a method be called as the `forward` of an upstream model is, by place or by name.
+    """Let a method take the arguments of an upstream model's `forward`, by position or by name.
 
-    Upstream's argument list then stands in upstream alone, and an argument that a new version adds is not lost. The
-    signature of the result is upstream's, followed by what the method itself names, because `generate` and `Trainer`
-    compare their arguments with it. The cache may have either of its names.
+    Upstream's argument list is then written only in upstream, and an argument that a new version adds is not lost. The
+    signature of the decorated method is upstream's, followed by the arguments that the method names itself, because
+    `generate` and `Trainer` compare their arguments with it. The cache may have either of its names.
 
     Args:
-        upstream_class: the class whose `forward` it is.
+        upstream_class: the class whose `forward` has the arguments.
 
     Returns:
         A decorator for a method `(self, inputs, own=..., **kwargs)`. `inputs` holds all arguments of upstream's
-        `forward` by name, given or default, with the cache as `cache`. Arguments that the method names itself are
-        passed on by their names.
+        `forward` by name, with their given or default values, and the cache as `cache`. Arguments that the method names
+        itself are passed under their own names.
 
     Raises:
-        TypeError: an argument is given twice, or too many are given by place.
+        TypeError: in a call, an argument is given twice, or too many are given by position.
     """
     theirs = inspect.signature(upstream_class.forward)  # type: ignore[attr-defined]
     parameters = [p for p in theirs.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD][1:]
@@ -126,7 +129,7 @@ def _optional(name: str) -> inspect.Parameter:
 
 
 class CacheAlias:
-    """Lets the cache of an output be read as `cache` where upstream's field is called `past_key_values`."""
+    """Lets the cache of an output be read as `cache` if upstream's field is called `past_key_values`."""
 
     if CACHE != "cache":
 
@@ -136,18 +139,18 @@ class CacheAlias:
 
 
 def output_class(model_class: type) -> Any:
-    """The class of the outputs that `forward` of an upstream model returns, by its annotation."""
+    """The class of the outputs of an upstream model's `forward`, read from its return annotation."""
     annotation = inspect.signature(model_class.forward).return_annotation  # type: ignore[attr-defined]
     (found,) = (part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, ModelOutput))
     return found
 
 
 def complete_outputs(model: Any, outputs: ModelOutput, encoded: dict[str, Any]) -> Any:
-    """The outputs of a base model, with the fields of its class that its language model does not fill.
+    """Fill the fields in the outputs of a base model that its language model leaves empty.
 
     Args:
         model: the base model.
-        outputs: of an upstream class, or of one with its fields.
+        outputs: an object of upstream's class, or of a class with its fields.
         encoded: outputs of the vision tower, under "image" and "video".
     """
     known = {field.name for field in fields(outputs)}  # type: ignore[arg-type]  # every subclass is a dataclass
@@ -163,7 +166,7 @@ def complete_outputs(model: Any, outputs: ModelOutput, encoded: dict[str, Any]) 
 
 
 def join_level(level: Any) -> torch.Tensor:
-    """The rows of one deepstack level of all images or videos, with shape (tokens, D)."""
+    """Join the rows of one deepstack level of all images or videos, with shape (tokens, D)."""
     return level if isinstance(level, torch.Tensor) else torch.cat(tuple(level))
 
 

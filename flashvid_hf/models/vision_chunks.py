@@ -1,4 +1,4 @@
-"""Encoding videos some frames at a time, so that the memory of a vision tower does not grow with the video."""
+"""Encode videos a few frames at a time, so that the memory of the vision tower does not grow with the video."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -7,11 +7,14 @@ import torch
 
 
 def split_frames(num_frames: list[int], size: int | None) -> list[list[tuple[int, int]]]:
-    """Which frames go through the vision tower together: for every chunk, its pieces (video, frames of it).
+    """Split the frames of all videos, in order, into chunks that go through the vision tower together.
 
     Args:
-        num_frames: of every video; the frames of all of them follow each other.
-        size: most frames of a chunk; `None` for all at once.
+        num_frames: number of frames of every video.
+        size: most frames of a chunk; `None` for all frames at once.
+
+    Returns:
+        For every chunk, its pieces: pairs of the index of a video and a number of its frames.
     """
     if size is None:
         return [list(enumerate(num_frames))]
@@ -29,15 +32,22 @@ def split_frames(num_frames: list[int], size: int | None) -> list[list[tuple[int
 
 
 def tower_device(tower: Any, pixels: torch.Tensor) -> torch.device:
-    """Where chunks of the pixels belong: with the tower's weights, unless these lie elsewhere until they are used."""
+    """The device that chunks of the pixels go to: the device of the tower's weights.
+
+    If the weights are offloaded until they are used, they show as "meta", and the pixels stay where they are.
+    """
     return pixels.device if tower.device.type == "meta" else tower.device
 
 
 def join_rows(chunks: Iterable[Sequence[torch.Tensor]], length: int) -> list[torch.Tensor]:
-    """Several tensors that come in chunks of rows, `length` rows in all, without holding the chunks beside the whole.
+    """Join several tensors that come in chunks of rows. Only one chunk is in memory beside the joined tensors.
 
     Args:
-        chunks: the rows of every tensor; made one after the other, where it is a generator.
+        chunks: for each chunk, the rows of every tensor. To save memory, it may be a generator.
+        length: number of rows in all.
+
+    Returns:
+        The joined tensors, with shape (length, ...) each.
     """
     joined: list[torch.Tensor] = []
     start = 0

@@ -1,8 +1,8 @@
-"""What happens in the layers of a vision tower, for every patch, whatever its attention implementation.
+"""Record signals in the layers of a vision tower, for every patch and with any attention implementation.
 
-Layers return no attention weights, so queries and keys of a layer that somebody asks for are computed once more, from
-its own input. The hooks belong to one model instance and do nothing unless a call brings a `VisionRecord`, so calls
-from several threads do not meet.
+The layers return no attention weights. If a method asks for the attention of a layer, its queries and keys are
+computed once more from the input of the layer. The hooks do nothing unless a call passes a `VisionRecord`. All results
+go to that record, so calls from several threads do not disturb each other.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,8 +18,9 @@ from .tensor_parallel import all_heads, mean_over_heads
 
 # Name of the keyword argument that carries the record through the vision tower.
 RECORD = "vision_record"
-# Most bytes of the attention weights (float32) that exist at once; a frame of SigLIP's 729 patches has 34 million.
-# Where there are few frames, at most this many times the bytes of the queries: so much the block's own MLP takes too.
+# The float32 attention weights that exist at once take at most `_WEIGHT_BYTES`. For comparison: one frame of SigLIP's
+# 729 patches takes 34 million bytes. They also take at most `_WEIGHTS_PER_QUERY` times the bytes of the queries, which
+# is the smaller bound if there are few frames: the block's own MLP needs that much memory anyway.
 _WEIGHT_BYTES = 64 * 2**20
 _WEIGHTS_PER_QUERY = 2
 
@@ -29,7 +30,7 @@ class Source(NamedTuple):
 
     Args:
         kind: one of `SIGNAL_KINDS`.
-        module: the layer for "hidden_states", its attention module for the others.
+        module: the layer for "hidden_states", the attention module of the layer for the other kinds.
     """
 
     kind: str
@@ -37,11 +38,14 @@ class Source(NamedTuple):
 
 
 class VisionRecord:
-    """What a call wants to know of the inside of a vision tower, and what it was told.
+    """What a call asks for from the inside of a vision tower, and what the hooks recorded.
 
     Args:
-        wanted: what is recorded. `found` then has, all frames one after the other, "attention" with shape (positions,)
-            in float32, "keys" and "hidden_states" with the shape of what runs through the tower.
+        wanted: what is recorded.
+
+    Attributes:
+        found: the records by their source, with all frames one after the other. "attention" has shape (positions,), in
+            float32. "keys" and "hidden_states" have the shape of the hidden states of the tower.
     """
 
     def __init__(self, wanted: Iterable[Source]):
@@ -50,11 +54,12 @@ class VisionRecord:
 
 
 def find_sources(signals: Iterable[Signal], layers: Sequence[Any], last: Any) -> dict[Signal, Source]:
-    """Where in a vision tower each signal is recorded.
+    """Find where in a vision tower each signal is recorded.
 
     Args:
-        layers: of the tower, from the bottom.
-        last: that of the layers whose output makes the features.
+        signals: the signals that a method asks for.
+        layers: all layers of the tower, from the bottom.
+        last: the layer whose output makes the features.
 
     Raises:
         ValueError: a signal names a layer that the tower does not have.
@@ -75,14 +80,14 @@ def find_sources(signals: Iterable[Signal], layers: Sequence[Any], last: Any) ->
 
 
 def install_packed_recording(layers: Iterable[nn.Module]) -> None:
-    """For layers that take packed sequences (`cu_seqlens`) and project with a joint `qkv`, as Qwen's do."""
+    """Install hooks on layers that take packed sequences (`cu_seqlens`) and have a joint `qkv`, like Qwen's."""
     for layer in layers:
         add_pre_hook(_attention_of(layer), _record_packed)
         add_hook(layer, _record_output)
 
 
 def install_frame_recording(layers: Iterable[nn.Module]) -> None:
-    """For layers that take a batch of frames and project with `q_proj` and `k_proj`, as SigLIP's do."""
+    """Install hooks on layers that take a batch of frames and have `q_proj` and `k_proj`, like SigLIP's."""
     for layer in layers:
         add_pre_hook(_attention_of(layer), _record_frames)
         add_hook(layer, _record_output)
@@ -97,13 +102,14 @@ def mean_received_attention(query: torch.Tensor, key: torch.Tensor, lengths: lis
 
     Args:
         query, key: with shape (heads, sequence, head width).
-        lengths: positions of every frame; no frame sees another.
+        lengths: number of positions of every frame. Each frame attends only to itself.
+        scaling: factor of the inner products.
 
     Returns:
-        float32 tensor with shape (sequence,), summing to 1 over every frame.
+        float32 tensor with shape (sequence,). Each frame sums to 1.
     """
     received, start = [], 0
-    for length, frames in groupby(lengths):  # as a rule all frames of a video are equally long
+    for length, frames in groupby(lengths):  # usually all frames of a video have the same length
         shape = (len(query), len(list(frames)), length, -1)
         end = start + shape[1] * length
         q, k = (states[:, start:end].reshape(shape).transpose(0, 1) for states in (query, key))
@@ -113,13 +119,13 @@ def mean_received_attention(query: torch.Tensor, key: torch.Tensor, lengths: lis
 
 
 def _received_in_frames(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
-    """`mean_received_attention` of frames of one length: (T, heads, length, head width) to (T, length).
+    """`mean_received_attention` of frames of equal length, from (T, heads, length, head width) to (T, length).
 
-    Goes over as many frames at once as the budget allows, and over some queries of a frame if it is too large.
+    Processes as many frames at once as the memory bound allows, or some queries of a frame if a whole frame exceeds it.
     """
     _, num_heads, length, _ = query.shape
     budget = min(_WEIGHT_BYTES, _WEIGHTS_PER_QUERY * query.nbytes)
-    row = 4 * num_heads * length  # bytes of the weights of one query
+    row = 4 * num_heads * length  # bytes of the attention weights of one query
     num_frames, num_queries = max(1, budget // (row * length)), max(1, budget // row)
     received = query.new_zeros(len(query), length, dtype=torch.float32)
     with torch.autocast(query.device.type, enabled=False):
@@ -131,7 +137,7 @@ def _received_in_frames(query: torch.Tensor, key: torch.Tensor, scaling: float) 
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding in the half-split layout; the tables broadcast against `states`."""
+    """Apply rotary position embeddings in the half-split layout. The tables broadcast against `states`."""
     first, second = states.chunk(2, dim=-1)
     return states * cos + torch.cat((-second, first), dim=-1) * sin
 
@@ -161,7 +167,7 @@ def _record_frames(attention: Any, args: tuple, kwargs: dict[str, Any]):
     if record is not None and not record.wanted.isdisjoint((received, keys)):
         hidden_states = args[0] if args else kwargs["hidden_states"]
         frames, length, _ = hidden_states.shape
-        heads = (frames * length, -1, attention.head_dim)  # those of this rank
+        heads = (frames * length, -1, attention.head_dim)  # -1: the heads of this rank
         key = attention.k_proj(hidden_states)
         if keys in record.wanted:
             record.found[keys] = all_heads(key, attention.num_heads * attention.head_dim)

@@ -34,24 +34,30 @@ import torch.nn.functional as F
 
 # compression/finite_checks.py -----------------------------------------------------------------------------------------
 
-"""Whether the compression can compute with the values of a video, asked without waiting for the device."""
+"""Check that the values of a video are finite and not too large, without waiting for the device."""
 
-# Largest magnitude that is taken. The largest product inside, D * x**2 * 1e6 times an attention of at most 1, then
-# stays below float32's 3.4e38 at any width D of a model.
+# Largest magnitude that is accepted. The largest product of the compression is D * x**2 * 1e6 * attention, with an
+# attention of at most 1. With this bound it stays below float32's maximum of 3.4e38 for the width D of any model.
 LARGEST = 1e12
 
 
 @torch.no_grad()
 def check_finite(features: torch.Tensor, attention: torch.Tensor | None) -> torch.Tensor | None:
-    """Raise a `ValueError` if a value is not finite or too large, without waiting for the device.
+    """Check that the values of a video are finite and not too large, without waiting for the device.
+
+    On the CPU the values are checked at once. On other devices the extreme values are returned, and the caller passes
+    them to `check_extremes` when it has waited for the device.
 
     Args:
-        features: of one video.
-        attention: that its tokens receive; `None` if nobody looks at it.
+        features: of one video, of any shape.
+        attention: that its tokens receive; `None` if the compression does not use it.
 
     Returns:
-        What `check_extremes` has to look at when the device has been waited for: smallest and largest feature, and of
-        the attention, float32, with shape (2,) or (4,), NaN where there is any. `None` if all is well on the CPU.
+        `None` on the CPU. Otherwise the smallest and the largest feature, then the smallest and the largest attention
+        if there is one, float32, with shape (2,) or (4,). If a tensor contains NaN, its two extremes are NaN.
+
+    Raises:
+        ValueError: a value on the CPU is not finite, or beyond 1e12 in magnitude.
     """
     extremes = [*features.aminmax()] if attention is None else [*features.aminmax(), *attention.aminmax()]
     found = torch.stack(extremes).float()
@@ -62,12 +68,16 @@ def check_finite(features: torch.Tensor, attention: torch.Tensor | None) -> torc
 
 
 def must_wait(device: torch.device) -> bool:
-    """Whether looking at a value means to wait for the device, or, while compiling, cannot be part of the code."""
+    """Whether reading a value would wait for the device, or is impossible because the code is being compiled."""
     return device.type != "cpu" or torch.compiler.is_compiling()
 
 
 def check_extremes(extremes: torch.Tensor) -> None:
-    """Raise a `ValueError` if a value is not finite or too large. Waits for the device, unless that is the CPU."""
+    """Raise a `ValueError` if a value is not finite or too large. Waits for the device, unless it is the CPU.
+
+    Args:
+        extremes: see `check_finite`.
+    """
     values = extremes.numpy().tolist() if extremes.device.type == "cpu" else extremes.tolist()
     advice = {
         "video_features": "Run the vision tower in bfloat16 or float32 if it runs in float16, which overflows, and "
@@ -75,8 +85,8 @@ def check_extremes(extremes: torch.Tensor) -> None:
         "attention": "Pass what a softmax returns, averaged.",
     }
     for name, pair in zip(advice, (values[:2], values[2:]), strict=True):
-        for value in pair:  # none of an attention that nobody looks at
-            if not abs(value) <= LARGEST:  # also of NaN
+        for value in pair:  # the pair is empty if there is no attention
+            if not abs(value) <= LARGEST:  # true for NaN too
                 raise ValueError(
                     f"`{name}` has the value {value:g}: all of its values must be finite, and between -{LARGEST:g} and "
                     f"{LARGEST:g}. {advice[name]}"
@@ -87,21 +97,22 @@ def check_extremes(extremes: torch.Tensor) -> None:
 
 """A compressed video: what every compression method returns.
 
-Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens. A flat
-index is t * N + n.
+Legend of all files of the compression: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens. A
+token's flat index is t * N + n, for the n-th token of frame t.
 """
 
 
 @dataclass(frozen=True)
 class CompressedVideo:
-    """A compressed video, and how it came about.
+    """A compressed video, and how it was compressed.
 
     Args:
         tokens: kept tokens in the order of `indices`, with shape (M, D), in the dtype of the features.
-        indices: flat index of each kept token, ascending, with shape (M,). Unique but in behavior "released".
+        indices: flat index of each kept token, ascending, with shape (M,). Unique, except in behavior "released".
         starts: True at the first frame of every segment, with shape (T,).
         selected: which tokens were kept unchanged because they were selected, with shape (T, N).
-        trees: flat index of the root of the tree that each token joined, with shape (T, N); its own if it joined none.
+        trees: flat index of the root of the tree that each token joined, with shape (T, N). A token that joined no tree
+            is its own root.
         slots: the row of `tokens` that each token went into, with shape (T, N); -1 if it was dropped.
         prunable: whether the language model may drop more of its tokens.
     """
@@ -114,14 +125,15 @@ class CompressedVideo:
     slots: torch.Tensor
     prunable: bool = True
     _segment_lengths: torch.Tensor | None = None
-    # Of what was compressed on a device that would have to be waited for, see `check`.
+    # Smallest and largest values of the input, if they were not checked yet; see `check` and `check_finite`.
     _extremes: torch.Tensor | None = None
 
     def check(self) -> None:
-        """Raise a `ValueError` if what was compressed is not finite, or too large to compute with.
+        """Raise a `ValueError` if the input of the compression was not finite, or too large to compute with.
 
-        On the CPU the compression itself raises it. Other devices would have to be waited for: the models call this
-        where they wait anyway. Until then the indices are in order all the same, and the tokens worth nothing.
+        On the CPU the compression itself raises the error. On other devices the check has to wait for the device, so
+        the models call this method where they wait anyway. Before the check, the indices of such a video are valid but
+        its tokens are meaningless.
         """
         if self._extremes is not None:
             check_extremes(self._extremes)
@@ -139,7 +151,13 @@ class CompressedVideo:
     def whole(
         cls, video_features: torch.Tensor, *, prunable: bool, extremes: torch.Tensor | None = None
     ) -> "CompressedVideo":
-        """A video of which every token is kept, given its features (T, N, D)."""
+        """Keep every token of a video.
+
+        Args:
+            video_features: with shape (T, N, D).
+            prunable: whether the language model may drop some of the tokens.
+            extremes: the values that `check` looks at, see `check_finite`.
+        """
         num_frames, num_tokens, _ = video_features.shape
         indices = torch.arange(num_frames * num_tokens, device=video_features.device)
         grid = indices.view(num_frames, num_tokens)
@@ -166,21 +184,21 @@ class CompressedVideo:
         starts: torch.Tensor | None = None,
         extremes: torch.Tensor | None = None,
     ) -> "CompressedVideo":
-        """Of tokens in any order.
+        """Build a compressed video from kept tokens in any order.
 
         Args:
             tokens: with shape (M, D).
             indices: flat index of each, unique, with shape (M,).
             shape: (T, N).
-            selected: which tokens were kept unchanged, with shape (T, N); all of `indices` by default.
-            slots: the row of `tokens` that each token went into, with shape (T, N), -1 if it was dropped; by default
-                only the kept tokens are in their rows.
-            starts: True at the first frame of every segment, with shape (T,); one segment by default.
-            extremes: what `check` is to look at.
+            selected: which tokens were kept unchanged, with shape (T, N). Default: all tokens of `indices`.
+            slots: the row of `tokens` that each token went into, with shape (T, N), -1 if it was dropped. Default:
+                every kept token went into its own row, and all others were dropped.
+            starts: True at the first frame of every segment, with shape (T,). Default: one segment.
+            extremes: the values that `check` looks at, see `check_finite`.
         """
         flat_index = torch.arange(shape[0] * shape[1], device=indices.device)
         indices, order = indices.sort()
-        row = order.argsort()  # of each token in its old place
+        row = order.argsort()  # new row of each old row
         if slots is None:
             slots = torch.full_like(flat_index, -1).scatter(0, indices, flat_index[: len(indices)])
         else:
@@ -199,7 +217,12 @@ class CompressedVideo:
 
 
 def check_features(video_features: torch.Tensor, attention: torch.Tensor | None) -> None:
-    """Raise a `ValueError` unless these are the features (T, N, D) and the attention (T, N), if any, of one video."""
+    """Raise a `ValueError` unless the shapes, dtype and devices are those of one video.
+
+    Args:
+        video_features: must have shape (T, N, D) and a floating dtype.
+        attention: must have shape (T, N) and be on the same device; `None` is not checked.
+    """
     if video_features.ndim != 3 or 0 in video_features.shape:
         raise ValueError(
             f"`video_features` has shape {tuple(video_features.shape)}: it must be (frames, tokens per frame, width), "
@@ -223,10 +246,7 @@ def check_features(video_features: torch.Tensor, attention: torch.Tensor | None)
 
 # compression/segmentation.py ------------------------------------------------------------------------------------------
 
-"""DySeg of FlashVID (arXiv 2602.08024): cut a video into segments where the scene changes.
-
-Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width.
-"""
+"""DySeg of FlashVID (arXiv 2602.08024): cut a video into segments where the scene changes."""
 
 
 def segment_video(
@@ -240,10 +260,13 @@ def segment_video(
 
     A cut lies between two neighbouring frames whose cosine similarity is below `segment_threshold`. If that gives
     fewer than `min_segment_num` segments and `complementary_segment` is set, the least similar of the remaining
-    transitions are cut too, each at most once, until there are enough segments or no transition is left.
+    transitions are cut too, until there are enough segments or no transition is left.
 
     Args:
         frame_features: mean token of every frame, with shape (T, D), float32.
+        segment_threshold: cosine similarity below which a segment ends.
+        min_segment_num: how many segments the additional cuts aim at.
+        complementary_segment: whether to make additional cuts.
 
     Returns:
         Boolean mask with shape (T,): True at the first frame of every segment (always at frame 0).
@@ -258,7 +281,7 @@ def segment_video(
 
 
 def frame_similarity(frame_features: torch.Tensor) -> torch.Tensor:
-    """Cosine similarity of neighbouring frames, with shape (T - 1,); 0 where a frame is zero."""
+    """Cosine similarity of neighbouring frames (T, D), with shape (T - 1,); 0 if one of the two frames is zero."""
     norm = frame_features.norm(dim=-1, keepdim=True)
     unit = frame_features / norm.clamp_min(torch.finfo(norm.dtype).tiny)
     return (unit[:-1] * unit[1:]).sum(-1)
@@ -266,16 +289,15 @@ def frame_similarity(frame_features: torch.Tensor) -> torch.Tensor:
 
 # compression/token_selection.py ---------------------------------------------------------------------------------------
 
-"""ADTS of FlashVID (arXiv 2602.08024): select informative and diverse tokens in every frame.
+"""ADTS of FlashVID (arXiv 2602.08024): select informative and diverse tokens in every frame."""
 
-Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width.
-"""
-
+# The names are those of the released code; `select_tokens` says what each method does.
 TOKEN_SELECTION_METHODS = ("attn", "div", "attn_div", "attn_div_v2")
 
-# Received attention is about 1 / N; the factor is the reference's. Selection does not depend on it, only rounding does.
+# The attention that a token receives is about 1 / N. The factor is that of the released code. Scaling does not change
+# the selection, except through rounding.
 _ATTENTION_SCALE = 1e6
-# Times any distance still finite, so that only chosen tokens are at -inf, whatever the input.
+# Largest magnitude of a weight. Its product with any distance is finite, so only chosen tokens are at -inf.
 _LARGEST_WEIGHT = 1e37
 
 
@@ -303,9 +325,9 @@ def select_tokens(
         method: one of `TOKEN_SELECTION_METHODS`.
         event_relevance: mean dot product of each token with the frame means of its segment, with shape (T, N);
             only for `attn_div_v2`.
-        released: what the released code does: in `attn_div_v2`, and there alone, chosen tokens stay eligible, and are
-            chosen again where the event relevance is negative or all tokens are alike. Among equal attention `attn`
-            leaves the choice to `torch.topk`.
+        released: select as the released code does. In `attn_div_v2`, chosen tokens stay eligible, and are chosen again
+            if their event relevance is negative or all tokens are alike. In `attn`, `torch.topk` decides among tokens
+            with equal attention.
 
     Returns:
         Indices into N with shape (T, num_tokens), ascending in every frame, and unique unless `released`.
@@ -326,14 +348,14 @@ def select_tokens(
         distance = distance.mul_(weight[:, None, :])
     second_smallest = distance.topk(2, dim=1, largest=False).values[:, 1] if num_candidates > 1 else distance[:, 0]
     current = second_smallest.argmax(dim=-1)
-    # A chosen token's distance to itself takes it out of every later argmax.
+    # With -inf as the distance to itself, a chosen token is never the argmax again.
     if not (released and method == "attn_div_v2"):
         distance.diagonal(dim1=1, dim2=2).fill_(float("-inf"))
     chosen = [current]
     nearest = None  # smallest distance of every token to a chosen one, (T, N)
     for _ in range(1, num_tokens):
         to_current = distance.gather(1, current[:, None, None].expand(-1, 1, num_candidates))[:, 0]
-        nearest = to_current if nearest is None else torch.fmin(nearest, to_current)  # NaN hides no -inf
+        nearest = to_current if nearest is None else torch.fmin(nearest, to_current)  # `fmin`: NaN must not hide -inf
         current = nearest.argmax(dim=-1)
         chosen.append(current)
     return torch.stack(chosen, dim=1).sort(dim=-1).values
@@ -341,38 +363,36 @@ def select_tokens(
 
 # compression/similarity.py --------------------------------------------------------------------------------------------
 
-"""Inner products and norms of tokens, exact where ties are decided.
-
-Legend: T frames (for Qwen: temporal grids), N tokens a frame, D width.
-"""
+"""Inner products and norms of tokens, computed so that rounding breaks no ties."""
 
 
 def gram_matrices(features: torch.Tensor) -> torch.Tensor:
-    """Inner products within each frame, with shape (T, N, N), of features (T, N, D).
+    """Inner products of the tokens within each frame, with shape (T, N, N), of features (T, N, D).
 
-    Exactly symmetric, which a matrix product need not be: tokens that are equally far from each other stay so, and a
-    tie goes to the lower index rather than to rounding. The lower left quarter is only the mirror of the upper right.
+    The result is exactly symmetric, which a plain matrix product need not be. Two tokens that are each other's nearest
+    thus stay tied, and the lower index wins rather than rounding. The lower left quarter is not computed: it is the
+    mirror image of the upper right quarter.
     """
     half = features.shape[1] // 2
     lower_right = F.pad(torch.bmm(features[:, half:], features[:, half:].mT), (half, 0), value=float("inf"))
     products = torch.cat([torch.bmm(features[:, :half], features.mT), lower_right], dim=1)
-    del lower_right  # before another matrix is made
+    del lower_right  # frees its memory before another matrix is made
     return torch.minimum(products, products.mT)
 
 
 def inverse_norms(squared_norms: torch.Tensor) -> torch.Tensor:
-    """1 / norm; 0 where the norm is, so that a zero token is similar to nothing (cosine 0)."""
+    """1 / norm of tokens, of the same shape as `squared_norms`.
+
+    It is 0 for a zero token, whose cosine to any token is then 0.
+    """
     return squared_norms.rsqrt().nan_to_num_(nan=float("nan"), posinf=0.0)
 
 
 # compression/density_peaks.py -----------------------------------------------------------------------------------------
 
-"""DPC-kNN in every frame of a video: tokens that lie in dense places, far from denser ones, become cluster centres.
+"""DPC-kNN in every frame of a video: tokens in dense places, far from any denser token, become cluster centres."""
 
-Legend: T frames (for Qwen: temporal grids), N tokens a frame, D width.
-"""
-
-# Nearest neighbours in the density estimate of DPC-kNN, at most; the reference's constant.
+# Most nearest neighbours that the density estimate of DPC-kNN takes; the constant of the released code.
 MAX_NEIGHBORS = 7
 
 
@@ -386,12 +406,13 @@ def cluster_tokens(
     Args:
         features: with shape (T, N, D), float32.
         candidates: boolean mask with shape (T, N) of the tokens to cluster.
-        num_clusters: with shape (T,), at most the candidates of the frame.
-        num_neighbors: with shape (T,), from 1 to 7.
+        num_clusters: clusters of every frame, with shape (T,), at most the candidates of the frame.
+        num_neighbors: neighbours in the density estimate of every frame, with shape (T,), from 1 to `MAX_NEIGHBORS`.
 
     Returns:
-        Tuple of the mask of the centres and, for every token, the index within its frame of the centre that it joins
-        (meaningless for other than candidates, and in frames without clusters), both with shape (T, N).
+        Tuple of the mask of the centres and, for every token, the index within its frame of the centre that it joins,
+        both with shape (T, N). The index is meaningless for tokens that are no candidates, and in frames without
+        clusters.
     """
     index = torch.arange(features.shape[1], device=features.device)
     score, squared = density_scores(features, candidates, num_neighbors, index)
@@ -404,30 +425,31 @@ def cluster_tokens(
 def density_scores(
     features: torch.Tensor, candidates: torch.Tensor, num_neighbors: torch.Tensor, index: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """How much of a density peak every token of a frame is, as in DPC-kNN: density * separation.
+    """Score every token of a frame as a density peak, as DPC-kNN does: density * separation.
 
-    Distances are Euclidean / sqrt(D); the density of a token is exp(-mean of its k smallest squared distances), itself
-    included, with k = `num_neighbors`; its separation is the distance to the nearest denser token, or the largest
-    distance of the frame if none is denser.
+    The distance of two tokens is Euclidean, divided by sqrt(D). The density of a token is exp(-mean of its k smallest
+    squared distances), with k = `num_neighbors`; the distance to itself, 0, is one of the k. The separation of a token
+    is the distance to the nearest denser token, or the largest distance of the frame if no token is denser.
 
     Args:
         features: with shape (T, N, D), float32.
-        candidates: boolean mask with shape (T, N) of the tokens to look at.
-        num_neighbors: with shape (T,), from 1 to 7, at most the candidates of the frame.
+        candidates: boolean mask with shape (T, N) of the tokens to score.
+        num_neighbors: with shape (T,), from 1 to `MAX_NEIGHBORS`, at most the candidates of the frame.
         index: 0 ... N - 1.
 
     Returns:
-        Tuple of the scores with shape (T, N), -1 for other than candidates, and the squared distances with shape
-        (T, N, N), infinite to other than candidates.
+        Tuple of the scores with shape (T, N), -1 for tokens that are no candidates, and of the squared distances with
+        shape (T, N, N), infinite to and from tokens that are no candidates.
     """
     others = ~candidates
     products = gram_matrices(features)
     norm = products.diagonal(dim1=1, dim2=2).masked_fill(others, float("inf"))  # far from everything
-    # The norms are added to each other first, which keeps the matrices symmetric and mutual neighbours tied.
+    # |x - y|^2 = |x|^2 + |y|^2 - 2 x * y. Adding the two norms first keeps the matrices exactly symmetric, so tokens
+    # that are each other's nearest stay tied.
     squared = norm[:, :, None] + norm[:, None, :]
-    # A token is at exactly 0 from itself: its norm is on the diagonal of the products.
+    # The distance of a token to itself is exactly 0, because its norm is on the diagonal of the products.
     squared.sub_(products, alpha=2).clamp_(min=0).div_(features.shape[2])
-    del products  # before another matrix is made
+    del products  # frees its memory before another matrix is made
 
     num_neighbors = num_neighbors[:, None, None]
     nearest = squared.topk(min(MAX_NEIGHBORS, len(index)), dim=-1, largest=False).values
@@ -443,31 +465,33 @@ def density_scores(
 
 # compression/frame_chunks.py ------------------------------------------------------------------------------------------
 
-"""Long videos some frames at a time, so that float32 copies and products of their features do not grow with them.
-
-Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width.
-"""
+"""Process long videos a few frames at a time, so that the memory for float32 copies and products stays bounded."""
 
 # Most bytes of the float32 features of a chunk: 191 frames of 196 tokens at a width of 3584.
 _CHUNK_BYTES = 512 * 2**20
 
-# Matrices (N, N) in float32 that the inner products and the density scores of a frame have in memory at once, at most.
+# How many float32 matrices (N, N) a frame needs at once, at most, for its inner products and density scores.
 _MATRICES = 2.25
-# Bytes of such matrices that are too few to be worth another step.
+# A step may always take this many bytes of such matrices: splitting less is not worth another step.
 _STEP_BYTES = 2**20
 
 
 def frames_per_chunk(features: torch.Tensor) -> int:
-    """How many frames of features with shape (T, N, D) a chunk has."""
+    """How many frames a chunk has, for features with shape (T, N, D)."""
     return max(1, _CHUNK_BYTES // (4 * features.shape[1] * features.shape[2]))
 
 
 def frames_per_step(num_frames: int, num_tokens: int, width: int) -> int:
-    """How many of so many frames have their (N, N) matrices in memory at once.
+    """How many frames have their (N, N) matrices in memory at once.
 
-    As many as bring these matrices to a quarter of the frames' float32 features, and to `_STEP_BYTES` at least. Where
-    the tokens are narrower than a frame has tokens, which those of real models are not, the matrices dominate anyway:
-    there only a chunk limits them.
+    The matrices may take a quarter of the bytes of the frames' float32 features, or `_STEP_BYTES` if that is more. If
+    D is below N, which no real model has, the matrices are larger than the features anyway. They may then take the
+    bytes of a whole chunk.
+
+    Args:
+        num_frames: frames that are processed, the largest result.
+        num_tokens: N.
+        width: D.
     """
     features = 4 * num_frames * num_tokens * width
     most = _CHUNK_BYTES if width < num_tokens else max(_STEP_BYTES, features // 4)
@@ -475,12 +499,19 @@ def frames_per_step(num_frames: int, num_tokens: int, width: int) -> int:
 
 
 def map_frames(function: Callable[..., Any], size: int, *tensors: torch.Tensor) -> Any:
-    """What `function` makes of `size` frames of all the tensors at a time, joined; it returns one tensor or several."""
+    """Call `function` on `size` frames of all tensors at a time, and join its results.
+
+    Args:
+        function: takes as many tensors as there are `tensors`; returns one tensor or a tuple of tensors, whose first
+            dimension is the frames.
+        size: frames of one call.
+        tensors: their first dimension is the frames.
+    """
     return join_chunks([function(*chunk) for chunk in zip(*(tensor.split(size) for tensor in tensors), strict=True)])
 
 
 def join_chunks(results: Sequence[Any]) -> Any:
-    """The results of all chunks, one tensor or a tuple each, as if there had been a single one."""
+    """Join the results of all chunks, each one tensor or a tuple of tensors, along the first dimension."""
     if len(results) == 1:
         return results[0]
     if isinstance(results[0], torch.Tensor):
@@ -492,9 +523,9 @@ def join_chunks(results: Sequence[Any]) -> Any:
 
 """What the released code does differently from the paper, for `behavior="released"` only.
 
-It reproduces the published numbers; nothing else uses it. Where the released code leaves a choice to `torch.topk`
-among equal values, or to the rounding of `torch.cdist`, so does this, frame by frame. The random noise that the
-released code adds to break ties is zero here.
+These functions reproduce the published numbers. They call `torch.topk` and `torch.cdist` frame by frame, as the
+released code does, so ties and rounding come out alike. The released code adds random noise to break ties; here the
+noise is zero.
 """
 
 
@@ -503,11 +534,13 @@ def released_segment_lengths(
 ) -> torch.Tensor:
     """Frames of every segment as the released code counts them, with shape (S,).
 
-    It draws the complementary cuts from all transitions, so a taken one is drawn again once no free one is left. That
-    adds segments of length zero to the list and changes nothing else: the frames are grouped as by `segment_video`.
+    The released code draws the complementary cuts from all transitions. Once no uncut transition is left, it draws
+    transitions that are cut already. Each of those adds a segment of length zero to the list. The frames are still
+    grouped as by `segment_video`.
 
     Args:
         similarity: cosine similarity of neighbouring frames, with shape (T - 1,).
+        segment_threshold, min_segment_num, complementary_segment: see `segment_video`.
     """
     cut = similarity < segment_threshold
     cuts = cut.nonzero()[:, 0]
@@ -520,11 +553,14 @@ def released_segment_lengths(
 
 
 def released_clusters(num_roots: torch.Tensor, num_clusters: torch.Tensor, all_roots: torch.Tensor) -> torch.Tensor:
-    """Clusters of every frame with shape (T,): each frame rounds its share up, so a segment may exceed its budget.
+    """How many clusters each frame gets in the released code, with shape (T,).
+
+    Every frame rounds its share up, so a segment may exceed its budget.
 
     Args:
-        num_roots: tree roots of every frame.
-        num_clusters, all_roots: clusters and tree roots of the whole segment of every frame.
+        num_roots: tree roots in each frame, with shape (T,).
+        num_clusters: clusters of the whole segment that each frame lies in, with shape (T,).
+        all_roots: tree roots of that segment, with shape (T,).
     """
     share = (num_roots * (num_clusters.double() / all_roots)).ceil().long()
     return torch.where(num_clusters < all_roots, share, num_roots)
@@ -533,7 +569,7 @@ def released_clusters(num_roots: torch.Tensor, num_clusters: torch.Tensor, all_r
 def released_cluster_tokens(
     features: torch.Tensor, candidates: torch.Tensor, num_clusters: torch.Tensor, num_neighbors: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`cluster_tokens` with the ties and the rounding of the released code; same arguments and results."""
+    """`cluster_tokens` with the ties and the rounding of the released code: same arguments, same results."""
     centers = torch.zeros_like(candidates)
     joined = torch.arange(candidates.shape[1], device=candidates.device).repeat(len(candidates), 1)
     for frame, (count, neighbors) in enumerate(zip(num_clusters.tolist(), num_neighbors.tolist(), strict=True)):
@@ -557,12 +593,15 @@ def released_cluster_tokens(
 def released_rows(
     chosen: torch.Tensor, merged: "MergedTokens | None", flat_index: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
-    """The rows of the kept tokens where a place may be kept more than once; same results as `unique_rows`.
+    """Lay out the rows of the kept tokens if a place may be kept more than once.
 
     Args:
         chosen: flat index of every selected token, ascending, with repeats.
-        merged: what becomes of the others; they are dropped if `None`.
+        merged: how the other tokens are merged; if `None`, they are dropped.
         flat_index: 0 ... T * N - 1.
+
+    Returns:
+        The same as `unique_rows`, with one row for each repeat.
     """
     nowhere = torch.full_like(flat_index, -1)
     if merged is None:
@@ -574,7 +613,7 @@ def released_rows(
     rows, dropped = order.argsort(), merged.weight == 0
     row_of_center = nowhere.scatter(0, kept[len(chosen) :], rows[len(chosen) :])
     slots = row_of_center[merged.cluster].masked_fill_(dropped, -1)
-    # Dropped tokens count with weight 0, spread over the rows so that none gets many.
+    # Dropped tokens have weight 0. They are spread over the rows so that no row gets many entries.
     slot = torch.cat([rows[: len(chosen)], torch.where(dropped, flat_index % len(kept), slots)])
     weight = F.pad(merged.weight, (len(chosen), 0), value=1.0)
     entries = torch.cat([chosen, flat_index]), slot, weight, flat_index[: len(kept)]
@@ -582,29 +621,40 @@ def released_rows(
 
 
 def released_repeats(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Tokens (M, D) as the released Qwen code enters them: it writes them to their columns and reads them back.
+    """Tokens (M, D) as the released Qwen code passes them to the language model.
 
-    Where an index repeats, all its rows then hold the vector that was written last.
+    That code writes each token to its column and then reads the columns back. If an index repeats, the last vector
+    overwrites the others, so all rows with that index hold the last vector.
+
+    Args:
+        tokens: with shape (M, D).
+        indices: flat index of each token, ascending, with shape (M,).
     """
     return tokens[torch.searchsorted(indices, indices, right=True) - 1]
 
 
 # compression/weighted_rows.py -----------------------------------------------------------------------------------------
 
-"""Weighted sums of rows by group, in a fixed order and with little memory.
+"""Weighted sums of rows, grouped by slot, in a fixed order and with little memory.
 
-Legend: T frames (for Qwen: temporal grids), N tokens a frame, D width, E entries, S slots.
+Letters of this file: E entries (summands), S slots (sums).
 """
 
-# Into how many blocks of columns the sums cut features that are not float32, at least, and what the width of a block is
-# a multiple of, for the vector instructions of CPUs.
+# If features have to be copied for a sum, one block of columns is copied at a time, which bounds the memory. The sums
+# aim at `_BLOCKS` blocks or more. The width of a block is a multiple of `_BLOCK_STEP`, for the vector instructions of
+# CPUs.
 _BLOCKS, _BLOCK_STEP = 8, 32
 
 
 def count_by_slot(slot: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    """How many entries that are `counted` (1, else 0; float32) share the slot of each entry, with shape (E,).
+    """For each entry, count the entries of its slot.
 
-    A slot is below E. Integers of this size are exact in float32.
+    Args:
+        slot: slot of each entry, below E, with shape (E,).
+        counted: 1 for the entries that count, 0 for the others, float32, with shape (E,).
+
+    Returns:
+        The counts, float32, with shape (E,). Integers of this size are exact in float32.
     """
     return torch.zeros_like(counted).index_add_(0, slot, counted)[slot]
 
@@ -625,10 +675,12 @@ def weighted_sums(
 
     Args:
         features: with shape (T * N, D), any floating dtype.
-        source, slot, weight: one entry each per summand, with shape (E,). Without `source`, 0, 1, 2 ...
+        source: row of `features` of each entry, with shape (E,). `None` stands for 0, 1, 2 ...
+        slot: slot that each entry is added to, with shape (E,).
+        weight: weight of each entry, with shape (E,).
         slots: 0, 1, 2 ..., with shape (S,).
-        per_chunk: slots to sum at once, in float32; all by default.
-        dtype: what the sums are rounded to.
+        per_chunk: how many slots to sum at once, in float32. Default: all.
+        dtype: dtype of the result.
 
     Returns:
         Tensor with shape (S, D); a slot without entries is zero.
@@ -646,10 +698,15 @@ def iterate_sums(
     *,
     overwrites: bool = False,
 ) -> Iterator[torch.Tensor]:
-    """`weighted_sums` in float32, chunk by chunk, with shape (per_chunk, D) each.
+    """`weighted_sums` in float32, chunk by chunk.
 
     Args:
-        overwrites: a single chunk may take the place of the features, which are float32 then.
+        features, source, slot, weight, slots, per_chunk: see `weighted_sums`.
+        overwrites: whether the sums may overwrite `features`, which are float32 then. Applies if there is only one
+            chunk.
+
+    Yields:
+        Sums with shape (per_chunk, D); the last chunk may have fewer.
     """
     ordered, order = slot.sort(stable=True)
     offsets = torch.searchsorted(ordered, slots)
@@ -658,7 +715,7 @@ def iterate_sums(
     if len(slots) <= per_chunk:
         yield _sum_bags(features, rows, offsets, weight, len(features), overwrites)
         return
-    starts = offsets[::per_chunk].tolist()  # waits: the sizes of the chunks depend on the video
+    starts = offsets[::per_chunk].tolist()  # waits for the device: the sizes of the chunks depend on the video
     for first, (start, end) in zip(range(0, len(slots), per_chunk), pairwise([*starts, len(rows)]), strict=True):
         of_chunk = offsets[first : first + per_chunk] - start
         yield _sum_bags(features, rows[start:end], of_chunk, weight[start:end], per_chunk)
@@ -674,12 +731,19 @@ def _sum_bags(
 ) -> torch.Tensor:
     """Weighted sums of the runs of `rows` that begin at `offsets`, float32, with shape (S, D).
 
-    Where features are overwritten or not float32, a block of columns at a time is copied, with no more values than an
-    eighth of `most` rows have.
+    If `features` are overwritten or not float32, one block of columns is copied at a time.
+
+    Args:
+        features: with shape (T * N, D).
+        rows: rows of `features` to sum, with shape (E,).
+        offsets: where the rows of each slot begin, with shape (S,).
+        weight: weight of each of `rows`, with shape (E,).
+        most: a block has about 1 / `_BLOCKS` as many values as this many rows of `features`.
+        overwrites: see `iterate_sums`.
     """
     if features.dtype == torch.float32 and not overwrites:
         return F.embedding_bag(rows, features, offsets, mode="sum", per_sample_weights=weight)
-    width, gathers = features.shape[1], most < len(features)  # of a chunk only the rows that are summed
+    width, gathers = features.shape[1], most < len(features)  # a chunk copies only the rows that it sums
     places = torch.arange(len(rows), device=rows.device) if gathers else rows
 
     def sum_columns(start: int, end: int) -> torch.Tensor:
@@ -699,18 +763,14 @@ def _sum_bags(
 
 # compression/token_merging.py -----------------------------------------------------------------------------------------
 
-"""TSTM of FlashVID (arXiv 2602.08024): link tokens over time into trees, then merge those of a frame that lie close.
+"""TSTM of FlashVID (arXiv 2602.08024): link tokens over time into trees, then merge the close ones of each frame."""
 
-Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width. A flat index is
-t * N + n.
-"""
-
-# More than the roots of any video; times a number of frames still an int64.
+# Larger than the number of roots of any video, and still within int64 when multiplied by a number of frames.
 _MORE_THAN_ROOTS = 2**40
 
 
 def same_segment(segment: torch.Tensor) -> torch.Tensor:
-    """Which frames lie in the same segment, with shape (T, T), given the segment of each."""
+    """Which frames lie in the same segment, with shape (T, T), given the segment of each frame (T,)."""
     return segment[:, None] == segment[None, :]
 
 
@@ -719,9 +779,9 @@ class MergedTokens(NamedTuple):
 
     Args:
         roots: flat index of the root of each token's tree, with shape (T * N,).
-        centers: which tokens' places the merged tokens take, with shape (T, N).
+        centers: True for the cluster centres, whose places the merged tokens take, with shape (T, N).
         cluster: flat index of the centre that each token went to, with shape (T * N,).
-        weight: share of each token in the mean that is placed there, with shape (T * N,); 0 if it was dropped.
+        weight: share of each token in the mean at its centre, with shape (T * N,); 0 if it was dropped.
     """
 
     roots: torch.Tensor
@@ -743,7 +803,7 @@ def merge_tokens(
     size: int | None = None,
     overwrites: bool = False,
 ) -> MergedTokens:
-    """Merge linked tokens over time, then all within the frames, into `num_merged` tokens a frame on average.
+    """Merge linked tokens over time, then within the frames, into `num_merged` tokens a frame on average.
 
     Args:
         features: with shape (T, N, D), any floating dtype.
@@ -753,31 +813,33 @@ def merge_tokens(
         flat_index: 0 ... T * N - 1.
         together: see `same_segment`.
         num_merged: merged tokens of a frame; at least 1.
-        released: merge as the released code does: a tree's sum is divided by 1 + the direct children of its root, a
-            single-frame segment clusters the selected tokens too, and every frame rounds its clusters up.
-        size: frames whose float32 means are in memory at once; all by default.
-        overwrites: the means may take the place of the features, float32, if there are at most `size` frames.
+        released: merge as the released code does. The sum of a tree is divided by 1 + the number of direct children of
+            its root. A segment of one frame clusters the selected tokens too. Every frame rounds its number of clusters
+            up.
+        size: how many frames have their float32 means in memory at once. Default: all.
+        overwrites: whether the means may overwrite `features`, which are float32 then. Applies to videos of at most
+            `size` frames.
     """
     num_frames, num_tokens, width = features.shape
     size = size or num_frames
     length = together.sum(1)  # frames in the segment of each frame, (T,)
 
-    # Over time: trees, each at the place of its root.
+    # Over time: each tree becomes one token at the place of its root.
     is_root = parent == flat_index
     roots = find_roots(parent, num_frames)
     if released:
         children = torch.zeros_like(roots).index_add_(0, parent, (~is_root).long())
         members = (1 + children[roots]).float()
     else:
-        members = count_by_slot(roots, torch.ones_like(roots, dtype=torch.float32))  # of each token's tree, (T * N,)
+        members = count_by_slot(roots, torch.ones_like(roots, dtype=torch.float32))  # tokens of each token's tree
     weight = members.reciprocal()
 
-    # Within the frames: clusters of roots.
+    # Within the frames: roots become clusters.
     candidates = is_root.view_as(selected) > selected  # roots that are not selected
     if released:
         candidates = candidates | (length == 1)[:, None]
     num_roots, num_clusters = candidates.sum(1), num_merged * length
-    all_roots = (together * num_roots).sum(1)  # of the segment of each frame, (T,)
+    all_roots = (together * num_roots).sum(1)  # roots in the segment of each frame, (T,)
     if released:
         frame_clusters = released_clusters(num_roots, num_clusters, all_roots)
         cluster_frames = released_cluster_tokens
@@ -790,12 +852,14 @@ def merge_tokens(
     of_frames = (candidates, frame_clusters, frame_clusters.clamp(1, MAX_NEIGHBORS))
     step = frames_per_step(min(num_frames, size), num_tokens, width)
     clusters = []
-    for chunk in zip(*(tensor.split(size) for tensor in of_frames), strict=True):  # no name holds on to the means
+    for chunk in zip(*(tensor.split(size) for tensor in of_frames), strict=True):
+        # The means get no name, so that each chunk of them is freed before the next one is made.
         clusters.append(map_frames(cluster_frames, step, next(means).view(-1, num_tokens, width), *chunk))
     centers, joined = join_chunks(clusters)
     joined = (joined + flat_index.view_as(joined)[:, :1]).view(-1)  # flat index
 
-    counted = (candidates * frame_clusters.clamp(max=1)[:, None]).view(-1).float()  # not in frames without clusters
+    # 1 for each candidate, 0 for other tokens and in frames without clusters.
+    counted = (candidates * frame_clusters.clamp(max=1)[:, None]).view(-1).float()
     share = counted / count_by_slot(joined, counted).clamp(min=1)
     return MergedTokens(roots, centers, joined[roots], weight * share[roots])
 
@@ -815,17 +879,18 @@ def link_tokens(
     """Link every unselected token to its most similar unselected token of the frame before, if similar enough.
 
     Args:
-        features, selected, segment, flat_index: see `merge_tokens`; no link leaves a segment.
-        inverse_norm: of every token, 0 for a zero token, with shape (T, N).
-        max_links: how many links the segment of each frame may hold, with shape (T,). If more pass the threshold,
+        features, selected, segment, flat_index: see `merge_tokens`. No link leaves a segment.
+        inverse_norm: 1 / norm of every token, 0 for a zero token, with shape (T, N).
+        max_links: how many links the segment of each frame may hold, with shape (T,). If more links pass the threshold,
             only the strongest are made.
-        temporal_threshold: a link needs a larger cosine than this. From 1 on there are no links.
-        strict_limit: what the released code does where more links pass than may be made: only those *stronger* than
-            the weakest that would still fit, so one less (and none of equally strong ones).
-        size: frames whose products are in memory at once; all by default.
+        temporal_threshold: a link needs a larger cosine than this. At 1 or more there are no links.
+        strict_limit: apply `max_links` as the released code does. If more links pass the threshold, only those are made
+            that are *stronger* than the weakest one that would fit. That is one link less, or several less if the
+            weakest ones are equally strong.
+        size: how many frames have their products in memory at once. Default: all.
 
     Returns:
-        Flat index of each token's parent, with shape (T * N,); a token that joins no tree is its own parent.
+        Flat index of each token's parent, with shape (T * N,). A token without a link is its own parent.
     """
     num_frames, num_tokens = selected.shape
     if num_frames == 1 or temporal_threshold >= 1:
@@ -838,7 +903,7 @@ def link_tokens(
     strength = F.pad(strength, (0, 0, 1, 0), value=float("-inf")).view(-1)  # frame 0 has no frame before it
     parent = F.pad(parent + flat_index.view_as(selected)[:-1, :1], (0, 0, 1, 0)).view(-1)  # flat index
 
-    # Rank of every link among those of its segment, the strongest first.
+    # Rank of every link among the links of its segment, the strongest first.
     segment = segment.repeat_interleave(num_tokens, output_size=len(flat_index))
     order = strength.argsort(descending=True, stable=True)
     order = order[segment[order].argsort(stable=True)]
@@ -860,13 +925,17 @@ def link_tokens(
 def _nearest_parent(
     children: torch.Tensor, parents: torch.Tensor, inverse_norm: torch.Tensor, selected: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine times the norm of each child to its most similar unselected parent, and which that is, (T, N) each.
+    """Find the most similar unselected parent of each child.
 
-    A child's norm does not change which parent is nearest.
+    The similarity is the cosine times the norm of the child. A child's norm does not change which parent is nearest.
 
     Args:
-        children, parents: features of frames and of those before them, with shape (T, N, D).
+        children: features of frames, with shape (T, N, D).
+        parents: features of the frame before each of these, with shape (T, N, D).
         inverse_norm, selected: of the parents, with shape (T, N).
+
+    Returns:
+        Tuple of the similarity to that parent and of its index within its frame, with shape (T, N) each.
     """
     similarity = torch.bmm(children.float(), parents.float().mT)
     similarity.mul_(inverse_norm[:, None, :]).masked_fill_(selected[:, None, :], float("-inf"))
@@ -875,7 +944,15 @@ def _nearest_parent(
 
 
 def find_roots(parent: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """Flat index of the root of each token's tree, from the parents (T * N,), by pointer doubling."""
+    """Find the root of each token's tree by pointer doubling.
+
+    Args:
+        parent: see `link_tokens`, with shape (T * N,).
+        num_frames: T, which bounds the depth of a tree.
+
+    Returns:
+        Flat index of each token's root, with shape (T * N,).
+    """
     for _ in range((num_frames - 1).bit_length()):
         parent = parent[parent]
     return parent
@@ -891,13 +968,15 @@ def share_clusters(
     """Share the clusters of a segment out over its frames in proportion to their roots, by largest remainder.
 
     Args:
-        num_roots: tree roots in every frame, with shape (T,), integer.
-        num_clusters, all_roots: clusters and tree roots of the whole segment of every frame, with shape (T,).
+        num_roots: tree roots in each frame, with shape (T,), integer.
+        num_clusters: clusters of the whole segment that each frame lies in, with shape (T,).
+        all_roots: tree roots of that segment, with shape (T,).
         segment: which segment each frame belongs to, ascending, with shape (T,).
         together: which frames lie in the same segment, with shape (T, T).
 
     Returns:
-        Clusters of every frame with shape (T,), at most its roots, adding up to `num_clusters` in every segment.
+        Clusters of each frame, with shape (T,). No frame has more clusters than roots, and the frames of a segment add
+        up to its `num_clusters`.
     """
     share = num_roots * num_clusters
     whole, remainder = share // all_roots, share % all_roots
@@ -910,31 +989,32 @@ def share_clusters(
 
 # compression/budget.py ------------------------------------------------------------------------------------------------
 
-"""Exact numbers of tokens: shared out over frames, segments or sets of tokens, and found again in a mask."""
+"""Exact token budgets: share a number of tokens out over frames, segments or sets, and list the tokens of a mask."""
 
-# Below any weight that matters: entries without weight get something only where all others are full.
+# Replaces a weight of zero. It is below any weight that matters, so an entry without weight gets something only if all
+# other entries are full.
 _LEAST_WEIGHT = 1e-30
-# Remainders are compared to this precision, so that equal ones stay equal whatever the rounding.
+# Shares are rounded to 1 / 2**32 before their remainders are compared: rounding errors then break no ties.
 _STEPS = 2.0**32
 
 
 def share_out(total: int | torch.Tensor, weights: torch.Tensor, capacity: int | torch.Tensor) -> torch.Tensor:
-    """Integers in proportion to `weights`, each at most its capacity, that add up to `total`, by largest remainder.
+    """Share `total` out over E entries in proportion to `weights`, by largest remainder.
 
-    What does not fit into an entry goes to the others, in proportion too. Ties go to the lower index. Never waits for
-    the device.
+    No entry gets more than its capacity. The excess goes to the other entries, in proportion too. Ties go to the lower
+    index. Never waits for the device.
 
     Args:
-        total: at most the sum of `capacity`.
-        weights: at least 0, with shape (E,).
-        capacity: integers, with shape (E,), or one for all.
+        total: an integer, at most the sum of `capacity`.
+        weights: weight of every entry, at least 0, with shape (E,).
+        capacity: largest share of every entry, an integer, with shape (E,), or one integer for all entries.
 
     Returns:
-        int64 tensor with shape (E,).
+        The integer shares, which add up to `total`, int64, with shape (E,).
     """
     weights = weights.double().clamp(min=_LEAST_WEIGHT)
     capacity = torch.zeros_like(weights) + capacity
-    # Where everybody is given in proportion, an entry is the sooner full the smaller its capacity is for its weight.
+    # As a proportional total grows, entries fill up in the order of capacity / weight.
     rank = (capacity / weights).argsort(stable=True).argsort()
     sooner = rank < rank[:, None]  # (E, E); sums over it are deterministic on GPUs too, which `cumsum` is not
     is_full = weights * (total - (capacity * sooner).sum(1)) >= capacity * (weights * ~sooner).sum(1)
@@ -947,16 +1027,25 @@ def share_out(total: int | torch.Tensor, weights: torch.Tensor, capacity: int | 
 
 
 def indices_of(mask: torch.Tensor, count: int) -> torch.Tensor:
-    """The flat indices of the `count` true values of a mask, ascending: `nonzero` for a count that is known."""
+    """Flat indices of the true values of a mask, ascending. Like `nonzero`, but does not wait for the device.
+
+    Args:
+        mask: boolean, of any shape.
+        count: how many values are true.
+
+    Returns:
+        int64 tensor with shape (count,).
+    """
     return mask.flatten().view(torch.uint8).argsort(descending=True, stable=True)[:count]
 
 
 # compression/validation.py --------------------------------------------------------------------------------------------
 
-"""What a setting may be: one record each, and checks whose errors name the field, the value, the range and a next step.
+"""What a setting may be: a record for each setting, and checks.
 
-The fields of a dataclass are its settings. Each states its default, its meaning and its range once, by `setting`. The
-checks, the fields of the models' configurations, the tables of the model cards and that of the README follow from it.
+The error of a check names the field, the value, the allowed range and a next step. The fields of a dataclass are its
+settings. Each field states its default, meaning and range once, by `setting`. The checks, the fields of the models'
+configurations and the tables of the model cards and of the README follow from these records.
 """
 
 
@@ -969,11 +1058,15 @@ def check_number(
     most: float | None = None,
     integer: bool = False,
 ) -> None:
-    """Raise a `ValueError` unless `value` is a finite number (an integer if asked for) within the bounds.
+    """Raise a `ValueError` unless `value` is a finite number within the bounds. A boolean is no number.
 
     Args:
+        name: what the error calls the value.
+        value: what is checked.
         above: the value must be larger than this.
-        least, most: the value must be at least and at most this.
+        least: the value must be at least this.
+        most: the value must be at most this.
+        integer: the value must be an integer.
     """
     is_number = isinstance(value, Integral if integer else Real) and not isinstance(value, bool)
     fits = (
@@ -1006,13 +1099,15 @@ class Setting:
     """What a setting does and what it may be.
 
     Args:
-        meaning: what it does, for tables in Markdown. "{layers}" stands for the number of layers.
+        meaning: what the setting does, for tables in Markdown. "{layers}" stands for the number of layers.
         above: a number must be larger than this.
-        least, most: a number must be at least and at most this.
+        least: a number must be at least this.
+        most: a number must be at most this.
         integer: a number must be an integer.
-        choices: it must be one of these.
-        optional: it may be `None` too.
-        words: what it may be, where none of the above can say it. Then its owner checks it, and `check` does not.
+        choices: the value must be one of these.
+        optional: the value may be `None` too.
+        words: what the value may be, in words, if no other field can say it. `check` then accepts every value, and the
+            class that has the setting checks it.
     """
 
     meaning: str
@@ -1025,7 +1120,7 @@ class Setting:
     words: str = ""
 
     def check(self, name: str, value: Any) -> None:
-        """Raise a `ValueError` if the setting called `name` must not have this value."""
+        """Raise a `ValueError` if the setting must not have this value. The error calls the setting `name`."""
         if self.words or (value is None and self.optional):
             return
         if self.choices:
@@ -1035,7 +1130,7 @@ class Setting:
 
     @property
     def allowed(self) -> str:
-        """What it may be, in Markdown; values are written as JSON."""
+        """What the setting may be, in Markdown; values are written as JSON."""
         choices = [f"`{str(choice).lower()}`" for choice in self.choices]
         parts = [self.words] if self.words else choices or _describe_bounds(self.above, self.least, self.most)
         return ", ".join([*parts, *(["`null`"] if self.optional else [])])
@@ -1045,8 +1140,9 @@ def setting(default: Any, meaning: str, **allowed: Any) -> Any:
     """A field of a dataclass that is a setting. A subclass may give it another default by a plain assignment.
 
     Args:
-        default: its default.
-        meaning, allowed: see `Setting`.
+        default: the default of the field.
+        meaning: see `Setting`.
+        allowed: the other fields of `Setting`.
     """
     return field(default=default, metadata={"setting": Setting(meaning, **allowed)})
 
@@ -1058,16 +1154,24 @@ def same_setting(owner: Any, name: str) -> Any:
 
 
 def settings_of(owner: Any) -> dict[str, Setting]:
-    """The settings of a dataclass by name, in the order of its fields."""
+    """The settings of a dataclass, by name, in the order of its fields.
+
+    Args:
+        owner: the class. A subclass that only changes a default keeps the meaning and the range.
+    """
     found = {}
-    for base in reversed(owner.__mro__):  # a subclass that only changes a default keeps the range
+    for base in reversed(owner.__mro__):
         own = vars(base).get("__dataclass_fields__", {})
         found.update({name: field.metadata["setting"] for name, field in own.items() if "setting" in field.metadata})
     return found
 
 
 def check_settings(owner: Any) -> None:
-    """Raise a `ValueError` for the first setting of a dataclass's instance that is outside of its range."""
+    """Raise a `ValueError` for the first setting outside of its range.
+
+    Args:
+        owner: an instance of a dataclass with settings.
+    """
     for name, found in settings_of(type(owner)).items():
         found.check(name, getattr(owner, name))
 
@@ -1077,13 +1181,12 @@ def check_settings(owner: Any) -> None:
 """FlashVID (arXiv 2602.08024) before the language model: DySeg, ADTS and TSTM, one after the other.
 
 The compression is decided once, without gradient, and then applied to the features as one weighted sum of rows. In
-behavior "paper" every size follows from `exact_num_tokens`, so nothing waits for the device; only a video of more than
-one chunk of frames does, twice. Beyond the input, memory holds at most the input once more and a chunk in float32.
-
-Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens. A flat
-index is t * N + n.
+behavior "paper" every size follows from `exact_num_tokens`. The host therefore waits for the device only if the video
+has more than one chunk of frames, and then twice. Beside the input, memory holds at most one copy of the input and one
+chunk in float32.
 """
 
+# "paper" follows the paper with an exact budget. "released" reproduces the authors' code, see `released_deviations.py`.
 BEHAVIORS = ("paper", "released")
 
 
@@ -1091,9 +1194,9 @@ BEHAVIORS = ("paper", "released")
 class CompressionConfig:
     """Settings of the compression, under the reference implementation's names.
 
-    Where `retention_ratio * expansion` reaches 1, the video stays as it is. The pruning inside the language model makes
-    up for the expansion. From a `temporal_threshold` of 1 on nothing is merged over time. In behavior "released" the
-    numbers are those of the released code, with its deviations from the paper.
+    If `retention_ratio * expansion` is at least 1, the video stays as it is. The pruning inside the language model
+    makes up for the expansion. If `temporal_threshold` is at least 1, no token is merged over time. Behavior "released"
+    reproduces the numbers of the released code, including its deviations from the paper.
 
     Raises:
         ValueError: a field is outside of its range.
@@ -1133,17 +1236,18 @@ class CompressionConfig:
         }
 
     def frame_budget(self, tokens_per_frame: int) -> tuple[int, int]:
-        """Kept tokens of a frame and how many of them are selected rather than merged."""
+        """How many tokens a frame keeps on average, and how many of these are selected rather than merged."""
         budget = math.ceil(tokens_per_frame * self.retention_ratio * self.expansion)
         return min(budget, tokens_per_frame), math.ceil(budget * self.alpha)
 
 
 def exact_num_tokens(num_frames: int, tokens_per_frame: int, config: CompressionConfig) -> int:
-    """How many tokens `compress_video` keeps in behavior "paper", from the sizes alone.
+    """How many tokens `compress_video` keeps in behavior "paper". The number depends only on the sizes.
 
     Args:
         num_frames: T, at least 1.
         tokens_per_frame: N, at least 1.
+        config: the settings of the compression.
 
     Raises:
         ValueError: a size is not a positive integer, or the behavior is "released", whose count depends on the video.
@@ -1161,17 +1265,20 @@ def exact_num_tokens(num_frames: int, tokens_per_frame: int, config: Compression
 def compress_video(video_features: torch.Tensor, attention: torch.Tensor, config: CompressionConfig) -> CompressedVideo:
     """Select and merge the tokens of one video.
 
-    Computes in float32 whatever the dtype of the input; deterministic; the inputs stay as they are. Gradients flow
-    through the merged tokens, not through the decision. Features below 1e-19 count as zero: their squares are.
+    The computation is deterministic and in float32, whatever the dtype of the input. The inputs are not changed.
+    Gradients flow through the merged tokens, not through the decision. Features below 1e-19 in magnitude count as zero,
+    because their squares underflow.
 
     Args:
         video_features: tokens as they would enter the language model, with shape (T, N, D), of a floating dtype.
         attention: attention that each token receives in the last vision block, averaged over heads and queries, with
-            shape (T, N). The method "div" does not look at it.
+            shape (T, N). The token selection method "div" ignores it.
+        config: the settings of the compression.
 
     Raises:
-        ValueError: the shapes do not fit together; a value is not finite, or beyond 1e12 in magnitude. The values on a
-            GPU are not waited for: there `CompressedVideo.check` raises it, and so does the call of a model.
+        ValueError: the shapes do not fit together; a value is not finite, or beyond 1e12 in magnitude. On a GPU this
+            function does not wait for the values. There `CompressedVideo.check` raises the error, and so does the call
+            of a model.
     """
     check_features(video_features, attention)
     num_frames, num_tokens, _ = video_features.shape
@@ -1190,7 +1297,7 @@ def compress_video(video_features: torch.Tensor, attention: torch.Tensor, config
 
 
 def segment_means(frame_features: torch.Tensor, together: torch.Tensor) -> torch.Tensor:
-    """Mean token of the segment of every frame, with shape (T, D).
+    """For every frame, the mean token of its segment, with shape (T, D).
 
     Args:
         frame_features: mean token of every frame, with shape (T, D), float32.
@@ -1204,19 +1311,23 @@ def event_relevance(features: torch.Tensor, segment_features: torch.Tensor) -> t
 
     Args:
         features: with shape (T, N, D).
-        segment_features: mean token of the segment of every frame, with shape (T, D).
+        segment_features: see `segment_means`, with shape (T, D).
     """
-    # A row times a matrix: on CPUs several times as fast as the same matrix times a column.
+    # A row times a matrix: on CPUs this is several times as fast as the matrix times a column.
     return torch.bmm(segment_features[:, None], features.mT)[:, 0]
 
 
 def cosine_distances(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """1 - cosine of the tokens within each frame, with shape (T, N, N), and 1 / norm of each, with shape (T, N).
+    """Cosine distances (1 - cosine) of the tokens within each frame, and 1 / norm of each token.
 
-    Exactly symmetric: the product of the two norms is made first, so tokens that are each other's nearest stay tied.
+    The distances are exactly symmetric, because the two inverse norms are multiplied first. Two tokens that are each
+    other's nearest thus stay tied.
 
     Args:
-        features: with shape (T, N, D), float32. A zero token is at distance 1 from all, itself included.
+        features: with shape (T, N, D), float32. A zero token has distance 1 to all tokens, itself included.
+
+    Returns:
+        Tuple of the distances with shape (T, N, N) and of 1 / norm with shape (T, N), both float32.
     """
     products = gram_matrices(features)
     inverse_norm = inverse_norms(products.diagonal(dim1=1, dim2=2))
@@ -1233,7 +1344,12 @@ def _select(
     method: str,
     released: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The selected tokens of frames (T, N, D), with shape (T, num_tokens), and 1 / norm of all, with shape (T, N)."""
+    """Select tokens in each frame of `features` (T, N, D).
+
+    Returns:
+        Tuple of the indices into N of the selected tokens, with shape (T, num_tokens), and of 1 / norm of all tokens,
+        with shape (T, N).
+    """
     features = features.float()
     distance = relevance = None
     if method == "attn":
@@ -1247,15 +1363,19 @@ def _select(
 
 
 def _decide(features: torch.Tensor, attention: torch.Tensor, config: CompressionConfig, size: int) -> dict:
-    """The fields of a `CompressedVideo` but the tokens, and the `entries` of the weighted sums that make them.
+    """Decide how a video is compressed.
 
     Args:
         features: with shape (T, N, D), any floating dtype.
-        size: frames whose float32 features are in memory at once.
+        size: how many frames have their float32 features in memory at once.
+
+    Returns:
+        All fields of the `CompressedVideo` except `tokens`, and `entries`: the arguments of the `weighted_sums` that
+        makes the tokens.
     """
     num_frames, num_tokens, width = features.shape
     step = frames_per_step(min(num_frames, size), num_tokens, width)
-    exact = features.float() if num_frames <= size else features  # otherwise a few frames at a time
+    exact = features.float() if num_frames <= size else features  # long videos: float32 a few frames at a time, below
     budget, num_selected = config.frame_budget(num_tokens)
     num_merged = budget - num_selected
     released = config.behavior == "released"
@@ -1272,7 +1392,7 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
 
     # ADTS
     method, segment_features = config.token_selection_method, frame_features
-    if method == "attn_div_v2":  # no other method looks at them
+    if method == "attn_div_v2":  # the other methods ignore them
         segment_features = segment_means(frame_features, together)
     select = partial(_select, num_tokens=num_selected, method=method, released=released)
     chosen, inverse_norm = map_frames(select, step, exact, attention, segment_features)
@@ -1316,17 +1436,18 @@ def _decide(features: torch.Tensor, attention: torch.Tensor, config: Compression
 def unique_rows(
     selected: torch.Tensor, merged: MergedTokens | None, num_kept: int, flat_index: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, ...]]:
-    """One row for every place that is kept, in the order of the video.
+    """Lay out one row for every place that is kept, in the order of the video.
 
     Args:
         selected: which tokens are kept unchanged, with shape (T * N,).
-        merged: what becomes of the others; by default they are dropped.
+        merged: how the other tokens are merged; if `None`, they are dropped.
         num_kept: M.
         flat_index: 0 ... T * N - 1.
 
     Returns:
-        Flat index of each kept place, with shape (M,); the row of each token, -1 if it was dropped, with shape
-        (T * N,); and the arguments of the `weighted_sums` that make the rows, beside the features.
+        Tuple of the flat index of each kept place, with shape (M,); of the row that each token goes into, with shape
+        (T * N,), -1 if it is dropped; and of the arguments that `weighted_sums` needs beside the features to make the
+        rows.
     """
     kept = selected if merged is None else selected | merged.centers.view(-1)
     indices, row = indices_of(kept, num_kept), kept.cumsum(0) - 1
@@ -1337,14 +1458,14 @@ def unique_rows(
     weight = merged.weight.masked_fill(selected, 1.0)
     dropped = weight == 0
     slots = row[torch.where(selected, flat_index, merged.cluster)].masked_fill_(dropped, -1)
-    # Dropped tokens count with weight 0, spread over the rows so that none gets many.
+    # Dropped tokens have weight 0. They are spread over the rows so that no row gets many entries.
     slot = torch.where(dropped, flat_index % num_kept, slots)
     return indices, slots, (None, slot, weight, rows)
 
 
 # methods/compression_method.py ----------------------------------------------------------------------------------------
 
-"""What a compression method is: features and signals in, tokens and indices out, and perhaps a step at layer K.
+"""What a compression method is: features and signals in, tokens and indices out, and perhaps pruning at layer K.
 
 A method is one file beside this one, and one line in `methods/__init__.py`:
 
@@ -1353,31 +1474,31 @@ A method is one file beside this one, and one line in `methods/__init__.py`:
         '''Keep the last tokens of the video. Source: ...'''
 
         name = "newest"
-        signals = ()  # what it wants to know of the vision tower: nothing
+        signals = ()  # what it needs from the vision tower: nothing
 
         def keep(self, features, signals, num_tokens):
             tokens = features.flatten(0, 1)
             indices = torch.arange(len(tokens), device=features.device)[-num_tokens:]
             return Kept(tokens[indices], indices)
 
-By default a method is told the attention that the tokens receive in the last layer of the vision tower,
-`signals.attention`. Its fields are its settings, see `setting`.
+By default a method gets the attention that the tokens receive in the last layer of the vision tower, as
+`signals.attention`. The fields of the dataclass are the settings of the method, see `setting`.
 
-Legend of the compression core: T frames (for Qwen: temporal grids), N tokens a frame, D width, M kept tokens, L layers
-of the language model. A flat index is t * N + n.
+Letters of this file, in addition to those of the compression: L layers of the language model, K the layer from which a
+method prunes, R `retention_ratio`.
 """
 
 
 @dataclass(frozen=True)
 class LayerPruning:
-    """A step inside the language model: which video tokens the layers from `layer` on see.
+    """Pruning inside the language model: which video tokens the layers from `layer` on see.
 
     Args:
-        layer: the first layer that sees less; at least 1.
-        ratio: share of the tokens that entered which it sees; above 0, at most 1.
-        scored_by: whose attention in the layer below ranks the tokens: that of the "last_token" of the prompt, or of
-            all "text_tokens", of which the largest counts.
-        merges: average every dropped token into the kept one that it is most similar to.
+        layer: the first layer that sees fewer tokens; at least 1.
+        ratio: share of the entered tokens that `layer` and the layers above it see; above 0, at most 1.
+        scored_by: whose attention in the layer below `layer` ranks the video tokens. "last_token" is the last token of
+            the prompt. "text_tokens" are all text tokens behind the last video; the largest attention counts.
+        merges: whether every dropped token is averaged into the kept token that it is most similar to.
     """
 
     layer: int
@@ -1386,23 +1507,24 @@ class LayerPruning:
     merges: bool = False
 
 
-# What a method may ask of a layer of the vision tower. Of a token that several patches make, their mean; where the
-# family pools its features, pooled like them.
+# What a method may ask of a layer of the vision tower. If several patches make a token, its signal is their mean. If
+# the family pools its features, the signal is pooled in the same way.
 SIGNAL_KINDS = (
-    "attention",  # that the token receives, mean over heads and queries, with shape (T, N)
+    "attention",  # received by the token, mean over heads and queries, with shape (T, N)
     "keys",  # of the layer's attention before any rotary embedding, all heads side by side, with shape (T, N, width)
-    "hidden_states",  # that the layer returns, with shape (T, N, width)
+    "hidden_states",  # output of the layer, with shape (T, N, width)
 )
 
 
-# A tuple, because remote code has this module twice: once for the configuration and once for the model.
+# A tuple, so that equal signals compare equal in remote code too, which loads this module twice: once for the
+# configuration and once for the model.
 class Signal(NamedTuple):
-    """Something about the tokens of a video that a method wants to know of the vision tower.
+    """Something that a method needs from the vision tower about the tokens of a video.
 
     Args:
         kind: one of `SIGNAL_KINDS`.
-        layer: which layer of the vision tower, counted from 0; a negative one counts back from the layer whose output
-            makes the features, which is -1.
+        layer: index of a layer of the vision tower, from 0. A negative index counts back from the layer whose output
+            makes the features: -1 is that layer itself.
     """
 
     kind: str
@@ -1413,7 +1535,11 @@ RECEIVED_ATTENTION = Signal("attention")
 
 
 class Signals(dict[Signal, torch.Tensor]):
-    """What a vision tower told about the tokens of one video: a tensor (T, N) or (T, N, width) for each `Signal`."""
+    """What the vision tower gave for the tokens of one video: a tensor (T, N) or (T, N, width) for each `Signal`.
+
+    Raises:
+        ValueError: a signal is looked up that is not there.
+    """
 
     @property
     def attention(self) -> torch.Tensor:
@@ -1433,10 +1559,10 @@ class Kept(NamedTuple):
     Args:
         tokens: with shape (M, D).
         indices: flat index of each, unique, with shape (M,).
-        selected: which tokens were kept unchanged, with shape (T, N); all of `indices` by default.
-        slots: the row of `tokens` that each token went into, with shape (T, N), -1 if into none; by default only the
-            kept tokens are in their rows.
-        starts: True at the first frame of every segment, with shape (T,); by default one segment.
+        selected: which tokens were kept unchanged, with shape (T, N). Default: all tokens of `indices`.
+        slots: the row of `tokens` that each token went into, with shape (T, N), -1 if it was dropped. Default: every
+            kept token went into its own row, and all others were dropped.
+        starts: True at the first frame of every segment, with shape (T,). Default: one segment.
     """
 
     tokens: torch.Tensor
@@ -1450,20 +1576,20 @@ class Kept(NamedTuple):
 class CompressionMethod:
     """A training-free way to keep part of the tokens of a video, with its settings.
 
-    Its fields are its settings, flat numbers and strings. `setting` says their defaults, meanings and ranges.
+    The fields are the settings: single numbers and strings. `setting` states their defaults, meanings and ranges.
 
     Raises:
         ValueError: a field is outside of its range, or no pruning brings the average to `retention_ratio`.
     """
 
-    # How `compression_method` names it.
+    # The value of `compression_method` that chooses this method.
     name: ClassVar[str]
-    # What `keep` is told of the vision tower. Nothing else is computed.
+    # The signals that `keep` gets. The vision tower records nothing else.
     signals: ClassVar[tuple[Signal, ...]] = (RECEIVED_ATTENTION,)
 
     retention_ratio: float = same_setting(CompressionConfig, "retention_ratio")
     num_layers: int = setting(28, "L, layers of the language model", least=1, integer=True)
-    # Families whose lower layers take in features of the vision tower set it.
+    # Set by families whose lower layers take in features of the vision tower (deepstack).
     first_pruning_layer: int = setting(
         1, "the first layer that may see less than all that entered", least=1, integer=True
     )
@@ -1479,28 +1605,29 @@ class CompressionMethod:
             )
 
     def check(self) -> None:
-        """Raise a `ValueError` for settings that do not go together; each by itself is in its range by then."""
+        """Raise a `ValueError` for settings that do not go together. Each setting has been checked by itself before."""
 
     @classmethod
     def settings(cls) -> dict[str, Any]:
-        """The settings of this method and their defaults."""
+        """The method's own settings and their defaults, without those that all methods share."""
         return {field.name: field.default for field in fields(cls) if field.name not in SHARED_SETTINGS}
 
     @property
     def compresses(self) -> bool:
-        """Whether the settings leave anything to compress; otherwise the model is the upstream model."""
+        """Whether these settings compress anything. If not, the model runs as the upstream model."""
         return self.retention_ratio < 1
 
     @property
     def pruning(self) -> LayerPruning | None:
-        """The step inside the language model, if there is one."""
+        """The pruning inside the language model; `None` if there is none."""
         return None
 
     @property
     def entering_ratio(self) -> float:
-        """Share of the tokens that enters the language model, so that `retention_ratio` is the average of its layers.
+        """Share of the tokens that enters the language model.
 
-        With pruning to the share r from layer K on, it is R * L / (K + r * (L - K)).
+        It makes `retention_ratio` the average over the layers: R * L / (K + r * (L - K)), with pruning to the share r
+        of the entered tokens from layer K on. At most 1.
         """
         pruning = self.pruning
         if pruning is None:
@@ -1510,10 +1637,12 @@ class CompressionMethod:
         return min(1.0, self.retention_ratio / average)
 
     def without_pruning(self) -> "CompressionMethod":
-        """This method where nothing can be dropped inside the language model: `retention_ratio` is what enters.
+        """This method without pruning inside the language model: the share `retention_ratio` enters.
+
+        It is for programs such as vLLM, in which all layers see the same tokens.
 
         Raises:
-            ValueError: the method acts inside the language model alone.
+            ValueError: the method compresses only inside the language model.
         """
         if self.pruning is not None:
             raise ValueError(
@@ -1523,7 +1652,7 @@ class CompressionMethod:
         return self
 
     def exact_num_tokens(self, num_frames: int, tokens_per_frame: int) -> int:
-        """How many tokens `compress` keeps, from the sizes alone.
+        """How many tokens `compress` keeps. The number depends only on the sizes.
 
         Args:
             num_frames: T, at least 1.
@@ -1537,12 +1666,12 @@ class CompressionMethod:
         return max(1, round(num_frames * tokens_per_frame * self.entering_ratio))
 
     def compress(self, video_features: torch.Tensor, signals: Signals | torch.Tensor) -> CompressedVideo:
-        """Keep part of the tokens of one video. Deterministic; the inputs stay as they are.
+        """Keep part of the tokens of one video. Deterministic; the inputs are not changed.
 
         Args:
             video_features: tokens as they would enter the language model, with shape (T, N, D).
-            signals: what the method asks for in its `signals`; others are not looked at. A tensor is the attention that
-                each token receives in the last layer of the vision tower, with shape (T, N).
+            signals: the signals that the method names in its own `signals`; others are ignored. A tensor stands for
+                the attention that each token receives in the last layer of the vision tower, with shape (T, N).
 
         Raises:
             ValueError: a signal is missing; the shapes do not fit together; a feature or an attention of the last layer
@@ -1581,13 +1710,14 @@ class CompressionMethod:
 
         Args:
             features: with shape (T, N, D), float32, contiguous.
-            signals: those that the method asks for, float32, contiguous: `signals.attention`, `signals[Signal(...)]`.
-            num_tokens: how many to keep, M; below T * N.
+            signals: the signals that the method names, float32, contiguous. Read them as `signals.attention` or
+                `signals[Signal(...)]`.
+            num_tokens: how many tokens to keep, M; below T * N.
         """
         raise NotImplementedError
 
 
-# What every method takes beside its own settings.
+# The settings that all methods share.
 SHARED_SETTINGS = frozenset(field.name for field in fields(CompressionMethod))
 
 
@@ -1595,7 +1725,7 @@ class TokenScoring(CompressionMethod):
     """A method that keeps the tokens with the highest scores of the whole video, unchanged."""
 
     def score(self, features: torch.Tensor, signals: Signals) -> torch.Tensor:
-        """Scores with shape (T, N), see `keep` for the arguments. Ties go to the lower index."""
+        """Score every token, with shape (T, N). Ties go to the lower index. The arguments are those of `keep`."""
         raise NotImplementedError
 
     def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:
@@ -1606,15 +1736,16 @@ class TokenScoring(CompressionMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class LatePruning(CompressionMethod):
-    """A method with a step at a certain depth of the language model that keeps a certain share of what entered.
+    """A method that prunes at a certain depth of the language model, to a certain share of the entered tokens.
 
-    By default the step is at the layer nearest to `pruning_depth` of the layers, and not below `first_pruning_layer`.
-    The layers above see more than `llm_retention_ratio` where all tokens enter and `retention_ratio` would not be
-    reached.
+    By default it prunes at the layer nearest to `pruning_depth` * L, but not below `first_pruning_layer`. The layers
+    above see more than `llm_retention_ratio` if even with all tokens entering the average would be below
+    `retention_ratio`.
     """
 
+    # Default depth of the pruning, as a share of the layers.
     pruning_depth: ClassVar[float]
-    # The fields of `LayerPruning` beside the layer and the share.
+    # The fields of `LayerPruning` other than `layer` and `ratio`.
     pruning_rule: ClassVar[dict[str, Any]] = {}
 
     pruning_layer: int | None = setting(
@@ -1631,7 +1762,7 @@ class LatePruning(CompressionMethod):
             layer = max(self.first_pruning_layer, round(depth * self.pruning_depth))
         if layer >= depth:
             return None
-        # With all tokens entering, the layers above have to see this much.
+        # If all tokens enter, the layers above must see this share for the average to reach `retention_ratio`.
         least = (self.retention_ratio * depth - layer) / (depth - layer)
         ratio = max(self.llm_retention_ratio, least)
         return LayerPruning(layer, ratio, **self.pruning_rule) if ratio < 1 else None
@@ -1695,18 +1826,33 @@ class FlashVID(CompressionMethod, CompressionConfig):
 
 
 def default_pruning_layer(num_layers: int, expansion: float, pruning_depth: float) -> int:
-    """The layer nearest `pruning_depth` of all, or the last at which pruning can still make up for the expansion."""
+    """The default layer to prune at, at least 1.
+
+    It is the layer nearest to `pruning_depth * num_layers`. If that is too deep for pruning to make up for the
+    expansion, it is the deepest layer at which pruning still can.
+
+    Args:
+        num_layers: layers of the language model.
+        expansion: see `CompressionConfig`.
+        pruning_depth: depth of the pruning as a share of the layers.
+    """
     deepest = math.ceil(num_layers / expansion) - 1
     return max(1, min(round(num_layers * pruning_depth), deepest))
 
 
 def default_llm_retention_ratio(num_layers: int, pruning_layer: int, expansion: float) -> float:
-    """The share that layers from `pruning_layer` on keep, so that `retention_ratio` is the average over the layers.
+    """The share of the entered tokens that makes `retention_ratio` the average over the layers.
 
-    With L layers, r solves expansion * (pruning_layer + r * (L - pruning_layer)) = L.
+    It is the r that solves expansion * (pruning_layer + r * (L - pruning_layer)) = L, at most 1, rounded to six digits.
+    The layers from `pruning_layer` on see this share.
+
+    Args:
+        num_layers: L.
+        pruning_layer: the first layer that sees fewer tokens.
+        expansion: see `CompressionConfig`.
 
     Raises:
-        ValueError: no r above 0 does, to six digits.
+        ValueError: no r above 0 is a solution.
     """
     if pruning_layer >= num_layers:
         return 1.0
@@ -1725,21 +1871,27 @@ def default_llm_retention_ratio(num_layers: int, pruning_layer: int, expansion: 
 
 """The compression methods by name.
 
-Published code knows FlashVID. The package adds the others, and users add theirs by `register_method`.
+Published code contains only FlashVID. The package adds the other methods, and users add theirs by `register_method`.
 """
 
 METHODS: dict[str, type[CompressionMethod]] = {}
 
 
 def register_method(method: type[CompressionMethod]) -> type[CompressionMethod]:
-    """Let `compression_method` choose a method by its name; also as a decorator.
+    """Register a method, so that `compression_method` can name it. May be used as a decorator.
+
+    Args:
+        method: the class of the method.
+
+    Returns:
+        The class itself.
 
     Raises:
-        ValueError: it is no dataclass that derives from `CompressionMethod`, its name is missing or taken, or it does
-            not say by `signals` what it wants to know of the vision tower.
+        ValueError: the class is no dataclass that derives from `CompressionMethod`; its name is missing or taken; its
+            `signals` are no tuple of different `Signal`s.
     """
     is_method = isinstance(method, type) and issubclass(method, CompressionMethod)
-    if not is_method or "__dataclass_fields__" not in vars(method):  # a base's fields would hide the class's own
+    if not is_method or "__dataclass_fields__" not in vars(method):  # not decorated: its own fields would be ignored
         raise ValueError(
             f"`method` is {method!r}: it must be a class that derives from `CompressionMethod`. Derive from it, and "
             "decorate the class with `@dataclass(frozen=True, kw_only=True)`."
@@ -1756,7 +1908,7 @@ def register_method(method: type[CompressionMethod]) -> type[CompressionMethod]:
 
 
 def _check_signals(method: type[CompressionMethod]) -> None:
-    """Raise a `ValueError` unless `signals` are right, also for a method that was written before there were any."""
+    """Raise a `ValueError` unless `signals` are right. Methods in the older form, without signals, get advice."""
     advice = "`signals.attention` is the attention in the last layer. See `CompressionMethod`."
     if hasattr(method, "needs_attention"):
         raise ValueError(
@@ -1785,7 +1937,7 @@ def _check_signals(method: type[CompressionMethod]) -> None:
             )
 
 
-register_method(FlashVID)  # the others come with the package, see `methods/__init__.py`
+register_method(FlashVID)  # the package registers the others, see `methods/__init__.py`
 
 
 def available_methods() -> tuple[str, ...]:
@@ -1794,14 +1946,14 @@ def available_methods() -> tuple[str, ...]:
 
 
 def make_method(name: str, **settings: Any) -> CompressionMethod:
-    """A method with its settings.
+    """Make a method with its settings.
 
     Args:
         name: one of `available_methods()`.
-        settings: those of `CompressionMethod` and those of the method.
+        settings: settings of the method, its own and those of `CompressionMethod`. Default: the method's defaults.
 
     Raises:
-        ValueError: there is no such method, it has no such setting, or a setting is outside of its range.
+        ValueError: there is no such method, the method has no such setting, or a setting is outside of its range.
     """
     check_choice("compression_method", name, tuple(METHODS))
     known = METHODS[name].settings()

@@ -44,14 +44,14 @@ from .pipeline_flashvid import CUSTOM_PIPELINES
 
 # models/stopwatch.py --------------------------------------------------------------------------------------------------
 
-"""How long the stages of a call take, noted without waiting for the device."""
+"""Measures how long the stages of a call take, without waiting for the device."""
 
 
 class Stopwatch:
-    """Marks the beginning and the end of stages: events on a GPU, readings of the clock elsewhere.
+    """Records the beginning and the end of stages: by events on a GPU, by the clock on other devices.
 
     Args:
-        before: the stages that have passed already; it stays as it is.
+        before: a stopwatch whose stages are copied, because they belong to the same call; it is not changed.
     """
 
     def __init__(self, before: "Stopwatch | None" = None):
@@ -61,8 +61,8 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str, device: torch.device) -> Iterator[None]:
-        """Add the time that the block takes on the device; a stage may come several times."""
-        if torch.compiler.is_compiling():  # the compiled code would keep the readings of the compilation
+        """Add the time that the `with` block takes on the device. The times of stages of one name add up."""
+        if torch.compiler.is_compiling():  # compiled code would keep the clock readings of its compilation
             yield
             return
         start = _now(device)
@@ -71,7 +71,7 @@ class Stopwatch:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of every stage; waits until the device has come to its end."""
+        """Seconds of every stage, by its name. Waits until the device has finished the stages."""
         return {name: sum(_between(*span) for span in spans) for name, spans in self._spans.items()}
 
     def __getstate__(self) -> dict[str, Any]:  # events can be neither copied nor pickled
@@ -100,47 +100,48 @@ def _between(start: Any, end: Any) -> float:
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """Video tokens of a call at every stage, one entry for each video in the order of the prompts.
+    """Video tokens of a call at every stage, with one entry for each video, in the order of the prompts.
 
-    Nothing is copied from the device before it is asked for.
+    Values are copied from the device only when they are read.
 
     Args:
-        videos: how each video was compressed; empty where nothing was.
-        num_samples: samples of the batch that ran, beams and returned sequences included.
+        videos: how each video was compressed; empty if none was.
+        num_samples: samples of the batch that ran, including beams and returned sequences.
     """
 
     videos: tuple[CompressedVideo, ...]
     num_samples: int
-    # An entry for each video: tuples, or tensors that may lie on a device.
+    # Token counts with an entry for each video: tuples, or tensors that may be on a device.
     _tokens: tuple[int, ...] | torch.Tensor
     _entered: tuple[int, ...] | torch.Tensor
-    _placeholders: torch.Tensor  # of each sample
-    # Of compressed videos: which of all their rows are left in the end, -1 for other columns, with shape (B, L), and
-    # which rows of each are tokens rather than newlines.
+    _placeholders: torch.Tensor  # number of video placeholders of each sample, with shape (B,)
+    # For each column that is left in the end, its row, counted through the rows of all compressed videos, with shape
+    # (B, L); -1 for other columns.
     _rows_left: torch.Tensor | None = None
+    # For each compressed video, which of its rows are tokens rather than newlines, with shape (rows,).
     _is_token: tuple[torch.Tensor, ...] = ()
-    # How many layers of the language model see all that entered, and how many there are.
+    # How many layers of the language model see all tokens that entered, and how many layers there are.
     _layers: tuple[int, int] = (1, 1)
     _stopwatch: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     @classmethod
     def uncompressed(cls, placeholders: torch.Tensor, tokens: tuple[int, ...] | torch.Tensor) -> "CompressionReport":
-        """Of a call in which every video token entered and remained.
+        """The report of a call in which every video token entered and remained.
 
         Args:
-            placeholders: video placeholders of each sample, with shape (B,).
-            tokens: those of each video.
+            placeholders: number of video placeholders of each sample, with shape (B,).
+            tokens: number of video tokens of each video.
         """
         return cls((), len(placeholders), tokens, tokens, placeholders)
 
     @classmethod
     def without_videos(cls, num_samples: int) -> "CompressionReport":
-        """Of a call that had no video tokens."""
+        """The report of a call that had no video tokens."""
         return cls.uncompressed(torch.zeros(num_samples, dtype=torch.long), ())
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Video tokens before the compression, in families with newlines these included."""
+        """Video tokens before the compression, including newlines in families that have them."""
         return _to_tuple(self._tokens)
 
     @property
@@ -150,7 +151,7 @@ class CompressionReport:
 
     @property
     def remained(self) -> tuple[int, ...]:
-        """Video tokens that the layers from the pruning layer on see."""
+        """Video tokens that the pruning layer and the layers above it see."""
         if self._rows_left is None:
             return self.entered
         return tuple(int(rows.sum()) for rows in self._find_rows_left())
@@ -159,7 +160,8 @@ class CompressionReport:
     def retained(self) -> tuple[float, ...]:
         """Share of the video tokens that a layer of the language model saw, averaged over the layers.
 
-        What `retention_ratio` asks for, as it came out: rounding and, in some methods, the video decide.
+        `retention_ratio` asks for this share. The actual share may differ by rounding, and in some methods it depends
+        on the video.
         """
         below, depth = self._layers
         stages = zip(self.tokens, self.entered, self.remained, strict=True)
@@ -167,26 +169,27 @@ class CompressionReport:
 
     @property
     def kept_tokens_remained(self) -> tuple[torch.Tensor, ...]:
-        """Which kept tokens of every compressed video the layers from the pruning layer on see.
+        """For each compressed video, which of its kept tokens the pruning layer and the layers above it see.
 
-        Boolean, on the CPU, with shape (M,) each, in the order of the video's `indices`; newlines are not among them.
+        Boolean tensors on the CPU, with an entry for each kept token in the order of the video's `indices`. Newlines
+        have no entry.
         """
         rows = zip(self._find_rows_left(), self._is_token, strict=True)
         return tuple(left[is_token.cpu()] for left, is_token in rows)
 
     @property
     def compressed(self) -> bool:
-        """Whether the language model saw less than all video tokens."""
+        """Whether some layers of the language model saw fewer than all video tokens."""
         return self.remained != self.tokens
 
     @property
     def samples(self) -> tuple[int, ...]:
-        """Which sample of the batch each video belongs to."""
+        """For each video, the index of its sample in the batch."""
         ends = torch.as_tensor(self.tokens).cumsum(0)
         return tuple(torch.searchsorted(self._placeholders.cpu().cumsum(0), ends).tolist())
 
     def of_sample(self, sample: int) -> tuple[int, ...]:
-        """Video tokens of one sample of the batch at the three stages: before, entered, remained."""
+        """Video tokens of one sample of the batch at three stages: before the compression, entered, remained."""
         videos = [i for i, s in enumerate(self.samples) if s == sample]
         return tuple(sum(stage[i] for i in videos) for stage in (self.tokens, self.entered, self.remained))
 
@@ -197,15 +200,15 @@ class CompressionReport:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Wall-clock seconds of the stages "vision", "compression" and "prefill"; empty where nothing was compressed.
+        """Wall-clock seconds of the stages "vision", "compression" and "prefill"; empty if nothing was compressed.
 
-        "vision" is the tower with its projector, "prefill" the language model. The first run of a model takes longer
-        than later ones.
+        "vision" is the vision tower with its projector, "prefill" is the language model. The first run of a model takes
+        longer than later runs.
         """
         return self._stopwatch.seconds
 
     def _find_rows_left(self) -> tuple[torch.Tensor, ...]:
-        """Which rows of every compressed video are left in the end, newlines included, with shape (rows,) each."""
+        """For each compressed video, which of its rows are left in the end, including newlines, with shape (rows,)."""
         if self._rows_left is None:
             return ()
         rows = self._rows_left.cpu()
@@ -229,10 +232,10 @@ def _to_tuple(values: tuple[int, ...] | torch.Tensor) -> tuple[int, ...]:
 
 # models/upstream.py ---------------------------------------------------------------------------------------------------
 
-"""Where the supported versions of transformers differ: found here once, from what upstream itself shows.
+"""The differences between the supported versions of transformers, each detected once from upstream's own code.
 
-The rest of the package is written for the newest version and compares no version numbers. A line that names a version
-which is no longer supported can be deleted, with the code for it.
+The rest of the package is written for the newest version and compares no version numbers. Once a version is no longer
+supported, its lines in the table can be deleted together with their code.
 
 =======  ==============================================================================================================
 since    difference
@@ -246,7 +249,7 @@ since    difference
 5.20     pipelines prepare the arguments of `generate` by `_prepare_generate_kwargs`: `generate_arguments` in
          `video/pipeline_flashvid.py`, because the pipeline does not import the models.
 5.23     the outputs of the Qwen families no longer have `rope_deltas`: `output_class`, `complete_outputs`.
-5.24     the outputs have `image_outputs` and `video_outputs`, what the vision tower returned; before, only those of
+5.24     the outputs have `image_outputs` and `video_outputs`, the outputs of the vision tower; before, only outputs of
          LLaVA-OneVision have `image_hidden_states` and `video_hidden_states`: `output_class`, `complete_outputs`.
 5.24     the cache is called `cache`; before, `past_key_values`, in arguments, outputs and what `generate` passes on:
          `CACHE`, `rename_cache`, `takes_arguments_of`, `CacheAlias`.
@@ -254,7 +257,7 @@ since    difference
 """
 
 _CACHE_NAMES = ("cache", "past_key_values")
-# Inputs of our `forward` that upstream's does not name in every family and version.
+# Inputs of our `forward` that upstream's `forward` does not name in every family and version.
 MODEL_INPUTS = ("mm_encoder_outputs", "use_cache")
 # What upstream calls the cache: `cache` from 5.24 on, `past_key_values` before.
 CACHE = next(name for name in _CACHE_NAMES if name in inspect.signature(create_causal_mask).parameters)
@@ -269,11 +272,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def rename_cache(kwargs: dict[str, Any], name: str = CACHE) -> dict[str, Any]:
-    """Keyword arguments in which the cache, if there is one, has one name.
+    """Give the cache in keyword arguments one name.
 
     Args:
-        kwargs: keyword arguments with the cache under either name; stays as it is.
+        kwargs: keyword arguments that may hold the cache under either of its names; they are not changed.
         name: the name that the cache gets. Default: upstream's.
+
+    Returns:
+        The keyword arguments with the cache under `name`. Without a cache, the same as `kwargs`.
 
     Raises:
         ValueError: a cache is given under both names.
@@ -291,22 +297,22 @@ def rename_cache(kwargs: dict[str, Any], name: str = CACHE) -> dict[str, Any]:
 
 
 def takes_arguments_of(upstream_class: type) -> Callable[[F], F]:
-    """Let a method be called as the `forward` of an upstream model is, by place or by name.
+    """Let a method take the arguments of an upstream model's `forward`, by position or by name.
 
-    Upstream's argument list then stands in upstream alone, and an argument that a new version adds is not lost. The
-    signature of the result is upstream's, followed by what the method itself names, because `generate` and `Trainer`
-    compare their arguments with it. The cache may have either of its names.
+    Upstream's argument list is then written only in upstream, and an argument that a new version adds is not lost. The
+    signature of the decorated method is upstream's, followed by the arguments that the method names itself, because
+    `generate` and `Trainer` compare their arguments with it. The cache may have either of its names.
 
     Args:
-        upstream_class: the class whose `forward` it is.
+        upstream_class: the class whose `forward` has the arguments.
 
     Returns:
         A decorator for a method `(self, inputs, own=..., **kwargs)`. `inputs` holds all arguments of upstream's
-        `forward` by name, given or default, with the cache as `cache`. Arguments that the method names itself are
-        passed on by their names.
+        `forward` by name, with their given or default values, and the cache as `cache`. Arguments that the method names
+        itself are passed under their own names.
 
     Raises:
-        TypeError: an argument is given twice, or too many are given by place.
+        TypeError: in a call, an argument is given twice, or too many are given by position.
     """
     theirs = inspect.signature(upstream_class.forward)  # type: ignore[attr-defined]
     parameters = [p for p in theirs.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD][1:]
@@ -345,7 +351,7 @@ def _optional(name: str) -> inspect.Parameter:
 
 
 class CacheAlias:
-    """Lets the cache of an output be read as `cache` where upstream's field is called `past_key_values`."""
+    """Lets the cache of an output be read as `cache` if upstream's field is called `past_key_values`."""
 
     if CACHE != "cache":
 
@@ -355,18 +361,18 @@ class CacheAlias:
 
 
 def output_class(model_class: type) -> Any:
-    """The class of the outputs that `forward` of an upstream model returns, by its annotation."""
+    """The class of the outputs of an upstream model's `forward`, read from its return annotation."""
     annotation = inspect.signature(model_class.forward).return_annotation  # type: ignore[attr-defined]
     (found,) = (part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, ModelOutput))
     return found
 
 
 def complete_outputs(model: Any, outputs: ModelOutput, encoded: dict[str, Any]) -> Any:
-    """The outputs of a base model, with the fields of its class that its language model does not fill.
+    """Fill the fields in the outputs of a base model that its language model leaves empty.
 
     Args:
         model: the base model.
-        outputs: of an upstream class, or of one with its fields.
+        outputs: an object of upstream's class, or of a class with its fields.
         encoded: outputs of the vision tower, under "image" and "video".
     """
     known = {field.name for field in fields(outputs)}  # type: ignore[arg-type]  # every subclass is a dataclass
@@ -382,7 +388,7 @@ def complete_outputs(model: Any, outputs: ModelOutput, encoded: dict[str, Any]) 
 
 
 def join_level(level: Any) -> torch.Tensor:
-    """The rows of one deepstack level of all images or videos, with shape (tokens, D)."""
+    """Join the rows of one deepstack level of all images or videos, with shape (tokens, D)."""
     return level if isinstance(level, torch.Tensor) else torch.cat(tuple(level))
 
 
@@ -397,20 +403,22 @@ def default_router_logits(text_config: Any) -> bool:
 
 
 class FlashVIDCache(DynamicCache):
-    """A `DynamicCache` that holds fewer tokens than the prompt had, and fewer still above the pruning layer.
+    """A `DynamicCache` that holds fewer tokens than the prompt had, and even fewer from the pruning layer on.
 
-    `get_seq_length()` counts the tokens of the original sequence, because that is what `generate` slices its inputs
-    by and what positions continue from.
+    `get_seq_length()` counts the tokens of the original sequence, because `generate` slices its inputs by this length,
+    and positions continue from it.
 
     Args:
-        lower_mask, upper_mask: which cached columns are real tokens below and from the pruning layer on, with shape
-            (B, cached columns) each; `None` where nothing is padded.
-        num_dropped: columns of the original sequence that the lower layers do not hold.
-        pruning_layer: from which layer on fewer columns are held than below; `None` if all layers hold the same.
+        lower_mask: which columns that the layers below the pruning layer have cached are real tokens, with shape
+            (B, cached columns); `None` if nothing is padded.
+        upper_mask: the same for the pruning layer and the layers above it.
+        num_dropped: how many columns of the original sequence the lower layers do not hold.
+        pruning_layer: the first layer that holds fewer columns; `None` if all layers hold the same.
         rope_deltas: how far positions are ahead of columns after the prompt, with shape (B, 1), in families whose
-            videos take fewer positions than tokens. Upstream keeps that of the last prompt on the model.
-        compressed: whether the cache holds a compressed prompt, so that masks and lengths are its own.
-        reports: what was compressed, a report for every prefill, and for every later call that had videos.
+            videos take fewer positions than tokens. Upstream stores the value of the last prompt on the model.
+        compressed: whether the cache holds a compressed prompt. If so, `lower_mask`, `upper_mask` and its lengths apply
+            instead of the caller's mask.
+        reports: one report of the compression for every prefill, and for every later call that had videos.
     """
 
     def __init__(self, *args, **kwargs):
@@ -433,7 +441,7 @@ class FlashVIDCache(DynamicCache):
         return self.num_cached(layer_idx)
 
     def num_cached(self, layer_idx: int = 0) -> int:
-        """Columns that a layer really holds."""
+        """How many columns a layer actually holds."""
         return super().get_seq_length(layer_idx)
 
     def account(
@@ -443,7 +451,13 @@ class FlashVIDCache(DynamicCache):
         num_dropped: int,
         pruning_layer: int | None,
     ) -> None:
-        """Note what a call on a compressed prompt has added: masks over all columns cached, and what was dropped."""
+        """Record what a call on a compressed prompt added to the cache.
+
+        Args:
+            lower_mask, upper_mask: see the class; they cover all cached columns.
+            num_dropped: how many columns of this call did not enter the language model.
+            pruning_layer: the first layer that holds fewer columns; `None` leaves it as it was.
+        """
         self.compressed = True
         self.lower_mask, self.upper_mask = lower_mask, upper_mask
         self.num_dropped += num_dropped
@@ -489,7 +503,7 @@ def is_compressed(cache: Cache | None) -> bool:
 
 
 def check_cache(cache: Cache | None) -> None:
-    """Raise a `ValueError` if a compressed prompt cannot be put into the cache."""
+    """Raise a `ValueError` if the cache cannot hold a compressed prompt."""
     if cache is not None and not isinstance(cache, FlashVIDCache):
         raise ValueError(
             f"`{CACHE}` is a `{type(cache).__name__}`: a compressed prompt needs a `FlashVIDCache`. Pass none, "
@@ -499,24 +513,21 @@ def check_cache(cache: Cache | None) -> None:
 
 # models/columns.py ----------------------------------------------------------------------------------------------------
 
-"""Dropping columns of padded batches.
-
-Legend: B batch, S columns of the input, L columns that are left.
-"""
+"""Drop columns of padded batches."""
 
 
 def find_columns(counts: torch.Tensor, padding_side: str = "left") -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Which columns to gather so that every sample holds its kept tokens side by side.
+    """Which columns to gather so that the kept tokens of every sample stand side by side.
 
-    Waits for the device once, for the number of columns and whether anything is padded.
+    Waits for the device once, to read the number of columns and whether anything is padded.
 
     Args:
         counts: how often each column is taken (0 drops it), with shape (B, S), integer or boolean.
-        padding_side: where shorter samples are padded, "left" or "right".
+        padding_side: the side on which shorter samples are padded, "left" or "right".
 
     Returns:
-        Tuple of the columns, with shape (B, L), and which of them are real rather than padding, with shape (B, L);
-        `None` where nothing is padded.
+        Tuple of the columns, with shape (B, L), and of the mask that says which of them are real rather than padding,
+        with shape (B, L); the mask is `None` if nothing is padded.
     """
     ends = counts.long().cumsum(-1)
     lengths = ends[:, -1:]
@@ -531,10 +542,19 @@ def find_columns(counts: torch.Tensor, padding_side: str = "left") -> tuple[torc
 
 
 def gather_columns(tensor: torch.Tensor, columns: torch.Tensor, dim: int = 1) -> torch.Tensor:
-    """Gather `columns` (B, L) along `dim`; the batch is the dimension before it, other dimensions go along."""
+    """Gather columns of a tensor.
+
+    Args:
+        tensor: with shape (..., B, S, ...), or with 1 in place of B if the batch shares it.
+        columns: the columns to gather, with shape (B, L).
+        dim: the dimension of the columns; the batch is the dimension before it.
+
+    Returns:
+        Tensor with shape (..., B, L, ...).
+    """
     columns = columns.to(tensor.device)
     batch_dim = dim - 1
-    if tensor.shape[batch_dim] != len(columns):  # shared by the batch, for example rotary tables
+    if tensor.shape[batch_dim] != len(columns):  # the batch shares it, for example rotary tables
         tensor = tensor.expand(*(len(columns) if d == batch_dim else -1 for d in range(tensor.ndim)))
     shape = [1] * tensor.ndim
     shape[batch_dim], shape[dim] = columns.shape
@@ -547,14 +567,14 @@ def gather_columns(tensor: torch.Tensor, columns: torch.Tensor, dim: int = 1) ->
 
 """`generate` on a compressed prompt."""
 
-# Values of `cache_implementation` that a compressed prompt can do with.
+# Values of `cache_implementation` that work with a compressed prompt.
 _CACHE_IMPLEMENTATIONS = (None, "dynamic", "offloaded")
-# What `generate` passes on to `forward` beside the model's inputs.
+# Arguments that our `generate` passes on to `forward` beside the model's inputs.
 _CALL_ARGUMENTS = ("settings", "reports")
 
 
 class FlashVIDGenerationMixin:
-    """Cache, ranking query and multimodal inputs of `generate`."""
+    """Lets `generate` run on a compressed prompt: its cache, the token that ranks, and its multimodal inputs."""
 
     config: Any
     generation_config: GenerationConfig
@@ -567,24 +587,25 @@ class FlashVIDGenerationMixin:
         *args: Any,
         **kwargs: Any,
     ):
-        """Upstream's `generate`, with the end of the prompt as the token that ranks the video tokens.
+        """Upstream's `generate`, in which the last token of the prompt ranks the video tokens.
 
-        The ranking token is the same in every step, so that decoding without a cache, with candidates or on from an
-        earlier turn drops the same tokens as plain decoding.
+        The same token ranks in every step. Decoding without a cache, with candidates, or on the cache of an earlier
+        turn therefore drops the same tokens as plain decoding.
 
         Args:
-            kwargs: as upstream, with the cache under either of its names, and FlashVID's fields that are to differ from
-                the configuration's in this call (`retention_ratio=0.2`; 1.0 is off). An assistant model has settings of
-                its own.
+            inputs, generation_config, args: as upstream.
+            kwargs: as upstream, with the cache under either of its names, and those of FlashVID's fields that shall
+                differ from the configuration in this call (`retention_ratio=0.2`; 1.0 is off). An assistant model uses
+                its own settings.
 
         Returns:
-            As upstream; with `return_dict_in_generate=True` the output has a `report` of what was compressed.
+            As upstream. With `return_dict_in_generate=True`, the output has a `report` of what was compressed.
 
         Raises:
-            ValueError: before anything is encoded, if a setting is out of range, if placeholders and videos do not fit
-                together, or if the call asks for what a compressed prompt cannot do: a static, quantized or foreign
-                cache, a prefill in chunks, an assistant without FlashVID, in the Qwen families a second video on the
-                cache of a first.
+            ValueError: a setting is out of range; placeholders and videos do not fit together; the call asks for
+                something that a compressed prompt does not support. That is a static, quantized or foreign cache, a
+                prefill in chunks, an assistant without FlashVID, and in the Qwen families a second video on the cache
+                of a first. The error is raised before anything is encoded.
         """
         kwargs = rename_cache(kwargs)
         settings = self.model.find_settings(kwargs.get("mm_encoder_outputs") or {}, kwargs)
@@ -629,12 +650,13 @@ class FlashVIDGenerationMixin:
         assistant = kwargs.get("assistant_model")
         if hasattr(assistant, "get_video_features") and not hasattr(assistant.config, "retention_ratio"):
             raise ValueError(
-                f"`assistant_model` is a `{type(assistant).__name__}`: it would be handed videos that are compressed. "
+                f"`assistant_model` is a `{type(assistant).__name__}`: it would get videos that are compressed. "
                 "Pass a FlashVID model of the family, or `retention_ratio=1.0` to run without compression."
             )
 
     def _get_candidate_generator(self, *args: Any, model_kwargs: dict[str, Any], **kwargs: Any):
-        # An assistant is called with these: it finds its own settings, and others than FlashVID's know none of them.
+        # Upstream passes these arguments on to the assistant. A FlashVID assistant finds its own settings, and other
+        # assistants do not know our arguments.
         if kwargs.get("assistant_model") is not None:
             private = {*_CALL_ARGUMENTS, "query_index"}
             model_kwargs = {name: value for name, value in model_kwargs.items() if name not in private}
@@ -642,7 +664,7 @@ class FlashVIDGenerationMixin:
 
     def _check_placeholders(self, input_ids: torch.Tensor | None, model_kwargs: dict[str, Any]) -> None:
         cache = model_kwargs.get(CACHE)
-        if input_ids is None or (cache is not None and cache.get_seq_length()):  # of later turns, `forward` sees more
+        if input_ids is None or (cache is not None and cache.get_seq_length()):  # in later turns `forward` checks
             return
         for kind, mask in zip(("image", "video"), self.model.placeholder_masks(input_ids, None), strict=True):
             if model_kwargs.get(self.model.encoder_inputs[kind][0]) is not None:
@@ -658,11 +680,12 @@ class FlashVIDGenerationMixin:
     def prepare_inputs_for_generation(
         self,
         *args: Any,
-        inputs_embeds: torch.Tensor | None = None,  # `generate` looks for the name before it takes embeddings
+        inputs_embeds: torch.Tensor | None = None,  # `generate` takes embeddings only if it finds this name here
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ):
-        # Encoded videos are in the cache after the first step; some versions hand them on in every step.
+        # After the first step the encoded videos are in the cache. Some versions of transformers pass them on in every
+        # step.
         if not is_first_iteration and kwargs.get("use_cache", True):
             kwargs.pop("mm_encoder_outputs", None)
         return super().prepare_inputs_for_generation(
@@ -670,7 +693,7 @@ class FlashVIDGenerationMixin:
         )
 
     def has_videos(self, model_kwargs: dict[str, Any]) -> bool:
-        """Whether the arguments of a call bring videos, as pixels or encoded."""
+        """Whether the arguments of a call contain videos, as pixels or encoded."""
         encoded = model_kwargs.get("mm_encoder_outputs") or {}
         return model_kwargs.get("pixel_values_videos") is not None or encoded.get("video") is not None
 
@@ -680,8 +703,8 @@ class FlashVIDGenerationMixin:
         video = mm_encoder_output.get("video")
         if getattr(video, "videos", None) is None:
             return super()._expand_multimodal_outputs(input_ids, mm_encoder_output, *args, **kwargs)
-        # Upstream orders the features for the expanded batch by their lengths before the compression: let it order
-        # stand-ins of those lengths that hold the video's number, and follow.
+        # Upstream orders the features of the expanded batch by their lengths before the compression. It gets stand-ins
+        # of those lengths, which hold the index of their video, and the compressed videos are put in the same order.
         tokens, videos = video.pooler_output, video.videos
         settings = video.settings or self.config
         lengths = [len(self.model.lay_out(video, settings).counts) for video in videos]
@@ -695,7 +718,7 @@ class FlashVIDGenerationMixin:
 
 # models/hooks.py ------------------------------------------------------------------------------------------------------
 
-"""Hooks on modules that several models may share."""
+"""Hooks on modules. Several models may share a module, so a hook is registered only once."""
 
 
 def add_pre_hook(module: nn.Module, hook: Callable) -> None:
@@ -712,22 +735,22 @@ def add_hook(module: nn.Module, hook: Callable) -> None:
 
 # models/tensor_parallel.py --------------------------------------------------------------------------------------------
 
-"""Attention heads that tensor parallelism spreads over processes: a token's score is the mean over all of them."""
+"""Attention heads that tensor parallelism spreads over processes. The score of a token is the mean over all heads."""
 
 
 def mean_over_heads(mean: torch.Tensor, num_local: int, num_heads: int, projection: Any) -> torch.Tensor:
-    """The mean over all heads of an attention module, the same on every rank.
+    """The mean over all heads of an attention module, equal on every rank.
 
-    Ranks that scored tokens by their own heads would keep different tokens.
+    If every rank scored tokens by its own heads, the ranks would keep different tokens.
 
     Args:
-        mean: float32 mean over the heads that this process computed; itself returned if these are all.
-        num_local: how many these are.
-        num_heads: how many the module has, over all ranks.
-        projection: the linear layer that makes them. Where `tp_plan` shards it, its weight is a DTensor.
+        mean: float32 mean over the heads of this process. It is returned as it is if these are all heads.
+        num_local: number of heads of this process.
+        num_heads: number of heads of the module, over all ranks.
+        projection: the linear layer that makes the heads. If `tp_plan` shards it, its weight is a DTensor.
 
     Raises:
-        ValueError: heads are missing, and the projection does not say which processes have them.
+        ValueError: some heads are on other processes, and the projection does not say on which.
     """
     if num_local == num_heads:
         return mean
@@ -748,37 +771,38 @@ def mean_over_heads(mean: torch.Tensor, num_local: int, num_heads: int, projecti
 
 
 def all_heads(states: torch.Tensor, width: int) -> torch.Tensor:
-    """`states` with the heads of an attention module side by side, unless some of them are on other processes.
+    """Return `states` if they hold all heads of an attention module.
 
     Args:
-        states: with the heads of this process in the last dimension.
-        width: of all heads together.
+        states: the heads of this process, side by side in the last dimension.
+        width: width of all heads together.
 
     Raises:
-        ValueError: heads are missing.
+        ValueError: some heads are on other processes.
     """
     if states.shape[-1] != width:
         raise ValueError(
             f"`signals` of the method names keys, and this process has {states.shape[-1]} of their {width} values: the "
-            "vision tower's attention is shared out. Load the model without tensor parallelism, or choose a "
-            "`compression_method` that asks for no keys."
+            "attention of the vision tower is split over processes. Load the model without tensor parallelism, or "
+            "choose a `compression_method` that asks for no keys."
         )
     return states
 
 
 # models/vision_signals.py ---------------------------------------------------------------------------------------------
 
-"""What happens in the layers of a vision tower, for every patch, whatever its attention implementation.
+"""Record signals in the layers of a vision tower, for every patch and with any attention implementation.
 
-Layers return no attention weights, so queries and keys of a layer that somebody asks for are computed once more, from
-its own input. The hooks belong to one model instance and do nothing unless a call brings a `VisionRecord`, so calls
-from several threads do not meet.
+The layers return no attention weights. If a method asks for the attention of a layer, its queries and keys are
+computed once more from the input of the layer. The hooks do nothing unless a call passes a `VisionRecord`. All results
+go to that record, so calls from several threads do not disturb each other.
 """
 
 # Name of the keyword argument that carries the record through the vision tower.
 RECORD = "vision_record"
-# Most bytes of the attention weights (float32) that exist at once; a frame of SigLIP's 729 patches has 34 million.
-# Where there are few frames, at most this many times the bytes of the queries: so much the block's own MLP takes too.
+# The float32 attention weights that exist at once take at most `_WEIGHT_BYTES`. For comparison: one frame of SigLIP's
+# 729 patches takes 34 million bytes. They also take at most `_WEIGHTS_PER_QUERY` times the bytes of the queries, which
+# is the smaller bound if there are few frames: the block's own MLP needs that much memory anyway.
 _WEIGHT_BYTES = 64 * 2**20
 _WEIGHTS_PER_QUERY = 2
 
@@ -788,7 +812,7 @@ class Source(NamedTuple):
 
     Args:
         kind: one of `SIGNAL_KINDS`.
-        module: the layer for "hidden_states", its attention module for the others.
+        module: the layer for "hidden_states", the attention module of the layer for the other kinds.
     """
 
     kind: str
@@ -796,11 +820,14 @@ class Source(NamedTuple):
 
 
 class VisionRecord:
-    """What a call wants to know of the inside of a vision tower, and what it was told.
+    """What a call asks for from the inside of a vision tower, and what the hooks recorded.
 
     Args:
-        wanted: what is recorded. `found` then has, all frames one after the other, "attention" with shape (positions,)
-            in float32, "keys" and "hidden_states" with the shape of what runs through the tower.
+        wanted: what is recorded.
+
+    Attributes:
+        found: the records by their source, with all frames one after the other. "attention" has shape (positions,), in
+            float32. "keys" and "hidden_states" have the shape of the hidden states of the tower.
     """
 
     def __init__(self, wanted: Iterable[Source]):
@@ -809,11 +836,12 @@ class VisionRecord:
 
 
 def find_sources(signals: Iterable[Signal], layers: Sequence[Any], last: Any) -> dict[Signal, Source]:
-    """Where in a vision tower each signal is recorded.
+    """Find where in a vision tower each signal is recorded.
 
     Args:
-        layers: of the tower, from the bottom.
-        last: that of the layers whose output makes the features.
+        signals: the signals that a method asks for.
+        layers: all layers of the tower, from the bottom.
+        last: the layer whose output makes the features.
 
     Raises:
         ValueError: a signal names a layer that the tower does not have.
@@ -834,14 +862,14 @@ def find_sources(signals: Iterable[Signal], layers: Sequence[Any], last: Any) ->
 
 
 def install_packed_recording(layers: Iterable[nn.Module]) -> None:
-    """For layers that take packed sequences (`cu_seqlens`) and project with a joint `qkv`, as Qwen's do."""
+    """Install hooks on layers that take packed sequences (`cu_seqlens`) and have a joint `qkv`, like Qwen's."""
     for layer in layers:
         add_pre_hook(_attention_of(layer), _record_packed)
         add_hook(layer, _record_output)
 
 
 def install_frame_recording(layers: Iterable[nn.Module]) -> None:
-    """For layers that take a batch of frames and project with `q_proj` and `k_proj`, as SigLIP's do."""
+    """Install hooks on layers that take a batch of frames and have `q_proj` and `k_proj`, like SigLIP's."""
     for layer in layers:
         add_pre_hook(_attention_of(layer), _record_frames)
         add_hook(layer, _record_output)
@@ -856,13 +884,14 @@ def mean_received_attention(query: torch.Tensor, key: torch.Tensor, lengths: lis
 
     Args:
         query, key: with shape (heads, sequence, head width).
-        lengths: positions of every frame; no frame sees another.
+        lengths: number of positions of every frame. Each frame attends only to itself.
+        scaling: factor of the inner products.
 
     Returns:
-        float32 tensor with shape (sequence,), summing to 1 over every frame.
+        float32 tensor with shape (sequence,). Each frame sums to 1.
     """
     received, start = [], 0
-    for length, frames in groupby(lengths):  # as a rule all frames of a video are equally long
+    for length, frames in groupby(lengths):  # usually all frames of a video have the same length
         shape = (len(query), len(list(frames)), length, -1)
         end = start + shape[1] * length
         q, k = (states[:, start:end].reshape(shape).transpose(0, 1) for states in (query, key))
@@ -872,13 +901,13 @@ def mean_received_attention(query: torch.Tensor, key: torch.Tensor, lengths: lis
 
 
 def _received_in_frames(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
-    """`mean_received_attention` of frames of one length: (T, heads, length, head width) to (T, length).
+    """`mean_received_attention` of frames of equal length, from (T, heads, length, head width) to (T, length).
 
-    Goes over as many frames at once as the budget allows, and over some queries of a frame if it is too large.
+    Processes as many frames at once as the memory bound allows, or some queries of a frame if a whole frame exceeds it.
     """
     _, num_heads, length, _ = query.shape
     budget = min(_WEIGHT_BYTES, _WEIGHTS_PER_QUERY * query.nbytes)
-    row = 4 * num_heads * length  # bytes of the weights of one query
+    row = 4 * num_heads * length  # bytes of the attention weights of one query
     num_frames, num_queries = max(1, budget // (row * length)), max(1, budget // row)
     received = query.new_zeros(len(query), length, dtype=torch.float32)
     with torch.autocast(query.device.type, enabled=False):
@@ -890,7 +919,7 @@ def _received_in_frames(query: torch.Tensor, key: torch.Tensor, scaling: float) 
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding in the half-split layout; the tables broadcast against `states`."""
+    """Apply rotary position embeddings in the half-split layout. The tables broadcast against `states`."""
     first, second = states.chunk(2, dim=-1)
     return states * cos + torch.cat((-second, first), dim=-1) * sin
 
@@ -920,7 +949,7 @@ def _record_frames(attention: Any, args: tuple, kwargs: dict[str, Any]):
     if record is not None and not record.wanted.isdisjoint((received, keys)):
         hidden_states = args[0] if args else kwargs["hidden_states"]
         frames, length, _ = hidden_states.shape
-        heads = (frames * length, -1, attention.head_dim)  # those of this rank
+        heads = (frames * length, -1, attention.head_dim)  # -1: the heads of this rank
         key = attention.k_proj(hidden_states)
         if keys in record.wanted:
             record.found[keys] = all_heads(key, attention.num_heads * attention.head_dim)
@@ -940,28 +969,29 @@ def _record_output(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output
 
 # models/layer_pruning.py ----------------------------------------------------------------------------------------------
 
-"""Pruning inside the language model: from one layer on, only the best video tokens are left, as `LayerPruning` says.
+"""Pruning inside the language model: from one layer on, only the best video tokens are left, see `LayerPruning`.
 
-The layers of upstream's language models pass unknown keyword arguments on. One of them carries the decision of the
-call; hooks on the layers of this one model instance apply it and do nothing in calls without it.
+Upstream's language models pass unknown keyword arguments on to their layers. One such argument carries the decision of
+the call. Hooks on the layers of a model instance apply the decision. In calls without the argument they do nothing.
 
-Legend: B batch, M columns that entered the language model, L columns that are left from the pruning layer on.
+Letters of this file: Q queries, that is columns whose attention ranks the video tokens.
 """
 
 # Name of the keyword argument that carries the decision through the language model.
 PRUNING = "pruning"
-# Most bytes of the attention weights (float32) of text tokens that exist at once.
+# Most bytes of the float32 attention weights of text tokens that exist at once. It bounds the memory for long prompts.
 _MAX_SCORE_BYTES = 64 * 2**20
 
 
 class UpperLayers:
-    """What the layers from the pruning layer on see in one call: their attention mask, and after pruning their tokens.
+    """What the pruning layer and the layers above it see in one call: their attention mask and their columns.
 
     Args:
         config: configuration of the language model.
-        layer: the first layer that sees less.
-        cache: cache of the call, if any.
-        past_mask: which columns these layers have cached are real, with shape (B, cached); `None` if all are.
+        layer: the first layer that sees fewer tokens.
+        cache: cache of the call; `None` if it uses none.
+        past_mask: which of the columns that these layers have cached are real, with shape (B, cached columns); `None`
+            if all are.
         new_mask: which of the new columns are real, with shape (B, M); `None` if all are.
     """
 
@@ -976,11 +1006,20 @@ class UpperLayers:
         self.config, self.layer, self.cache = config, layer, cache
         self.past_mask, self.new_mask = past_mask, new_mask
         self.mask: torch.Tensor | None = None  # over cached and new columns
-        self.attention_mask: Any = None  # the same in the form of the attention implementation
+        self.attention_mask: Any = None  # the same mask in the form that the attention implementation takes
         self.entered = False
 
     def start_layer(self, layer_idx: int, hidden_states: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
-        """Adapt the inputs of a layer from `layer` on; returns its hidden states."""
+        """Adapt the inputs of `layer` or of a layer above it.
+
+        Args:
+            layer_idx: index of that layer.
+            hidden_states: its input, with shape (B, columns, D).
+            kwargs: its keyword arguments, which are changed.
+
+        Returns:
+            The hidden states that the layer gets.
+        """
         if not self.entered:
             self.entered = True
             past = self.cache.num_cached(self.layer) if self.cache is not None else 0
@@ -998,20 +1037,22 @@ class UpperLayers:
 
 
 class TokenPruning(UpperLayers):
-    """The decision which video tokens the layers from the pruning layer on see, for one call.
+    """The decision of one call which video tokens the pruning layer and the layers above it see.
 
-    The score of a token is the attention that it gets in the layer below, softmax over all visible keys, mean over
-    heads, those of other ranks too, in float32: from the query, or the most that any token behind the last video up to
-    the query pays. Of every sample the best `ceil(ratio * video tokens)` stay, and all other tokens.
+    The score of a token is the attention that it gets in the layer below the pruning layer, in float32: softmax over
+    all visible keys, mean over the heads of all ranks. It is the attention from the query, or the largest attention
+    from any token behind the last video up to the query. In every sample the best `ceil(ratio * prunable tokens)`
+    prunable tokens stay, and so do all other tokens.
 
     Args:
+        upper: the arguments of `UpperLayers`.
         rule: the share of the prunable tokens to keep, who ranks them, and whether the others are merged into them.
         prunable: which of the new columns may be dropped, with shape (B, M).
-        query: column of the token that ranks the others, with shape (B,): the end of the prompt.
-        past_lower_mask: which columns the layers below have cached are real; `None` if all are.
-        padding_side: where shorter samples are padded.
-        is_video: which of the new columns are of videos, newlines included, with shape (B, M); by default those that
-            may be dropped.
+        query: column of the token that ranks the others, the end of the prompt, with shape (B,).
+        past_lower_mask: which of the columns that the layers below have cached are real, with shape
+            (B, cached columns); `None` if all are.
+        padding_side: the side on which shorter samples are padded, "left" or "right".
+        is_video: which of the new columns belong to videos, newlines included, with shape (B, M). Default: `prunable`.
     """
 
     def __init__(
@@ -1030,12 +1071,18 @@ class TokenPruning(UpperLayers):
         self.is_video = prunable if is_video is None else is_video
         self.scores: torch.Tensor | None = None  # (B, M)
         self.keep: torch.Tensor | None = None  # (B, M)
-        self.columns: torch.Tensor | None = None  # (B, L) into the columns that entered
+        self.columns: torch.Tensor | None = None  # (B, L): which of the columns that entered stay
 
     @torch.no_grad()
     def score(self, layer: Any, hidden_states: torch.Tensor, position_embeddings: tuple) -> None:
-        """Rank the columns by the self-attention of the layer below the pruning layer, given that layer's input."""
-        if self.scores is not None:  # recomputation of a checkpointed layer
+        """Score the columns by the self-attention of the layer below the pruning layer.
+
+        Args:
+            layer: that layer.
+            hidden_states: its input, with shape (B, M, D).
+            position_embeddings: its rotary tables, cosine and sine.
+        """
+        if self.scores is not None:  # gradient checkpointing runs a layer twice
             return
         attention, hidden_states = layer.self_attn, layer.input_layernorm(hidden_states)
         cos, sin = position_embeddings
@@ -1048,7 +1095,7 @@ class TokenPruning(UpperLayers):
         query = rotate(query.transpose(1, 2), gather_columns(cos, rows)[:, None], gather_columns(sin, rows)[:, None])
         key = rotate(key.transpose(1, 2), cos[:, None], sin[:, None])
         past = self.cache.num_cached(self.layer - 1) if self.cache is not None else 0
-        if self.cache is not None and past:  # earlier turns take part in the softmax
+        if self.cache is not None and past:  # the keys of earlier turns are part of the softmax
             key = torch.cat([self.cache.layers[self.layer - 1].keys.to(key), key], dim=2)
         real = join_masks(self.past_lower_mask, past, self.new_mask, hidden_states)
         real = None if real is None else real.to(key.device)
@@ -1062,7 +1109,7 @@ class TokenPruning(UpperLayers):
                 visible = torch.arange(past + length, device=key.device) <= at[..., None] + past  # (B, Q, past + M)
                 if real is not None:
                     visible = visible & real[:, None]
-                # (B, key heads, queries a key * Q, width)
+                # (B, key heads, query heads per key head * Q, head width) @ (B, key heads, head width, past + M)
                 logits = part.float().reshape(batch, key.shape[1], -1, key.shape[2]) @ key * attention.scaling
                 logits = logits.unflatten(2, (-1, at.shape[1])).masked_fill(~visible[:, None, None], float("-inf"))
                 weights = logits.softmax(-1).mean((1, 2))[..., past:]
@@ -1072,7 +1119,7 @@ class TokenPruning(UpperLayers):
         self.scores = most
 
     def _find_queries(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The columns whose attention counts, and which of them are real rather than padding, with shape (B, Q)."""
+        """The columns whose attention counts, and which of them are real and not padding, with shape (B, Q) each."""
         last = self.query.to(device)[:, None]
         if self.rule.scored_by == "last_token":
             return last, torch.ones_like(last, dtype=torch.bool)
@@ -1095,7 +1142,8 @@ class TokenPruning(UpperLayers):
         kwargs["position_embeddings"] = tuple(
             gather_columns(table, self.columns) for table in kwargs["position_embeddings"]
         )
-        kwargs["position_ids"] = None  # only read to detect packed sequences, which gaps would look like
+        # Layers read position ids only to detect packed sequences. Gaps in them would look like packed sequences.
+        kwargs["position_ids"] = None
         return super().start_layer(layer_idx, hidden_states, kwargs)
 
     def _select(self) -> None:
@@ -1113,8 +1161,8 @@ class TokenPruning(UpperLayers):
 def merge_dropped(hidden_states: torch.Tensor, prunable: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     """Average every dropped token into the kept video token that it is most similar to.
 
-    One after the other, x becoming (x + y) / 2, so that of m tokens the last counts 1/2, the one before 1/4, and x
-    itself 2**-m.
+    The dropped tokens y of a kept token x are averaged into it one after the other: x becomes (x + y) / 2. Of m dropped
+    tokens the last thus has weight 1/2, the one before it 1/4, and x itself has 2**-m.
 
     Args:
         hidden_states: with shape (B, M, D).
@@ -1122,7 +1170,7 @@ def merge_dropped(hidden_states: torch.Tensor, prunable: torch.Tensor, keep: tor
         keep: which columns stay, with shape (B, M).
 
     Returns:
-        Hidden states with shape (B, M, D); those of columns that do not stay mean nothing.
+        Hidden states with shape (B, M, D). They are meaningless in columns that do not stay.
     """
     batch, length, width = hidden_states.shape
     column = torch.arange(batch * length, device=hidden_states.device).view(batch, length)
@@ -1130,16 +1178,16 @@ def merge_dropped(hidden_states: torch.Tensor, prunable: torch.Tensor, keep: tor
     unit = nn.functional.normalize(states, dim=-1)
     is_target = keep & prunable
     dropped = prunable & ~keep & is_target.any(-1, keepdim=True)
-    # One sample at a time: the similarities of a long video are as large as one attention head's weights.
+    # One sample at a time: the similarities of a long video take as much memory as the weights of an attention head.
     nearest = torch.stack(
         [(u @ u.mT).masked_fill_(~target, float("-inf")).argmax(-1) for u, target in zip(unit, is_target, strict=True)]
     )
     slot = torch.where(dropped, nearest + column[:, :1], column).flatten()
-    # Every row is followed by what is averaged into it, in order.
+    # In this order every kept token is followed by the tokens that are averaged into it.
     counted = (dropped | keep).flatten()
     order = (slot * 2 + dropped.flatten()).argsort(stable=True)
     ends = torch.searchsorted(slot[order], slot, right=True)
-    behind = ends - 1 - order.argsort()  # entries of the same slot behind this one
+    behind = ends - 1 - order.argsort()  # how many tokens of the same slot come after each token
     is_first = ~dropped.flatten()
     weight = torch.where(is_first, 0.5 ** behind.float(), 0.5 ** (behind + 1).float()) * counted
     merged = weighted_sums(states.view(-1, width), None, slot, weight, column.flatten())
@@ -1149,11 +1197,13 @@ def merge_dropped(hidden_states: torch.Tensor, prunable: torch.Tensor, keep: tor
 def join_masks(
     past: torch.Tensor | None, num_past: int, new: torch.Tensor | None, like: torch.Tensor
 ) -> torch.Tensor | None:
-    """Mask over cached and new columns, with shape (B, num_past + M); `None` where every column is real.
+    """Mask over cached and new columns, with shape (B, num_past + M); `None` if every column is real.
 
     Args:
-        past, new: mask of either part; `None` if all of it is real.
-        like: hidden states of the new columns, with shape (B, M, width).
+        past: mask of the cached columns, with shape (B, num_past); `None` if all are real.
+        num_past: number of cached columns.
+        new: mask of the new columns, with shape (B, M); `None` if all are real.
+        like: a tensor with shape (B, M, ...) on the device of the result, such as the hidden states.
     """
     if past is None and new is None:
         return None
@@ -1164,7 +1214,7 @@ def join_masks(
 
 
 def install_pruning(layers: nn.ModuleList) -> None:
-    """Let calls with a `pruning` argument prune between these layers of a language model."""
+    """Install hooks on the layers of a language model that prune in calls with the argument `pruning`."""
     for layer in layers:
         add_pre_hook(layer, _enter_layer)
 
@@ -1183,10 +1233,7 @@ def _enter_layer(layer: Any, args: tuple, kwargs: dict[str, Any]):
 
 # models/outputs.py ----------------------------------------------------------------------------------------------------
 
-"""What the models return: upstream's outputs, and what became of the videos.
-
-Legend: B batch, M columns that enter the language model, L columns that are left from the pruning layer on.
-"""
+"""What the models return: upstream's outputs, and how the videos were compressed."""
 
 
 @dataclass
@@ -1194,13 +1241,15 @@ class FlashVIDVideoOutput(BaseModelOutputWithPooling):
     """Output of `get_video_features`.
 
     Args:
-        pooler_output: the rows of every video that enter the language model, with shape (rows, D) each: its kept
-            tokens, and in some families newlines.
-        last_hidden_state: patches of the vision tower; `None` for compressed videos, which it need not hold at once.
+        pooler_output: for each video, the rows that enter the language model, with shape (rows, D): its kept tokens
+            and, in some families, newlines.
+        last_hidden_state: patches of the vision tower. `None` for compressed videos, which are encoded in chunks so
+            that all patches need not be in memory at once.
         videos: how each video was compressed; `None` if none was.
-        settings: the configuration that they were encoded with.
+        settings: the configuration that the videos were encoded with.
         stopwatch: how long encoding and compression took; `None` if no video was compressed.
-        deepstack_features: for each level, rows of every video's kept tokens; only of families that have them.
+        deepstack_features: for each deepstack level, the rows of the kept tokens of each video, with shape (M, D); only
+            in families with deepstack.
     """
 
     videos: tuple[CompressedVideo, ...] | None = None
@@ -1210,21 +1259,21 @@ class FlashVIDVideoOutput(BaseModelOutputWithPooling):
 
     @classmethod
     def uncompressed(cls, outputs: ModelOutput, settings: Any) -> "FlashVIDVideoOutput":
-        """Upstream's output for videos that are not compressed, with the settings that they were encoded with."""
+        """Convert upstream's output for videos that are not compressed, and add the settings of the encoding."""
         known = {field.name for field in fields(cls)} & outputs.keys()
         return cls(**{name: outputs[name] for name in known}, settings=settings)
 
 
 @dataclass
 class FlashVIDModelOutput(CacheAlias, ModelOutput):
-    """What the output of a base model has beside the fields of upstream's output, which each family adds.
+    """FlashVID's fields of the output of a base model. Each family adds the fields of upstream's output.
 
     Args:
         last_hidden_state: with shape (B, L, D). `hidden_states` and `attentions` have M columns below the pruning
-            layer and L from it on.
+            layer, and L columns from it on.
         token_index: input column of every row of `last_hidden_state`, with shape (B, L), -1 for padding. `None` in
-            calls without videos, where all columns are left.
-        report: what was compressed; `None` in calls that continue a cache without a video of their own.
+            calls without videos, in which all columns are left.
+        report: what was compressed; `None` in calls that continue a cache and have no video of their own.
     """
 
     token_index: torch.Tensor | None = None
@@ -1233,11 +1282,11 @@ class FlashVIDModelOutput(CacheAlias, ModelOutput):
 
 @dataclass
 class FlashVIDCausalLMOutput(CacheAlias, ModelOutput):
-    """What the output of a generative model has beside the fields of upstream's output, which each family adds.
+    """FlashVID's fields of the output of a generative model. Each family adds the fields of upstream's output.
 
     Args:
         loss: over the labels of the columns that are left.
-        logits: of the columns that are left, with shape (B, L, vocabulary).
+        logits: for the columns that are left, with shape (B, L, vocabulary).
         token_index, report: see `FlashVIDModelOutput`.
     """
 
@@ -1247,21 +1296,18 @@ class FlashVIDCausalLMOutput(CacheAlias, ModelOutput):
 
 # models/prompt.py -----------------------------------------------------------------------------------------------------
 
-"""The prompt of one call after the compression: which input columns enter the language model.
-
-Legend: B batch, S columns of the input, M columns that enter the language model, V videos.
-"""
+"""The prompt of one call after the compression: which input columns enter the language model."""
 
 
 @dataclass(frozen=True)
 class VideoLayout:
-    """How the rows of a video that enter lie in its placeholders.
+    """How the entering rows of a video lie in its placeholders. A row is a kept token or a newline.
 
     Args:
-        counts: how often each placeholder enters, with shape (placeholders,). A token enters once or not at all, or
-            twice where the released code repeats it.
-        prunable: which of the rows that enter the language model may drop, with shape (rows,).
-        is_token: which of the rows are kept tokens, in their order, rather than newlines, with shape (rows,).
+        counts: how often each placeholder enters, with shape (placeholders,): 0 or 1, or more if the released code
+            repeats a token.
+        prunable: which of the entering rows the language model may drop, with shape (rows,).
+        is_token: which of the entering rows are kept tokens rather than newlines, with shape (rows,).
     """
 
     counts: torch.Tensor
@@ -1271,19 +1317,19 @@ class VideoLayout:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One decision that is applied to embeddings, positions, masks and labels alike.
+    """The decision which columns enter. It is applied to embeddings, positions, masks and labels alike.
 
     Args:
         num_columns: S.
-        columns: input column of each column that enters, with shape (B, M); `None` where all of them enter.
-        mask: which of them are real rather than padding, with shape (B, M); `None` if all are.
-        padding_side: where shorter samples are padded.
+        columns: input column of each column that enters, with shape (B, M); `None` if all columns enter.
+        mask: which of the entering columns are real rather than padding, with shape (B, M); `None` if all are.
+        padding_side: the side on which shorter samples are padded, "left" or "right".
         videos: the compressed videos, in the order of their placeholders.
-        layouts: how they lie in their placeholders.
-        row_index: which row of the videos each column is, counted through all of them, with shape (B, M); -1 for other
-            tokens. `None` without videos.
-        prunable: which columns the language model may drop, with shape (B, M). `None` without videos.
-        placeholders: how many placeholders of videos each sample has, with shape (B,). `None` without videos.
+        layouts: for each video, how it lies in its placeholders.
+        row_index: for each entering column, its row, counted through the rows of all videos, with shape (B, M); -1 for
+            columns of other tokens. `None` without videos.
+        prunable: which entering columns the language model may drop, with shape (B, M). `None` without videos.
+        placeholders: how many video placeholders each sample has, with shape (B,). `None` without videos.
     """
 
     num_columns: int
@@ -1298,9 +1344,14 @@ class Prompt:
 
     @classmethod
     def uncompressed(cls, num_columns: int, attention_mask: torch.Tensor | None) -> "Prompt":
-        """All columns of a call without videos. A single new column is never padding, so decoding asks nothing.
+        """The prompt of a call without videos, in which all columns enter.
 
-        Masks that `generate` has prepared for a static cache are the language model's, and show no padding here.
+        A single new column is never padding, so decoding reads no mask and does not wait for the device.
+
+        Args:
+            num_columns: S.
+            attention_mask: 2D mask whose last S columns are these. Masks of other forms are ignored: `generate`
+                prepares them for the language model if the cache is static.
         """
         mask = None
         if num_columns > 1 and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
@@ -1317,15 +1368,20 @@ class Prompt:
         attention_mask: torch.Tensor | None,
         dropped: torch.Tensor | None = None,
     ) -> "Prompt":
-        """The columns that are left when only the kept tokens of the videos enter.
+        """The prompt of a call in which only the kept tokens of the videos enter.
 
         Args:
             video_mask: which columns are placeholders of the videos, with shape (B, S).
-            attention_mask: 2D mask whose last S columns are these; earlier ones are earlier turns.
-            dropped: other columns that do not enter, with shape (B, S).
+            videos: the compressed videos, in the order of their placeholders.
+            layouts: for each video, how it lies in its placeholders.
+            attention_mask: 2D mask whose last S columns are these; columns before them belong to earlier turns.
+            dropped: which other columns do not enter, with shape (B, S); `None` if all of them enter.
+
+        Raises:
+            ValueError: a video was not finite, see `CompressedVideo.check`.
         """
         device, num_columns = video_mask.device, video_mask.shape[1]
-        # A column is taken once, those of videos as their layouts say.
+        # A column of a video is taken as often as its layout says; every other column is taken once.
         counts = torch.cat([layout.counts.to(device) for layout in layouts])
         counts = torch.ones_like(video_mask, dtype=torch.long).masked_scatter_(video_mask, counts)
         if dropped is not None:
@@ -1336,7 +1392,7 @@ class Prompt:
             padding_side = "left" if bool(valid[:, -1].all()) else "right"
             counts = counts * valid
         columns, mask = find_columns(counts, padding_side)
-        for video in videos:  # `find_columns` has just waited for the device
+        for video in videos:  # `find_columns` has just waited for the device, so this costs no further wait
             video.check()
         is_video = gather_columns(video_mask, columns)
         is_video = is_video if mask is None else is_video & mask
@@ -1348,24 +1404,39 @@ class Prompt:
         return cls(num_columns, columns, mask, padding_side, videos, layouts, row_index, prunable, placeholders)
 
     def gather(self, tensor: torch.Tensor, dim: int = 1) -> torch.Tensor:
-        """The columns of a (..., B, S, ...) tensor that enter; `dim` is that of the columns."""
+        """The entering columns of a tensor (..., B, S, ...). `dim` is the dimension of the columns."""
         return tensor if self.columns is None else gather_columns(tensor, self.columns, dim)
 
     def find_video_columns(self, video_mask: torch.Tensor) -> torch.Tensor:
-        """Which columns that enter hold video tokens, given the placeholders (B, S) of the videos."""
+        """Which entering columns hold rows of videos, with shape (B, M).
+
+        Args:
+            video_mask: which input columns are placeholders of videos, with shape (B, S).
+        """
         return video_mask if self.row_index is None else self.row_index >= 0
 
     def scatter(self, embeddings: torch.Tensor, where: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Write `features`, in order, to the entered columns that `where` (B, M) marks."""
+        """Write features to entering columns.
+
+        Args:
+            embeddings: embeddings of the entering columns, with shape (B, M, D).
+            where: which entering columns to write to, with shape (B, M). Padding is never written to.
+            features: the features in the order of these columns, with shape (features, D).
+
+        Returns:
+            The new embeddings, with shape (B, M, D).
+        """
         where = where if self.mask is None else where & self.mask
         return embeddings.masked_scatter(where[..., None].to(embeddings.device), features.to(embeddings))
 
     def find_query(self, query_index: int | torch.Tensor | None, num_seen: int) -> torch.Tensor:
-        """Entered column of the token that ranks the video tokens, with shape (B,).
+        """For each sample, the entering column of the token that ranks the video tokens, with shape (B,).
+
+        If that token does not enter, it is the last entering column before it.
 
         Args:
-            query_index: its column in the whole sequence, an integer or one for each sample; the last real one if
-                `None`.
+            query_index: column of the token in the whole sequence, an integer or one for each sample; `None` stands for
+                the last real column.
             num_seen: columns of the whole sequence before this call.
         """
         assert self.columns is not None
@@ -1377,11 +1448,12 @@ class Prompt:
         return (eligible * place).argmax(-1)
 
     def report(self, rows_left: torch.Tensor, stopwatch: Stopwatch, layers: tuple[int, int]) -> CompressionReport:
-        """What became of the videos.
+        """The report of the call.
 
         Args:
-            rows_left: the `row_index` of every column that was left in the end, with shape (B, L).
-            layers: how many layers saw all that entered, and how many there are.
+            rows_left: the `row_index` of every column that is left in the end, with shape (B, L).
+            stopwatch: measured the stages of the call.
+            layers: how many layers saw all columns that entered, and how many layers there are.
         """
         return CompressionReport(
             videos=self.videos,
@@ -1397,7 +1469,7 @@ class Prompt:
 
 
 def count_occurrences(indices: torch.Tensor, length: int) -> torch.Tensor:
-    """How often each of 0 ... length - 1 occurs."""
+    """How often each of 0 ... length - 1 occurs in `indices`, with shape (length,)."""
     counts = torch.zeros(length, dtype=torch.long, device=indices.device)
     return counts.index_add_(0, indices, torch.ones_like(indices))
 
@@ -1406,8 +1478,9 @@ def count_occurrences(indices: torch.Tensor, length: int) -> torch.Tensor:
 
 """What the models of all families share: `forward` on compressed videos, the language model, the loss.
 
-Legend: B batch, S columns of the input, M columns that enter the language model, L columns that are left from the
-pruning layer on.
+Legend of all files of this folder: B batch, S columns of the input, M columns that enter the language model, L columns
+that are left from the pruning layer on. V videos; T frames of a video (for Qwen: temporal grids), N tokens a frame,
+D width. A column is a place in the sequence of a sample.
 """
 
 # Inputs of `forward` that every language model has.
@@ -1417,7 +1490,7 @@ LANGUAGE_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids
 class FlashVIDModelMixin:
     """Compression inside the `forward` of a multimodal model that has a `language_model`.
 
-    A family says what its vision tower is called with and gives, and which positions the columns have.
+    A family defines the inputs and outputs of its vision tower, and the positions of the columns.
     """
 
     config: Any
@@ -1428,25 +1501,27 @@ class FlashVIDModelMixin:
     get_image_features: Any
     get_video_features: Any
 
-    # Inputs of `forward` that `get_image_features` and `get_video_features` take, the pixels first.
+    # For "image" and "video": the inputs of `forward` that `get_image_features` and `get_video_features` take. The
+    # pixels come first.
     encoder_inputs: ClassVar[dict[str, tuple[str, ...]]]
-    # Inputs of `forward` that decide about positions, beside those that every family has.
+    # Inputs of `forward` that determine positions, in addition to the inputs that every family has.
     position_inputs: ClassVar[tuple[str, ...]] = ()
-    # Inputs of `forward` that upstream takes and does not read.
+    # Inputs of `forward` that upstream accepts but does not read.
     unread_inputs: ClassVar[tuple[str, ...]] = ()
-    # Keyword arguments of `forward` that upstream hands to the vision tower too.
+    # Keyword arguments of `forward` that upstream also passes to the vision tower.
     tower_arguments: ClassVar[tuple[str, ...]] = ()
-    # Of a repeated index, the released code of some families enters the last vector only (`released_repeats`).
+    # Whether the family's released code lets the last vector overwrite the others if an index repeats; see
+    # `released_repeats`.
     released_code_overwrites_repeats = False
     # Whether upstream's `forward` takes `mm_encoder_outputs`.
     upstream_takes_encoded = True
-    # Whether positions depend on the grids of all images and videos of a conversation.
+    # Whether positions depend on the grids of all images and videos of the conversation.
     positions_need_grids = False
     # The class of the outputs: upstream's fields and those of `FlashVIDModelOutput`.
     output_class: type[FlashVIDModelOutput]
 
     def install_hooks(self) -> None:
-        """Install what this model needs on its submodules; once is enough, also for models that share them."""
+        """Install the hooks of this model on its submodules. Installing them again changes nothing."""
         install_pruning(self.language_model.layers)
 
     def forward_flashvid(
@@ -1456,20 +1531,24 @@ class FlashVIDModelMixin:
         query_index: int | torch.Tensor | None,
         **kwargs: Any,
     ) -> Any:
-        """Upstream's `forward`, on the kept video tokens.
+        """Run upstream's `forward` on the kept video tokens.
 
         Args:
-            upstream_forward: what runs calls that neither bring a video to compress nor build on a compressed cache.
+            upstream_forward: runs the call if it has no video to compress and does not continue a compressed cache.
             inputs: the named arguments of `forward`.
-            query_index: column of the whole sequence, earlier turns included, whose attention ranks the video tokens
-                inside the language model; an integer, or one for each sample. Default: the last real column.
-            kwargs: FlashVID's fields that are to differ from the configuration's in this call
-                (`retention_ratio=0.2`), or all of them as `settings`; `reports`, a list that takes the report of the
-                call; and what upstream takes.
+            query_index: column whose attention ranks the video tokens inside the language model, counted over the whole
+                sequence, earlier turns included; an integer, or one for each sample. Default: the last real column.
+            kwargs: FlashVID's fields that shall differ from the configuration in this call (`retention_ratio=0.2`), or
+                all of them as one configuration in `settings`; `reports`, a list to which the report of the call is
+                appended; and what upstream takes.
 
         Returns:
-            `FlashVIDModelOutput`, or upstream's output; either with a `report`, except in calls that continue a cache
-            without a video of their own.
+            `FlashVIDModelOutput`, or upstream's output. Both have a `report`, except in calls that continue a cache and
+            have no video of their own.
+
+        Raises:
+            ValueError: a setting is out of range, the inputs do not fit together, or a compressed prompt does not
+                support them.
         """
         encoded = dict(inputs["mm_encoder_outputs"] or {})
         settings, reports = self.find_settings(encoded, kwargs), kwargs.pop("reports", None)
@@ -1479,8 +1558,8 @@ class FlashVIDModelMixin:
         is_new = cache is None or not cache.get_seq_length()
         if has_videos and settings.compresses:
             check_cache(cache)
-        # Upstream encodes videos by the configuration, whatever the settings of the call. Not every version of it looks
-        # at what has been encoded.
+        # Upstream would encode videos with the settings of the configuration instead of those of the call. Some
+        # versions of it ignore `mm_encoder_outputs`.
         is_own = has_videos and (settings.compresses or self.config.compresses)
         is_own |= any(value is not None for value in encoded.values()) and not self.upstream_takes_encoded
         if is_compressed(cache) or is_own:
@@ -1499,10 +1578,15 @@ class FlashVIDModelMixin:
         return outputs
 
     def find_settings(self, encoded: dict[str, Any], kwargs: dict[str, Any]) -> Any:
-        """The configuration with the settings of a call, which are taken out of its keyword arguments.
+        """The configuration with the settings of a call, which are removed from its keyword arguments.
+
+        Args:
+            encoded: outputs of the vision tower, under "image" and "video". If the videos are encoded already, the
+                settings of the encoding apply.
+            kwargs: keyword arguments of the call; FlashVID's fields and `settings` are removed.
 
         Raises:
-            ValueError: a field is outside of its range, or the videos have been encoded with other settings.
+            ValueError: a field is outside of its range, or a field is given although the videos are encoded already.
         """
         carried = getattr(encoded.get("video"), "settings", None)
         if carried is None:
@@ -1517,7 +1601,7 @@ class FlashVIDModelMixin:
         return carried
 
     def take_settings(self, settings: Any, kwargs: dict[str, Any]) -> Any:
-        """`settings`, or the configuration, with single fields that are taken out of keyword arguments."""
+        """`settings`, or the configuration if it is `None`, with the fields that are removed from `kwargs`."""
         overrides = {name: kwargs.pop(name) for name in CALL_FIELDS & kwargs.keys()}
         return (settings or self.config).override(**overrides)
 
@@ -1529,7 +1613,7 @@ class FlashVIDModelMixin:
         query_index: int | torch.Tensor | None,
         **kwargs: Any,
     ) -> FlashVIDModelOutput:
-        """`forward` of calls that bring videos or build on a compressed cache."""
+        """`forward` of calls that have videos or continue a compressed cache."""
         for name in sorted(inputs.keys() - self.known_inputs()):
             if inputs[name] is not None:
                 raise ValueError(
@@ -1540,7 +1624,7 @@ class FlashVIDModelMixin:
         attention_mask = inputs["attention_mask"]
         image_mask, video_mask = self.placeholder_masks(input_ids, inputs_embeds)
         comes_encoded = encoded.get("video") is not None  # pixels are checked before they are encoded
-        # Of compressed videos the inside of the tower is not returned: it is encoded in chunks, to be forgotten.
+        # The inner states of the tower are not returned for compressed videos: each chunk of them is freed after use.
         recorded = () if settings.compresses else self.tower_arguments
         asked = {name: kwargs[name] for name in recorded if name in kwargs}
         self.encode(inputs, encoded, settings, image_mask, video_mask, **asked)
@@ -1570,12 +1654,12 @@ class FlashVIDModelMixin:
 
     @classmethod
     def known_inputs(cls) -> set[str]:
-        """The inputs of `forward` that FlashVID reads, or may leave unread as upstream does."""
+        """The inputs of `forward` that FlashVID reads, or that upstream does not read either."""
         of_tower = {name for names in cls.encoder_inputs.values() for name in names}
         return {*MODEL_INPUTS, *LANGUAGE_INPUTS, *of_tower, *cls.position_inputs, *cls.unread_inputs}
 
     def _report_uncompressed(self, inputs: dict[str, Any], encoded: dict[str, Any]) -> CompressionReport:
-        """The report of a call that brought no video, or compressed none."""
+        """The report of a call that had no video, or compressed none."""
         _, video_mask = self.placeholder_masks(inputs["input_ids"], inputs["inputs_embeds"])
         tokens: tuple | torch.Tensor = ()
         if encoded.get("video") is not None:
@@ -1589,34 +1673,47 @@ class FlashVIDModelMixin:
         raise NotImplementedError
 
     def placeholder_counts(self, kind: str, inputs: dict[str, Any]) -> tuple[int, ...] | torch.Tensor | None:
-        """Placeholders that each of the images or videos in the inputs of `forward` needs, before they are encoded.
+        """How many placeholders each image or video in the inputs of `forward` needs, before it is encoded.
 
-        `None` where only encoding them shows it.
+        `None` if this is known only after the encoding.
+
+        Args:
+            kind: "image" or "video".
+            inputs: the named arguments of `forward`.
         """
         raise NotImplementedError
 
     def check_placeholders(self, kind: str, mask: torch.Tensor, inputs: dict[str, Any]) -> bool:
-        """Raise a `ValueError` if the placeholders (B, S) do not fit the pixels; False if that cannot be told yet."""
+        """Raise a `ValueError` if the number of placeholders does not fit the pixels.
+
+        Args:
+            kind: "image" or "video".
+            mask: which columns are placeholders of this kind, with shape (B, S).
+            inputs: the named arguments of `forward`.
+
+        Returns:
+            Whether the check was possible. If not, it must be made after the encoding.
+        """
         counts = self.placeholder_counts(kind, inputs)
         if counts is not None:
             check_placeholders(kind, mask, int(torch.as_tensor(counts).sum()))
         return counts is not None
 
     def lay_out(self, video: CompressedVideo, settings: Any) -> VideoLayout:
-        """How the rows of a compressed video lie in its placeholders: one for each token."""
+        """How the rows of a compressed video lie in its placeholders. Default: one row for each token."""
         prunable = torch.full_like(video.indices, video.prunable, dtype=torch.bool)
         return VideoLayout(
             count_occurrences(video.indices, video.selected.numel()), prunable, is_token=torch.ones_like(prunable)
         )
 
     def dropped_columns(self, input_ids: torch.Tensor | None, settings: Any) -> torch.Tensor | None:
-        """Columns beside those of video tokens that do not enter, with shape (B, S); `None` for none."""
+        """Which columns other than those of video tokens do not enter, with shape (B, S); `None` if all enter."""
         return None
 
     def language_model_inputs(
         self, prompt: Prompt, image_mask: torch.Tensor, video_mask: torch.Tensor, encoded: dict[str, Any]
     ) -> dict[str, Any]:
-        """What the family's language model takes beside embeddings and positions."""
+        """Keyword arguments that the family's language model takes beside embeddings and positions."""
         return {}
 
     def encode(
@@ -1628,13 +1725,14 @@ class FlashVIDModelMixin:
         video_mask: torch.Tensor,
         **kwargs: Any,
     ) -> None:
-        """Fill `encoded` with the outputs of the vision tower that the caller has not computed already.
+        """Run the vision tower for what the caller has not encoded already, and add its outputs to `encoded`.
 
-        Looks at the placeholders first: a mistake in the inputs should not cost a run of the vision tower.
+        The placeholders are checked before the encoding if possible, so that a mistake in the inputs costs no run of
+        the vision tower.
         """
         for kind, mask in (("image", image_mask), ("video", video_mask)):
             if encoded.get(kind) is not None:
-                if getattr(encoded[kind], "videos", None) is None:  # those of compressed videos are in their layouts
+                if getattr(encoded[kind], "videos", None) is None:  # compressed videos are checked by their layouts
                     check_placeholders(kind, mask, sum(map(len, encoded[kind].pooler_output)))
                 continue
             if inputs[self.encoder_inputs[kind][0]] is None:
@@ -1659,7 +1757,9 @@ class FlashVIDModelMixin:
 
         Args:
             features: with shape (T, N, D), for each video.
-            told: for each signal of the method, that of each video, with shape (T, N) or (T, N, width).
+            told: for each signal of the method, its values for each video, with shape (T, N) or (T, N, width).
+            settings: the configuration with the settings of the call.
+            stopwatch: measures the compression.
         """
         method = settings.method
         signals = [Signals(zip(method.signals, of_video, strict=True)) for of_video in zip(*told, strict=True)]
@@ -1689,7 +1789,7 @@ class FlashVIDModelMixin:
         video_mask: torch.Tensor,
         encoded: dict[str, BaseModelOutputWithPooling],
     ) -> torch.Tensor:
-        """Embeddings of the columns that enter, images and kept video tokens in place, with shape (B, M, D)."""
+        """Embeddings of the columns that enter, with images and kept video tokens inserted, with shape (B, M, D)."""
         if inputs_embeds is None:
             embeddings = self.get_input_embeddings()(prompt.gather(input_ids))
         else:
@@ -1703,7 +1803,7 @@ class FlashVIDModelMixin:
         return embeddings
 
     def prepare_cache(self, cache: Cache | None, use_cache: bool | None) -> tuple[Cache | None, bool]:
-        """The cache of a call, made where the caller wants one and passed none, and whether to use it."""
+        """The cache of a call, and whether to use it. If the caller wants a cache and passed none, one is made."""
         config = self.config.get_text_config()
         use_cache = config.use_cache if use_cache is None else use_cache
         if self.training and self.language_model.gradient_checkpointing:
@@ -1726,15 +1826,24 @@ class FlashVIDModelMixin:
         stopwatch: Stopwatch,
         **kwargs: Any,
     ) -> FlashVIDModelOutput:
-        """Run the language model on the columns that entered, prune inside it, and account for both in the cache.
+        """Run the language model on the columns that entered, prune inside it, and record both in the cache.
 
         Args:
-            inputs_embeds: of the columns that entered, with shape (B, M, D); `position_ids` (..., B, M) likewise.
+            inputs_embeds: embeddings of the columns that entered, with shape (B, M, D).
+            prompt: which columns entered.
+            settings: the configuration with the settings of the call.
             attention_mask: 2D mask of the whole sequence, earlier turns included, as the caller passed it.
-            query_index: column of the whole sequence that ranks the video tokens; by default the last.
-            stopwatch: what takes the time of the language model.
+            position_ids: positions of the columns that entered, with shape (..., B, M).
+            cache: the cache of the call, if it uses one.
+            use_cache: whether the language model writes to the cache.
+            query_index: see `forward_flashvid`.
+            stopwatch: measures the language model, as the stage "prefill".
+            kwargs: what else the language model takes.
+
+        Raises:
+            ValueError: the language model has sliding-window layers, or the cache was pruned from another layer on.
         """
-        if not prompt.videos and not is_compressed(cache):  # as upstream runs it, with the caller's mask and any cache
+        if not prompt.videos and not is_compressed(cache):  # run as upstream does, with the caller's mask and any cache
             outputs = self.language_model(
                 inputs_embeds=inputs_embeds,
                 position_ids=position_ids,
@@ -1829,12 +1938,14 @@ class FlashVIDLanguageModelingMixin:
         logits_to_keep: int | torch.Tensor,
         **kwargs: Any,
     ) -> FlashVIDCausalLMOutput:
-        """From the output of the base model to logits and, with labels, the loss.
+        """Compute the logits from the output of the base model, and with labels the loss.
 
         Args:
-            labels: with shape (B, S); those of dropped columns and of padding do not count, nor that of a sample's
-                first token.
-            logits_to_keep: the last so many rows, or the indices of the rows to compute logits for; 0 for all.
+            outputs: output of the base model.
+            labels: with shape (B, S). Labels of dropped columns, of padding and of the first token of a sample do not
+                count.
+            logits_to_keep: how many of the last rows get logits, 0 for all; or the indices of these rows.
+            kwargs: what the loss function takes.
 
         Raises:
             ValueError: `labels` with `logits_to_keep`.
@@ -1852,19 +1963,25 @@ class FlashVIDLanguageModelingMixin:
                     )
                 kept = token_index.to(labels.device)
                 is_padding = kept < 0
-                # The row before a sample's first token may be padding, which is not to predict it.
+                # The row before the first token of a sample may be padding. Padding must not predict that token.
                 uncounted = is_padding | nn.functional.pad(is_padding[:, :-1], (1, 0))
                 labels = labels.gather(1, kept.clamp(min=0)).masked_fill(uncounted, -100)
             vocab_size = self.config.get_text_config().vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
         own = {field.name for field in fields(self.output_class)}
         passed_on = {name: value for name, value in outputs.items() if name in own}
-        report = getattr(outputs, "report", None)  # no field of upstream's outputs
+        report = getattr(outputs, "report", None)  # upstream's outputs have no such field
         return self.output_class(**{**passed_on, "loss": loss, "logits": logits, "report": report})
 
 
 def check_placeholders(kind: str, mask: torch.Tensor, expected: int) -> None:
-    """Raise a `ValueError` unless the prompt has one placeholder for every feature of its videos or images."""
+    """Raise a `ValueError` unless the prompt has one placeholder for every feature of its videos or images.
+
+    Args:
+        kind: "image" or "video".
+        mask: which columns are placeholders of this kind, with shape (B, S).
+        expected: number of features.
+    """
     found = int(mask.sum())
     if found != expected:
         raise ValueError(
@@ -1876,7 +1993,16 @@ def check_placeholders(kind: str, mask: torch.Tensor, expected: int) -> None:
 def past_masks(
     cache: FlashVIDCache | None, attention_mask: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Which cached columns are real, below and from the pruning layer on; `None` if all are."""
+    """Which cached columns are real rather than padding.
+
+    Args:
+        cache: the cache of the call, if it uses one.
+        attention_mask: 2D mask of the whole sequence, earlier turns included; `None` if nothing is padded.
+
+    Returns:
+        Tuple of the mask below the pruning layer and the mask from it on, with shape (B, cached columns) each; `None`
+        if all columns are real.
+    """
     if cache is None:
         return None, None
     if cache.compressed:
@@ -1890,15 +2016,18 @@ def past_masks(
 
 # models/vision_chunks.py ----------------------------------------------------------------------------------------------
 
-"""Encoding videos some frames at a time, so that the memory of a vision tower does not grow with the video."""
+"""Encode videos a few frames at a time, so that the memory of the vision tower does not grow with the video."""
 
 
 def split_frames(num_frames: list[int], size: int | None) -> list[list[tuple[int, int]]]:
-    """Which frames go through the vision tower together: for every chunk, its pieces (video, frames of it).
+    """Split the frames of all videos, in order, into chunks that go through the vision tower together.
 
     Args:
-        num_frames: of every video; the frames of all of them follow each other.
-        size: most frames of a chunk; `None` for all at once.
+        num_frames: number of frames of every video.
+        size: most frames of a chunk; `None` for all frames at once.
+
+    Returns:
+        For every chunk, its pieces: pairs of the index of a video and a number of its frames.
     """
     if size is None:
         return [list(enumerate(num_frames))]
@@ -1916,15 +2045,22 @@ def split_frames(num_frames: list[int], size: int | None) -> list[list[tuple[int
 
 
 def tower_device(tower: Any, pixels: torch.Tensor) -> torch.device:
-    """Where chunks of the pixels belong: with the tower's weights, unless these lie elsewhere until they are used."""
+    """The device that chunks of the pixels go to: the device of the tower's weights.
+
+    If the weights are offloaded until they are used, they show as "meta", and the pixels stay where they are.
+    """
     return pixels.device if tower.device.type == "meta" else tower.device
 
 
 def join_rows(chunks: Iterable[Sequence[torch.Tensor]], length: int) -> list[torch.Tensor]:
-    """Several tensors that come in chunks of rows, `length` rows in all, without holding the chunks beside the whole.
+    """Join several tensors that come in chunks of rows. Only one chunk is in memory beside the joined tensors.
 
     Args:
-        chunks: the rows of every tensor; made one after the other, where it is a generator.
+        chunks: for each chunk, the rows of every tensor. To save memory, it may be a generator.
+        length: number of rows in all.
+
+    Returns:
+        The joined tensors, with shape (length, ...) each.
     """
     joined: list[torch.Tensor] = []
     start = 0

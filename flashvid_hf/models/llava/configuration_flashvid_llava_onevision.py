@@ -13,7 +13,7 @@ from .original_checkpoints import convert_original, is_original, original_layout
 class FlashVIDLlavaOnevisionConfig(FlashVIDConfigMixin, LlavaOnevisionConfig):
     """LLaVA-OneVision's configuration with FlashVID's fields.
 
-    Frames are pooled bilinearly to half the width and height, rounded up; one newline follows the video.
+    Frames are pooled bilinearly to half their width and height, rounded up. One newline follows the video.
     """
 
     model_type = "flashvid_llava_onevision"
@@ -28,7 +28,7 @@ class FlashVIDLlavaOnevisionConfig(FlashVIDConfigMixin, LlavaOnevisionConfig):
         "AutoModelForMultimodalLM": "modeling_flashvid_llava_onevision.FlashVIDLlavaOnevisionForConditionalGeneration",
     }
 
-    # Fields of LLaVA-Video; here they are fixed.
+    # Fields in the configuration of LLaVA-Video. Here their values are fixed.
     mm_spatial_pool_mode: ClassVar[Any] = "bilinear"
     mm_newline_position: ClassVar[Any] = "one_token"
 

@@ -9,20 +9,21 @@ from ..configuration import FlashVIDConfigMixin
 from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
 from .original_checkpoints import is_original, original_layout
 
+# The names are those of the original LLaVA code; `FlashVIDLlavaVideoConfig` says what they mean.
 POOL_MODES = ("average", "bilinear", "max")
 NEWLINE_POSITIONS = ("frame", "grid", "one_token", "no_token")
 
 
 @strict
 class FlashVIDLlavaVideoConfig(FlashVIDLlavaOnevisionConfig):
-    """LLaVA-OneVision's configuration with FlashVID's fields, and where LLaVA-Video differs.
+    """LLaVA-OneVision's configuration with FlashVID's fields, and two fields for what LLaVA-Video does differently.
 
-    Frames are pooled to half their width and height, as `mm_spatial_pool_mode` says: "average" and "max" round down,
-    "bilinear" rounds up. As `mm_newline_position` says, a newline follows each "frame", each row of a frame ("grid"),
-    the whole video ("one_token") or nothing ("no_token").
+    `mm_spatial_pool_mode` says how frames are pooled to half their width and height: "average" and "max" round down,
+    "bilinear" rounds up. `mm_newline_position` says after what a newline follows: each "frame", each row of a frame
+    ("grid"), the whole video ("one_token") or nothing ("no_token").
 
-    Of an original checkpoint both are read, except where it was trained with "grid", as LLaVA-Video is: that runs with
-    "average" and "frame", as in FlashVID's scripts, unless the caller passes others.
+    Both fields are read from an original checkpoint, unless it was trained with "grid", as LLaVA-Video was. Such a
+    checkpoint runs with "average" and "frame", as in FlashVID's scripts, unless the caller passes other values.
 
     Raises:
         ValueError: a field is outside of its range.

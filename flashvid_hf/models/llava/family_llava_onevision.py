@@ -1,4 +1,4 @@
-"""The record of LLaVA-OneVision, and what that of LLaVA-Video shares with it."""
+"""The record of LLaVA-OneVision, and the parts that the record of LLaVA-Video shares with it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,8 @@ from .newlines import count_rows, pooled_side
 from .original_checkpoints import is_original
 from .processing_flashvid_llava_video import FlashVIDLlavaVideoProcessor, upstream_arguments
 
-# Like that of llava-hf: pictures before text, wherever they stand, and text only as a part of a message.
+# Like the template of llava-hf: in a message, images and videos come before the text, wherever they stand. Text must be
+# a part of a message, not the message itself.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{ '<|im_start|>' + message.role + ' ' }}
@@ -35,17 +36,18 @@ CHAT_TEMPLATE = """\
 <|im_start|>assistant
 {% endif -%}
 """
-SMALL_IMAGE = 130  # pixels a side: 9 x 9 patches and some pixels over, like the 27 x 27 of 384 pixels
+# Pixels a side. 9 x 9 patches of 14 pixels leave some pixels over, as the 27 x 27 patches of 384 pixels do.
+SMALL_IMAGE = 130
 
 
 class LlavaGeometry(VideoGeometry):
-    """Every frame is cut into a square of patches, and pooled to about half its width and height.
+    """Every frame is cut into a square of patches, which is pooled to about half its width and height.
 
-    Newlines, which are no tokens of the vision tower, follow where `mm_newline_position` says.
+    `mm_newline_position` says where newlines follow. Newlines are no tokens of the vision tower.
     """
 
     def grid_of_pixels(self, config: Any, height: int, width: int) -> tuple[int, int]:
-        """The same for frames of every size, which the processor makes square."""
+        """Equal for frames of every size, because the processor makes them square."""
         side = pooled_side(_pool_mode(config), config.vision_config.image_size // config.vision_config.patch_size)
         return side, side
 
@@ -59,9 +61,9 @@ class LlavaGeometry(VideoGeometry):
         return _newline_position(config) == "grid"  # a row that loses all its tokens loses its newline
 
     def seen_part(self, config: Any) -> float:
-        """Patches that do not fill the frame, and a last row and column that pooling leaves over, are not seen.
+        """The part of the frame that whole patches cover, without a last row and column that the pooling leaves over.
 
-        Of the published models: 378 of 384 pixels, or 364 where patches are pooled in twos.
+        In the published models it is 378 of 384 pixels, or 364 of 384 if patches are pooled two by two.
         """
         patch, pixels = config.vision_config.patch_size, config.vision_config.image_size
         patches = pixels // patch
@@ -104,13 +106,13 @@ def make_small_processor(config: Any, tokenizer: Any) -> ProcessorMixin:
 
 
 def build_original_processor(config: Any, source: str, revision: str | None) -> ProcessorMixin:
-    """Upstream's processor, which counts the same placeholders; the original checkpoint brings only a tokenizer."""
+    """Upstream's processor, which counts the same placeholders. An original checkpoint has only a tokenizer."""
     tokenizer = Qwen2Tokenizer.from_pretrained(source, revision=revision)
     return LlavaOnevisionProcessor(**upstream_arguments(config, tokenizer))
 
 
 def complete_original_generation(generation: GenerationConfig, source: str, revision: str | None) -> None:
-    """End the answers as the original code's conversation does."""
+    """Set the tokens that end an answer and that pad it, as the conversation of the original code does."""
     tokenizer = Qwen2Tokenizer.from_pretrained(source, revision=revision)
     generation.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
     generation.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")
@@ -125,7 +127,7 @@ FAMILY = Family(
     published_vision={"patch_size": 14, "image_size": 384},
     is_exact=False,
     published_sizes=(
-        # config.json of the language models that they start from: Qwen/Qwen2-0.5B, -7B and -72B.
+        # config.json of the language models that these start from: Qwen/Qwen2-0.5B, -7B and -72B.
         PublishedSize("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", 24),
         PublishedSize("llava-hf/llava-onevision-qwen2-7b-ov-hf", 28),
         PublishedSize("llava-hf/llava-onevision-qwen2-72b-ov-hf", 80),
@@ -139,7 +141,7 @@ FAMILY = Family(
         complete_generation=complete_original_generation,
         serves_weightless=False,
     ),
-    # Of four vision layers the third makes the features.
+    # The third of the four vision layers makes the features.
     tiny=TinyShape(
         text={"model_type": "qwen2", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
         vision={

@@ -1,4 +1,4 @@
-"""The record of LLaVA-Video: that of LLaVA-OneVision with other classes, a processor of its own, and other sizes."""
+"""The record of LLaVA-Video: the record of LLaVA-OneVision with other classes, its own processor and other sizes."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ from .processing_flashvid_llava_video import FlashVIDLlavaVideoProcessor
 
 
 def build_original_processor(config: Any, source: str, revision: str | None) -> ProcessorMixin:
-    """The family's processor; the original checkpoint brings only a tokenizer."""
+    """The family's processor. An original checkpoint has only a tokenizer."""
     tokenizer = Qwen2Tokenizer.from_pretrained(source, revision=revision)
     return FlashVIDLlavaVideoProcessor.from_config(config, tokenizer)
 
@@ -25,10 +25,10 @@ FAMILY = dataclasses.replace(
     generative_model=FlashVIDLlavaVideoForConditionalGeneration,
     processor=FlashVIDLlavaVideoProcessor,
     title="LLaVA-Video",
-    # transformers has no LLaVA-Video, and LLaVA-OneVision pools its frames and places its newlines so.
+    # transformers has no LLaVA-Video. Its LLaVA-OneVision pools frames and places newlines in this way.
     upstream_settings={"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "one_token"},
     published_sizes=(
-        # config.json of the language models that they start from: Qwen/Qwen2-7B and -72B.
+        # config.json of the language models that these start from: Qwen/Qwen2-7B and -72B.
         PublishedSize("lmms-lab/LLaVA-Video-7B-Qwen2", 28),
         PublishedSize("lmms-lab/LLaVA-Video-72B-Qwen2", 80),
     ),

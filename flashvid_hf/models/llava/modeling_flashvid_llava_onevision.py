@@ -1,4 +1,4 @@
-"""LLaVA-OneVision with FlashVID: attention from the SigLIP layer whose output is used, a newline after the video."""
+"""LLaVA-OneVision with FlashVID: the attention comes from the SigLIP layer that makes the features."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
 from .newlines import Rows, count_rows, lay_out_rows, pooled_side
 from .original_checkpoints import ORIGINAL_KEY_MAPPING
 
-# Names in the checkpoints of llava-hf and what they are called in the model since transformers 4.52, and those of the
-# original code.
+# Names of weights in the checkpoints of llava-hf, and their names in the model since transformers 4.52. The names in
+# checkpoints of the original code follow.
 CHECKPOINT_KEY_MAPPING = {
     r"^language_model\.lm_head": "lm_head",
     r"^language_model\.model": "model.language_model",
@@ -53,7 +53,7 @@ class FlashVIDLlavaOnevisionCausalLMOutput(
 class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, LlavaOnevisionModel):
     """LLaVA-OneVision's base model, compressing its videos. Other inputs run as upstream runs them.
 
-    The videos of a call may have different numbers of frames: they come as a list then.
+    The videos of a call may have different numbers of frames. Then they come as a list.
     """
 
     config: FlashVIDLlavaOnevisionConfig
@@ -95,17 +95,19 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         settings: Any = None,
         **kwargs: Any,
     ) -> tuple | FlashVIDVideoOutput:
-        """Encode the videos, compress each, and add its newlines.
+        """Encode the videos, compress each of them, and add its newlines.
 
         Args:
             pixel_values_videos: frames of all videos, with shape (V, T, channels, height, width), or a list of videos
-                with shape (T, channels, height, width) each. Those of compressed videos may lie on the CPU: every
-                chunk goes to the device of the vision tower by itself.
-            vision_feature_layer: index of the hidden states of the vision tower to use, as upstream counts them; the
-                attention is that of the layer which made them, with several that of the last one named.
+                with shape (T, channels, height, width) each. If the videos are compressed, the frames may be on the
+                CPU: they are moved to the device of the vision tower chunk by chunk.
+            vision_feature_layer: index of the hidden states of the vision tower to use, as upstream counts them, or
+                several indices. The attention is that of the layer that makes these hidden states, or of the last one
+                named if there are several.
             vision_feature_select_strategy: "full", or "default" to leave out the first patch.
-            settings: a configuration whose settings of the compression apply in place of the model's.
-            kwargs: single fields of it (`retention_ratio=0.2`), and what upstream takes.
+            settings: a configuration whose settings of the compression replace the model's.
+            kwargs: single fields of FlashVID that replace those of `settings` (`retention_ratio=0.2`), and what
+                upstream takes.
 
         Raises:
             ValueError: the layer has no attention, or does not exist; a video has another number of dimensions.
@@ -152,14 +154,18 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
     def _encode_chunks(
         self, frames: torch.Tensor, layers: tuple[Any, ...], drops_first: bool, settings: Any, **kwargs: Any
     ) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Features (T, N, D) of chunks of frames, and each signal that the method asks for.
-
-        In place of the signals, the tower's last hidden states if the videos are not to be compressed.
+        """Encode frames in chunks.
 
         Args:
             frames: with shape (T, channels, height, width).
-            layers: the layers whose outputs are the features, side by side.
-            drops_first: leave out the first patch of every frame.
+            layers: the layers whose outputs, side by side, make the features.
+            drops_first: whether to leave out the first patch of every frame.
+            settings: the configuration with the settings of the call.
+            kwargs: what else the vision tower takes.
+
+        Yields:
+            For each chunk its features (T, N, D), then each signal that the method asks for. If the videos are not
+            compressed, the last hidden states of the tower take the place of the signals.
         """
         size = settings.vision_chunk_size if settings.compresses else None
         device, first = tower_device(self.vision_tower, frames), int(drops_first)
@@ -185,16 +191,16 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         num_frames, num_tokens = video.selected.shape
         rows = self._rows(video.indices, num_frames)
         is_newline = rows.order == len(video.indices)
-        # In the released code the newlines count as tokens of the video, but for the single one at its end.
+        # The released code treats newlines as tokens of the video, except the single newline at its end.
         prunes_newlines = settings.behavior == "released" and self.config.mm_newline_position != "one_token"
         prunable = torch.ones_like(is_newline) if prunes_newlines else ~is_newline
         counts = count_occurrences(rows.placeholders, rows.num_placeholders)
         return VideoLayout(counts, prunable & video.prunable, is_token=~is_newline)
 
     def find_positions(self, prompt: Prompt, inputs: dict[str, Any]) -> torch.Tensor:
-        """Consecutive positions of the tokens that are left, as in the reference, whatever the caller's positions.
+        """Consecutive positions of the tokens that are left, as in the reference. The caller's positions are ignored.
 
-        Where nothing is compressed the caller's, as upstream.
+        If nothing is compressed, the caller's positions are used, as upstream does.
         """
         cache, mask = inputs["cache"], inputs["attention_mask"]
         if not prompt.videos and not is_compressed(cache):
@@ -208,14 +214,14 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         return (real.long().cumsum(-1) - 1).clamp(min=0)[:, num_cached:]
 
     def placeholder_counts(self, kind: str, inputs: dict[str, Any]) -> tuple[int, ...] | None:
-        if kind == "image":  # depends on how upstream unpads each
+        if kind == "image":  # the number depends on how upstream unpads each image
             return None
         videos, position, side = inputs["pixel_values_videos"], self.config.mm_newline_position, self._side()
         _check_videos(videos)
         return tuple(count_rows(position, len(video), side) for video in videos)
 
     def _is_as_upstreams(self, videos: torch.Tensor | Sequence[torch.Tensor]) -> bool:
-        """Whether upstream encodes these videos alike: all of one length, and one newline at the end of each."""
+        """Whether upstream encodes these videos in the same way: equally long, each with one newline at its end."""
         ends_with_newline = FEATURES_END_WITH_NEWLINE and self.config.mm_newline_position == "one_token"
         return ends_with_newline and isinstance(videos, torch.Tensor)
 
@@ -228,7 +234,11 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         return pooled_side(self.config.mm_spatial_pool_mode, vision.image_size // vision.patch_size)
 
     def _feature_layers(self, vision_feature_layer: int | list[int] | None) -> tuple[Any, ...]:
-        """The encoder layers that make the hidden states which upstream counts from the embeddings on."""
+        """The encoder layers that make the chosen hidden states.
+
+        Upstream counts hidden states from the embeddings on: index 0 is the embeddings, and index 1 is the output of
+        the first layer.
+        """
         chosen = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
         layers = self.vision_tower.encoder.layers
         indices = [chosen] if isinstance(chosen, int) else list(chosen)
@@ -241,7 +251,10 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
         return tuple(layers[index if index < 0 else index - 1] for index in indices)
 
     def _upstream_forward(self, **inputs: Any) -> BaseModelOutputWithPast:
-        """Upstream's `forward` on whole videos: it has neither lists of videos nor other newlines than its own."""
+        """Upstream's `forward` on uncompressed videos.
+
+        The videos are encoded here, because upstream takes no lists of videos and places newlines in only one way.
+        """
         encoded = dict(inputs.get("mm_encoder_outputs") or {})
         if inputs.get("pixel_values_videos") is None and encoded.get("video") is None:
             return super().forward(**inputs)
@@ -260,8 +273,8 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
     ) -> tuple | FlashVIDModelOutput:
         """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`.
 
-        `pixel_values_videos` may be a list, see `get_video_features`. With a compressed prompt the positions are
-        counted anew, and `position_ids` are not looked at.
+        `pixel_values_videos` may be a list, see `get_video_features`. In a compressed prompt positions are consecutive,
+        and `position_ids` is ignored.
         """
         return self.forward_flashvid(self._upstream_forward, inputs, query_index, **kwargs)
 
@@ -290,7 +303,8 @@ class FlashVIDLlavaOnevisionForConditionalGeneration(
     base_model_class = FlashVIDLlavaOnevisionModel
 
     def __init__(self, config: FlashVIDLlavaOnevisionConfig):
-        super(LlavaOnevisionForConditionalGeneration, self).__init__(config)  # not upstream's, which builds its own
+        # Upstream's `__init__` is skipped, because it would build upstream's base model.
+        super(LlavaOnevisionForConditionalGeneration, self).__init__(config)
         self.model = self.base_model_class(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
@@ -306,11 +320,11 @@ class FlashVIDLlavaOnevisionForConditionalGeneration(
         input_ids: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        # Where the videos are not encoded by now, upstream would repeat every video by itself, and it takes no lists.
-        # The videos of a prompt have to stay together.
+        # If the videos are not encoded yet, upstream would repeat each video by itself, and it takes no lists. The
+        # videos of a prompt must stay together, so they are repeated here, prompt by prompt.
         videos = model_kwargs.pop("pixel_values_videos", None)
         if videos is not None and expand_size > 1:
-            embeds = model_kwargs.get("inputs_embeds")  # beside them `input_ids` may be empty
+            embeds = model_kwargs.get("inputs_embeds")  # if they are given, `input_ids` may be empty
             mask = self.model.placeholder_masks(input_ids if embeds is None else None, embeds)[1]
             sizes = self.model.placeholder_counts("video", {"pixel_values_videos": videos})
             ends = torch.tensor(sizes).cumsum(0)

@@ -17,7 +17,7 @@ class FlashVIDLlavaVideoModel(FlashVIDLlavaOnevisionModel):
     config_class = FlashVIDLlavaVideoConfig
 
     def apply_pooling(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Pool frames (T, N, D) to half their width and height, as `mm_spatial_pool_mode` says."""
+        """Pool frames (T, patches, D) to half their width and height, as `mm_spatial_pool_mode` says."""
         if self.config.mm_spatial_pool_mode == "bilinear":
             return super().apply_pooling(image_features)
         side = self.config.vision_config.image_size // self.config.vision_config.patch_size

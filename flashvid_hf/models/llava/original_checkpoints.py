@@ -1,7 +1,7 @@
-"""Checkpoints of the original LLaVA code, as lmms-lab publishes LLaVA-OneVision and LLaVA-Video, in upstream's terms.
+"""Converts checkpoints of the original LLaVA code, such as lmms-lab's LLaVA-OneVision and LLaVA-Video, for upstream.
 
-Their `config.json` is flat: the language model's Qwen2 fields beside those of the vision part. `model_type` is
-"llava_qwen", or "llava" with the architecture `LlavaQwenForCausalLM`.
+Their `config.json` is flat: it holds the Qwen2 fields of the language model beside the fields of the vision part.
+`model_type` is "llava_qwen", or "llava" with the architecture `LlavaQwenForCausalLM`.
 """
 
 from dataclasses import fields
@@ -12,9 +12,10 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# The vision tower of all of them. Upstream's default describes it, less the last layer, which the original removes.
+# The vision tower of all these checkpoints. Upstream's default describes it without its last layer, which the original
+# code removes.
 VISION_TOWER = "google/siglip-so400m-patch14-384"
-# Fields that change what the model computes, and the only values of them that upstream's LLaVA-OneVision has.
+# Fields that change what the model computes, with the only values that upstream's LLaVA-OneVision supports.
 _REQUIRED: dict[str, tuple[Any, ...]] = {
     "mm_projector_type": ("mlp2x_gelu",),
     "mm_patch_merge_type": ("spatial_unpad",),
@@ -23,11 +24,11 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
     "mm_use_im_start_end": (None, False),
     "add_faster_video": (None, False),
 }
-# How the original writes all grids of up to 6 x 6 tiles of an image, which is upstream's default.
+# How the original code writes all grids of up to 6 x 6 tiles of an image. These grids are upstream's default.
 _ALL_GRIDS = "(1x1),...,(6x6)"
-# What the original code does where `config.json` does not say.
+# Defaults of the original code for fields that `config.json` lacks.
 _LAYOUT = {"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "one_token"}
-# Names in these checkpoints and what they are called in upstream's LLaVA-OneVision.
+# Names of weights in these checkpoints, and their names in upstream's LLaVA-OneVision.
 ORIGINAL_KEY_MAPPING = {
     r"^model\.vision_tower\.vision_tower": "model.vision_tower",
     r"^model\.mm_projector\.0": "model.multi_modal_projector.linear_1",
@@ -40,40 +41,40 @@ _TEXT_FIELDS = {field.name for field in fields(Qwen2Config)} - {field.name for f
 
 
 def is_original(config_dict: dict[str, Any]) -> bool:
-    """Whether this is the configuration of an original checkpoint on Qwen2."""
+    """Whether this is the configuration of an original checkpoint with a Qwen2 language model."""
     architectures = config_dict.get("architectures") or ()
     return config_dict.get("model_type") == "llava_qwen" or "LlavaQwenForCausalLM" in architectures
 
 
 def original_layout(config_dict: dict[str, Any]) -> dict[str, str]:
-    """How an original checkpoint pools its frames (`mm_spatial_pool_mode`) and where it puts newlines."""
+    """How an original checkpoint pools frames (`mm_spatial_pool_mode`) and places newlines (`mm_newline_position`)."""
     return {name: config_dict.get(name) or default for name, default in _LAYOUT.items()}
 
 
 def convert_original(config_dict: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of an original checkpoint as one of upstream's LLaVA-OneVision.
+    """Convert the configuration of an original checkpoint to one of upstream's LLaVA-OneVision.
 
-    The placeholders take the first two rows of the embedding that no token of Qwen2 has, 151646 and 151647, as in the
+    The placeholders take the first two rows of the embedding that no token of Qwen2 uses, 151646 and 151647, as in the
     conversions of llava-hf.
 
     Args:
-        config_dict: may also have `vision_config`, for another SigLIP tower, and `image_token_index` and
-            `video_token_index`, for other placeholders.
+        config_dict: `config.json` as a dictionary. It may also have `vision_config`, for another SigLIP tower, and
+            `image_token_index` and `video_token_index`, for other placeholders.
 
     Raises:
-        ValueError: the checkpoint is of another kind, or the vocabulary is too small.
+        ValueError: a field has a value that upstream does not support, or the vocabulary is too small.
     """
     tower = config_dict.get("mm_vision_tower")
     if tower != VISION_TOWER and config_dict.get("vision_config") is None:
         raise ValueError(
-            f"`mm_vision_tower` is {tower!r}: of original LLaVA checkpoints those on {VISION_TOWER!r} are read. For "
-            "another SigLIP tower add its configuration, without its last layer, to `config.json` as `vision_config`."
+            f"`mm_vision_tower` is {tower!r}: FlashVID reads original LLaVA checkpoints with {VISION_TOWER!r}. For "
+            "another SigLIP tower, add its configuration without its last layer to `config.json` as `vision_config`."
         )
     for name, values in _REQUIRED.items():
         if config_dict.get(name) not in values:
             raise ValueError(
-                f"`{name}` is {config_dict.get(name)!r}: of original LLaVA checkpoints those with {values[0]!r} are "
-                "read. Choose one of them."
+                f"`{name}` is {config_dict.get(name)!r}: FlashVID reads only original LLaVA checkpoints with "
+                f"{values[0]!r}. Choose such a checkpoint."
             )
     text_fields = (_TEXT_FIELDS | {"rope_theta", "rope_scaling"}) & config_dict.keys()
     text = {name: config_dict[name] for name in text_fields if config_dict[name] is not None}

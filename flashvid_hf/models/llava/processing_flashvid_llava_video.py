@@ -1,4 +1,4 @@
-"""Processor of LLaVA-Video: as many placeholders as its pooling and newlines make, and the original's prompt."""
+"""Processor of LLaVA-Video: its placeholders follow from its pooling and newlines, its prompt is the original's."""
 
 import math
 from pathlib import Path
@@ -44,21 +44,22 @@ You are a helpful assistant.<|im_end|>
 <|im_start|>assistant
 {% endif -%}
 """
+# Mean and standard deviation of the pixels that SigLIP expects.
 _SIGLIP_PIXELS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
 class FlashVIDLlavaVideoProcessor(LlavaOnevisionProcessor):
     """LLaVA-OneVision's processor, with the placeholders of LLaVA-Video.
 
-    F frames of s * s tokens take F * (s * s + 1) placeholders with newlines after each "frame", F * s * (s + 1) with
-    "grid", F * s * s + 1 with "one_token" and F * s * s with "no_token". Videos of one call may have different numbers
-    of frames: `pixel_values_videos` is a list of tensors then.
+    T frames of s * s tokens take T * (s * s + 1) placeholders with `mm_newline_position="frame"`, T * s * (s + 1) with
+    "grid", T * s * s + 1 with "one_token" and T * s * s with "no_token". The videos of a call may have different
+    numbers of frames. Then `pixel_values_videos` is a list of tensors.
 
     Args:
         mm_spatial_pool_mode, mm_newline_position: as in the configuration of the model.
 
     Raises:
-        ValueError: one of them is unknown.
+        ValueError: `mm_spatial_pool_mode` or `mm_newline_position` has an unknown value.
     """
 
     def __init__(
@@ -94,11 +95,12 @@ class FlashVIDLlavaVideoProcessor(LlavaOnevisionProcessor):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """Load the processor of a folder, or make that of an original checkpoint, which brings only a tokenizer.
+        """Load the processor of a folder, or make the processor of an original checkpoint, which has only a tokenizer.
 
-        So it does for a weightless folder, whose base is an original checkpoint.
+        For a weightless folder, whose base is an original checkpoint, the processor is made too.
 
         Args:
+            pretrained_model_name_or_path: the folder or Hub id.
             kwargs: as upstream; for an original checkpoint also `mm_spatial_pool_mode` and `mm_newline_position`.
         """
         hub = hub_arguments(kwargs)
@@ -113,10 +115,12 @@ class FlashVIDLlavaVideoProcessor(LlavaOnevisionProcessor):
 
     @classmethod
     def from_config(cls, config: Any, tokenizer: Any) -> "FlashVIDLlavaVideoProcessor":
-        """The processor for a model's configuration and the tokenizer of its language model; see `upstream_arguments`.
+        """Make the processor from a model's configuration and the tokenizer of its language model.
+
+        The tokenizer is changed, see `upstream_arguments`.
 
         Raises:
-            ValueError: the placeholders do not get the numbers that the configuration has for them.
+            ValueError: the placeholders do not get the ids that the configuration has for them.
         """
         return cls(
             **upstream_arguments(config, tokenizer),
@@ -125,18 +129,18 @@ class FlashVIDLlavaVideoProcessor(LlavaOnevisionProcessor):
         )
 
     def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
-        """Save the processor with its code, so that it loads without this package by `trust_remote_code=True`."""
+        """Save the processor with its code, so that it loads without this package with `trust_remote_code=True`."""
         self.auto_map = {"AutoProcessor": "processing_flashvid_llava_video.FlashVIDLlavaVideoProcessor"}
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def to_json_file(self, json_file_path):
-        """Write `processor_config.json`, and the code that it names: upstream may upload the folder right after."""
+        """Write `processor_config.json` and the code that it names. Upstream may upload the folder right after."""
         super().to_json_file(json_file_path)
         save_code(self, Path(json_file_path).parent)
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoProcessor"):
-        """Does nothing: `save_pretrained` writes the code and names the class in any case."""
+        """Does nothing, because `save_pretrained` always writes the code and names the class."""
 
     def __call__(self, *args, return_tensors=None, **kwargs):
         return convert_to_tensors(super().__call__(*args, **kwargs), return_tensors)
@@ -156,12 +160,15 @@ class FlashVIDLlavaVideoProcessor(LlavaOnevisionProcessor):
 
 
 def upstream_arguments(config: Any, tokenizer: Any) -> dict[str, Any]:
-    """What upstream's `LlavaOnevisionProcessor` takes, for a model's configuration and the tokenizer of its text.
+    """The arguments of upstream's `LlavaOnevisionProcessor` for a model.
 
-    `<image>` and `<video>` are added to the tokenizer, which then pads on the left.
+    Args:
+        config: the model's configuration.
+        tokenizer: the tokenizer of its language model. It is changed: `<image>` and `<video>` are added, and it pads on
+            the left.
 
     Raises:
-        ValueError: the tokens do not get the numbers that the configuration has for them.
+        ValueError: the two tokens do not get the ids that the configuration has for them.
     """
     vision = config.vision_config
     for token, name in (("<image>", "image_token_index"), ("<video>", "video_token_index")):
@@ -172,7 +179,8 @@ def upstream_arguments(config: Any, tokenizer: Any) -> dict[str, Any]:
                 f"`{name}` is {getattr(config, name)}, and the tokenizer's number of {token!r} is {index}. Set "
                 f"`{name}` of the configuration to {index}."
             )
-    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # what runs, and what is saved
+    # `padding_side` takes effect now; `init_kwargs` is what the tokenizer saves.
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
     size = {"height": vision.image_size, "width": vision.image_size}
     return {
         "image_processor": LlavaOnevisionImageProcessor(

@@ -9,10 +9,10 @@ from ..configuration import FlashVIDConfigMixin
 
 
 class FlashVIDQwen3VLConfigMixin(FlashVIDConfigMixin):
-    """FlashVID's fields with the reference's defaults for Qwen3-VL, whose lower layers take deepstack features in."""
+    """FlashVID's fields with the reference's defaults for Qwen3-VL, whose lower layers take in deepstack features."""
 
-    vision_config: ClassVar[Any]  # of upstream's configuration
-    pruning_depth = 7 / 9  # 28 of 36 layers
+    vision_config: ClassVar[Any]  # a field of upstream's configuration
+    pruning_depth = 7 / 9  # 28 of 36 layers, as in FlashVID's scripts
 
     @property
     def first_pruning_layer(self) -> int:

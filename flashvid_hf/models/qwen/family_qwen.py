@@ -1,4 +1,4 @@
-"""What the records of the Qwen families share: the geometry of their videos, and parts of their small models."""
+"""Shared parts of the records of the Qwen families: the geometry of their videos, and parts of their small models."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -9,7 +9,7 @@ from transformers import ProcessorMixin, Qwen2VLImageProcessor
 
 from ..family import SmallShape, TinyShape, VideoGeometry
 
-# Small models: the family's way of writing a conversation, its special tokens, and their vision tower.
+# For small models: how the families write a conversation, their special tokens, and the vision tower.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 <|im_start|>{{ message.role }}
@@ -36,7 +36,7 @@ TOKENS = {
     "video_token_id": "<|video_pad|>",
 }
 ROPE = {"rope_type": "default", "rope_theta": 1e6}
-# Upstream warns where a processor does not say this, as its default is going to change.
+# Upstream warns if a processor does not set this, because its default is going to change.
 PROCESSING = {"video_processor": {"cap_pixels_per_frame": False}}
 _SMALL_VISION = {"depth": 4, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": 64}
 _TINY_VISION = {
@@ -51,10 +51,10 @@ _TINY_IDS = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id"
 
 
 class QwenGeometry(VideoGeometry):
-    """Two frames make a temporal grid of patches, and a square of patches, as a rule 2 x 2, a token.
+    """Two frames make a temporal grid of patches. A square of patches, usually 2 x 2, makes a token.
 
     Args:
-        runs_per_grid: whether every temporal grid is a run of placeholders of its own, after a timestamp.
+        runs_per_grid: whether every temporal grid has its own run of placeholders, after a timestamp.
     """
 
     run_marks = ("vision_start_token_id", "vision_end_token_id")
@@ -87,12 +87,23 @@ class QwenGeometry(VideoGeometry):
 
 
 def tiny_shape(text: dict[str, Any], vision: dict[str, Any]) -> TinyShape:
-    """Tokens of 8 x 8 pixels and four vision blocks, with the family's fields."""
+    """A tiny shape with tokens of 8 x 8 pixels and four vision blocks.
+
+    Args:
+        text: the family's fields of the language model.
+        vision: the family's fields of the vision tower.
+    """
     return TinyShape(text=text, vision={**_TINY_VISION, **vision}, fields=_TINY_IDS)
 
 
 def small_shape(processor: type, video_processor: type, text: dict[str, Any], vision: dict[str, Any]) -> SmallShape:
-    """Four vision blocks, with the family's fields; `patch_size` in `vision` is that of the published models."""
+    """A small shape with four vision blocks.
+
+    Args:
+        processor, video_processor: the family's classes of transformers.
+        text: the family's fields of the language model.
+        vision: the family's fields of the vision tower, with the `patch_size` of the published models.
+    """
     return SmallShape(
         text=text,
         vision={**_SMALL_VISION, **vision},
@@ -107,10 +118,11 @@ def make_small_processor(processor: type, video_processor: type, config: Any, to
     Args:
         processor, video_processor: the family's classes of transformers.
         config: the model's configuration.
+        tokenizer: the model's tokenizer.
     """
     patch_size = config.vision_config.patch_size
     patches = {"patch_size": patch_size, "temporal_patch_size": 2, "merge_size": 2}
-    token = (2 * patch_size) ** 2  # pixels
+    token = (2 * patch_size) ** 2  # pixels of a token
     size = {"shortest_edge": 4 * token, "longest_edge": 256 * token}
     videos = video_processor(
         size={**size, "longest_edge": 16 * size["longest_edge"]},

@@ -20,7 +20,7 @@ FAMILY = Family(
         PublishedSize("Qwen/Qwen2.5-VL-3B-Instruct", 36),
         # FlashVID's paper and scripts (K = 20 of L = 28).
         PublishedSize("Qwen/Qwen2.5-VL-7B-Instruct", 28),
-        # The model cards of the language models that they start from, Qwen/Qwen2.5-32B and Qwen/Qwen2.5-72B.
+        # The model cards of the language models that these two start from, Qwen/Qwen2.5-32B and Qwen/Qwen2.5-72B.
         PublishedSize("Qwen/Qwen2.5-VL-32B-Instruct", 64),
         PublishedSize("Qwen/Qwen2.5-VL-72B-Instruct", 80),
     ),

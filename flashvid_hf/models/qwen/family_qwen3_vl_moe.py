@@ -1,4 +1,4 @@
-"""The record of Qwen3-VL with experts (mixture of experts): that of Qwen3-VL with other classes and sizes."""
+"""The record of Qwen3-VL with experts (mixture of experts): the record of Qwen3-VL with other classes and sizes."""
 
 import dataclasses
 from typing import Any
@@ -10,7 +10,12 @@ from .modeling_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeForConditionalGene
 
 
 def _with_experts(shape: Any, width: int) -> Any:
-    """The shape of a model whose layers have the two best of eight experts each."""
+    """Add experts to a shape: eight in every layer. Each token goes to two of them.
+
+    Args:
+        shape: the shape without experts.
+        width: width of an expert.
+    """
     experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": width}
     return dataclasses.replace(shape, text={**shape.text, **experts})
 

@@ -16,7 +16,7 @@ from ..upstream import output_class, takes_arguments_of
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
 from .modeling_qwen import FlashVIDQwenGenerationMixin, FlashVIDQwenModelMixin
 
-# Names in the published Qwen2.5-VL checkpoints and what they are called in the model since transformers 4.52.
+# Names of weights in the published Qwen2.5-VL checkpoints, and their names in the model since transformers 4.52.
 CHECKPOINT_KEY_MAPPING = {
     r"^visual": "model.visual",
     r"^model(?!\.(language_model|visual))": "model.language_model",
@@ -43,7 +43,7 @@ class FlashVIDQwen2_5_VLModel(FlashVIDPreTrainedMixin, FlashVIDQwenModelMixin, Q
     position_inputs = (*FlashVIDQwenModelMixin.position_inputs, "second_per_grid_ts")
 
     def restore_order(self, rows: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
-        # The vision tower sorts its tokens by attention windows.
+        # Inside the vision tower the tokens are sorted by attention windows.
         window_index, _ = get_vision_window_index(
             video_grid_thw,
             spatial_merge_size=self.visual.spatial_merge_size,
@@ -75,7 +75,8 @@ class FlashVIDQwen2_5_VLForConditionalGeneration(
     output_class = FlashVIDQwen2_5_VLCausalLMOutput
 
     def __init__(self, config: FlashVIDQwen2_5_VLConfig):
-        super(Qwen2_5_VLForConditionalGeneration, self).__init__(config)  # not upstream's, which builds its own model
+        # Upstream's `__init__` is skipped, because it would build upstream's base model.
+        super(Qwen2_5_VLForConditionalGeneration, self).__init__(config)
         self.model = FlashVIDQwen2_5_VLModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()

@@ -30,16 +30,16 @@ class FlashVIDQwen3VLCausalLMOutput(FlashVIDCausalLMOutput, output_class(Qwen3VL
 class FlashVIDQwen3VLModelMixin(FlashVIDQwenModelMixin):
     """Base model of Qwen3-VL, dense or with experts, compressing its videos.
 
-    The frames of a video are runs of placeholders of their own, between timestamps. They are compressed over the whole
-    video and return to their runs, because a kept token keeps its column.
+    Every temporal grid of a video has its own run of placeholders, between timestamps. The compression covers the whole
+    video. A kept token keeps its column, so it stays in its run.
     """
 
     def deepstack_levels(self, outputs: Any) -> list[torch.Tensor]:
         return [join_level(level) for level in outputs.deepstack_features]
 
     def dropped_columns(self, input_ids: torch.Tensor | None, settings: Any) -> torch.Tensor | None:
-        # The released code drops every vision_start and vision_end token. Those around images stay here, and those that
-        # the model itself has written: without a cache it reads them again.
+        # The released code drops every vision_start and vision_end token. Here only those around videos are dropped.
+        # Those around images stay, and so do those that the model itself wrote and reads again if it has no cache.
         if settings.behavior != "released" or input_ids is None:
             return None
         is_video = nn.functional.pad(input_ids == self.config.video_token_id, (1, 1))
@@ -96,7 +96,8 @@ class FlashVIDQwen3VLForConditionalGeneration(
     output_class = FlashVIDQwen3VLCausalLMOutput
 
     def __init__(self, config: FlashVIDQwen3VLConfig):
-        super(Qwen3VLForConditionalGeneration, self).__init__(config)  # not upstream's, which builds its own model
+        # Upstream's `__init__` is skipped, because it would build upstream's base model.
+        super(Qwen3VLForConditionalGeneration, self).__init__(config)
         self.model = FlashVIDQwen3VLModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()

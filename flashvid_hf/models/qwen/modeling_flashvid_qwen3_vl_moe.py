@@ -1,4 +1,4 @@
-"""Qwen3-VL with experts (mixture of experts) with FlashVID: the router sees the tokens that each layer sees."""
+"""Qwen3-VL with experts (mixture of experts) with FlashVID: in each layer the router sees the tokens of that layer."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +23,8 @@ from .configuration_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeConfig
 from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLModelMixin
 from .modeling_qwen import FlashVIDQwenGenerationMixin
 
-# Published checkpoints hold the weights of the experts transposed. Upstream mends that for its own classes, and for
-# others under a model type that is registered.
+# Published checkpoints hold the weights of the experts transposed. Upstream corrects that for its own classes, and for
+# other classes if their model type is registered.
 register_checkpoint_conversion_mapping(
     FlashVIDQwen3VLMoeConfig.model_type,
     get_checkpoint_conversion_mapping(FlashVIDQwen3VLMoeConfig.base_model_type),
@@ -37,12 +37,14 @@ class FlashVIDQwen3VLMoeModelOutput(FlashVIDModelOutput, output_class(Qwen3VLMoe
     """Upstream's fields, those of `FlashVIDModelOutput`, and `router_masks`.
 
     Args:
-        router_logits: of every layer with experts, with shape (B * M, experts) below the pruning layer and
+        router_logits: for every layer with experts, with shape (B * M, experts) below the pruning layer and
             (B * L, experts) from it on.
-        router_masks: which rows of each are tokens rather than padding, with shape (B * M,) or (B * L,).
+        router_masks: for each of `router_logits`, which rows are tokens rather than padding, with shape (B * M,) or
+            (B * L,).
     """
 
-    router_logits: tuple[torch.Tensor, ...] | None = None  # upstream's annotation of `forward` leaves it out
+    # Upstream's class of outputs, as the annotation of `forward` names it, lacks this field.
+    router_logits: tuple[torch.Tensor, ...] | None = None
     router_masks: tuple[torch.Tensor, ...] | None = None
 
 
@@ -51,14 +53,17 @@ class FlashVIDQwen3VLMoeCausalLMOutput(FlashVIDCausalLMOutput, output_class(Qwen
     """Upstream's fields and those of `FlashVIDCausalLMOutput`.
 
     Args:
-        loss: over the labels of the columns that are left, with the weighted `aux_loss` if there is one.
+        loss: over the labels of the columns that are left, plus the weighted `aux_loss` if there is one.
         aux_loss: load balancing loss of the router, over the tokens that each layer saw.
         router_logits: see `FlashVIDQwen3VLMoeModelOutput`.
     """
 
 
 class FlashVIDExpertsMixin:
-    """Lets `experts_implementation` be set, which upstream allows where the source of a class's module has experts."""
+    """Lets `experts_implementation` be set.
+
+    Upstream allows that only if it finds experts in the source code of the module that defines the class.
+    """
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
@@ -108,7 +113,8 @@ class FlashVIDQwen3VLMoeForConditionalGeneration(
     output_class = FlashVIDQwen3VLMoeCausalLMOutput
 
     def __init__(self, config: FlashVIDQwen3VLMoeConfig):
-        super(Qwen3VLMoeForConditionalGeneration, self).__init__(config)  # not upstream's, which builds its own model
+        # Upstream's `__init__` is skipped, because it would build upstream's base model.
+        super(Qwen3VLMoeForConditionalGeneration, self).__init__(config)
         self.model = FlashVIDQwen3VLMoeModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
@@ -133,21 +139,22 @@ class FlashVIDQwen3VLMoeForConditionalGeneration(
             loss, aux_loss = output.loss, self.load_balancing_loss(outputs, inputs["attention_mask"])
             if loss is not None:
                 loss = loss + self.config.text_config.router_aux_loss_coef * aux_loss.to(loss.device)
-            output = self.output_class(**{**output, "loss": loss, "aux_loss": aux_loss})  # in the order of the fields
+            # A new output keeps its values in the order of the fields.
+            output = self.output_class(**{**output, "loss": loss, "aux_loss": aux_loss})
         return output
 
     def load_balancing_loss(
         self, outputs: BaseModelOutputWithPast, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Upstream's auxiliary loss. With videos, over the rows that are tokens in each layer; padding is left out.
+        """Upstream's auxiliary loss. With videos, in each layer it covers the rows that are tokens rather than padding.
 
         Args:
-            outputs: of the base model, with router logits.
-            attention_mask: as the caller passed it, which is what upstream weighs the rows of all layers with.
+            outputs: outputs of the base model, with router logits.
+            attention_mask: as the caller passed it. Without videos, upstream weights the rows of all layers with it.
         """
         config, router_logits = self.config.text_config, outputs.router_logits
         masks = getattr(outputs, "router_masks", None)
-        if masks is not None:  # one mask does not fit the rows of all layers
+        if masks is not None:  # the layers have different numbers of rows, so one mask does not fit all of them
             rows = zip(router_logits, masks, strict=True)
             router_logits, attention_mask = tuple(logits[mask.to(logits.device)] for logits, mask in rows), None
         return load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, attention_mask)

@@ -1,4 +1,4 @@
-"""What the Qwen families share: packed frames in the vision tower, three-axis positions."""
+"""Shared code of the Qwen families: packed frames in the vision tower, three-axis positions."""
 
 import math
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ class FlashVIDQwenGenerationMixin(FlashVIDGenerationMixin):
     def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]):
         rope_deltas = getattr(model_kwargs.get(CACHE), "rope_deltas", None)
         if rope_deltas is not None:
-            self.model.rope_deltas = rope_deltas  # upstream's may be of another prompt by now
+            self.model.rope_deltas = rope_deltas  # the value on the model may belong to another prompt by now
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
 
 
@@ -40,7 +40,7 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
     released_code_overwrites_repeats = True
     positions_need_grids = True
     upstream_takes_encoded = TAKES_ENCODED_VIDEOS
-    position_inputs: tuple[str, ...] = (  # those of upstream's `compute_3d_position_ids`
+    position_inputs: tuple[str, ...] = (  # arguments of upstream's `compute_3d_position_ids`
         "image_grid_thw",
         "video_grid_thw",
         "mm_token_type_ids",
@@ -61,17 +61,20 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         settings: Any = None,
         **kwargs: Any,
     ) -> tuple | FlashVIDVideoOutput:
-        """Encode the videos and compress each.
+        """Encode the videos and compress each of them.
 
         Args:
-            pixel_values_videos: patches of all videos, with shape (patches, patch width). Those of compressed videos
-                may lie on the CPU: every chunk goes to the device of the vision tower by itself.
-            video_grid_thw: temporal grids, height and width in patches of every video, with shape (V, 3).
-            settings: a configuration whose settings of the compression apply in place of the model's.
-            kwargs: single fields of it (`retention_ratio=0.2`), and what upstream takes.
+            pixel_values_videos: patches of all videos, with shape (patches, patch width). If the videos are compressed,
+                the patches may be on the CPU: they are moved to the device of the vision tower chunk by chunk.
+            video_grid_thw: for every video the number of temporal grids, and the height and width in patches, with
+                shape (V, 3).
+            settings: a configuration whose settings of the compression replace the model's.
+            kwargs: single fields of FlashVID that replace those of `settings` (`retention_ratio=0.2`), and what
+                upstream takes.
 
         Raises:
-            ValueError: a tensor of upstream's keyword arguments belongs to more frames than are encoded at once.
+            ValueError: a tensor among upstream's keyword arguments covers all frames, but the frames are encoded in
+                several chunks.
         """
         settings = self.take_settings(settings, kwargs)
         return_dict = kwargs.pop("return_dict", None)
@@ -91,7 +94,7 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
             for of_videos in joined[:num_rows]
         )
         compressed = self.compress_videos(features, told, settings, stopwatch)
-        # Deepstack features are not merged: a kept token takes those of its own place.
+        # Deepstack features are not merged: a kept token takes the features of its own place.
         compressed.deepstack_features = [
             tuple(rows[video.indices.to(rows.device)] for rows, video in zip(level, compressed.videos, strict=True))
             for level in joined[num_rows:]
@@ -106,10 +109,15 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         settings: Any,
         **kwargs: Any,
     ) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Features (tokens, D) of chunks of the videos, each signal that the method asks for, each deepstack level.
+        """Encode the videos in chunks.
 
         Args:
-            grids: `video_grid_thw` as numbers.
+            pixel_values_videos, video_grid_thw, settings, kwargs: see `get_video_features`.
+            grids: `video_grid_thw` as a list.
+
+        Yields:
+            For each chunk its features (tokens, D), then each signal that the method asks for, then each deepstack
+            level.
         """
         chunks = split_frames([frames for frames, _, _ in grids], settings.vision_chunk_size)
         whole = sorted(name for name, value in kwargs.items() if isinstance(value, torch.Tensor))
@@ -130,21 +138,24 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
             start = end
             features = torch.cat(outputs.pooler_output)
             signals = []
-            for source in sources.values():  # of a token, the mean over the patches that the merger joins
+            for source in sources.values():  # a token's signal is the mean over the patches that the merger joins
                 patches = record.found[source].detach().float().unflatten(0, (-1, self.visual.spatial_merge_unit))
                 signals.append(self.restore_order(patches.mean(1), grid).to(features.device))
             yield features, *signals, *self.deepstack_levels(outputs)
 
     def deepstack_levels(self, outputs: Any) -> list[torch.Tensor]:
-        """Deepstack features of the vision tower, for every level with shape (tokens, D); most families have none."""
+        """The deepstack features of each level, with shape (tokens, D) each. Default: none."""
         return []
 
     def restore_order(self, rows: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
-        """From the order of the tokens inside the vision tower to that of its output; the same in most families."""
+        """Put rows from the order of the tokens inside the vision tower into the order of its output.
+
+        Default: both orders are equal.
+        """
         return rows
 
     def find_positions(self, prompt: Prompt, inputs: dict[str, Any]) -> torch.Tensor:
-        """Upstream's three-axis positions of the whole prompt; a kept token keeps its own."""
+        """Upstream's three-axis positions of the whole prompt. A kept token keeps its position."""
         position_ids, inputs_embeds, cache, attention_mask = (
             inputs[name] for name in ("position_ids", "inputs_embeds", "cache", "attention_mask")
         )
@@ -152,18 +163,19 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         seen = 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
             if seen and cache.rope_deltas is not None:
-                self.rope_deltas = cache.rope_deltas  # upstream's may be of another prompt by now
+                self.rope_deltas = cache.rope_deltas  # the value on the model may belong to another prompt by now
             position_ids = self.compute_3d_position_ids(
                 input_ids=inputs["input_ids"],
-                inputs_embeds=like[..., None] if inputs_embeds is None else inputs_embeds,  # only its shape counts
+                inputs_embeds=like[..., None] if inputs_embeds is None else inputs_embeds,  # only the shape is read
                 attention_mask=attention_mask,
                 **{CACHE: cache},
                 **{name: inputs[name] for name in self.position_inputs},
             )
-        if position_ids is None:  # upstream's fallback, before columns are dropped
+        if position_ids is None:  # upstream's fallback, applied before columns are dropped
             position_ids = torch.arange(seen, seen + prompt.num_columns, device=like.device).expand(like.shape)
         if position_ids.ndim == 3:
-            position_ids = position_ids[-3:]  # without the row for packed sequences, which gaps would look like
+            # A fourth row is for packed sequences. It is left out, because gaps would look like packed sequences.
+            position_ids = position_ids[-3:]
         if prompt.videos and cache is not None and position_ids.ndim == 3:
             end = position_ids.amax((0, 2)) + 1
             tokens = seen + prompt.num_columns if attention_mask is None else attention_mask.sum(-1)
