@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -533,6 +534,21 @@ def test_base_model_is_saved_as_a_folder_with_code(tmp_path, folder):
     again = load(tmp_path, AutoModel)
     assert type(again) is FlashVIDQwen2_5_VLModel
     assert_same(state(again), state(base))
+
+
+def test_a_registered_configuration_is_saved_with_its_code(tmp_path, folder, monkeypatch):
+    config = FlashVIDQwen2_5_VLConfig.from_pretrained(folder)
+    config.save_pretrained(tmp_path / "alone")
+    assert [path.name for path in (tmp_path / "alone").iterdir()] == ["config.json"]
+    monkeypatch.setattr(FlashVIDQwen2_5_VLConfig, "saves_code", False)  # as before, after the test
+    FlashVIDQwen2_5_VLConfig.register_for_auto_class()
+    config.save_pretrained(tmp_path / "with_code")
+    names = {path.name for path in (tmp_path / "with_code").iterdir()}
+    assert names == {"config.json", "configuration_flashvid_qwen2_5_vl.py", "compression_flashvid.py"}
+    saved = json.loads((tmp_path / "with_code" / "config.json").read_text())
+    assert saved["auto_map"]["AutoConfig"] == "configuration_flashvid_qwen2_5_vl.FlashVIDQwen2_5_VLConfig"
+    again = AutoConfig.from_pretrained(tmp_path / "with_code").to_dict()
+    assert again == {**config.to_dict(), "auto_map": ANY, "_name_or_path": ANY}
 
 
 # The published modules

@@ -2,9 +2,11 @@
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ..compression.validation import check_settings, same_setting, setting, settings_of
+from ..hub.code_writer import save_code
 from ..methods.compression_method import CompressionMethod, LayerPruning
 from ..methods.flashvid import FlashVID, default_llm_retention_ratio, default_pruning_layer
 from ..methods.registry import make_method
@@ -39,6 +41,8 @@ class FlashVIDConfigMixin:
     first_pruning_layer: ClassVar[Any] = 1
     # For each Auto class, the published module and the class that it loads: the `auto_map` of saved folders.
     auto_classes: ClassVar[dict[str, str]] = {}
+    # Whether `save_pretrained` writes the code too.
+    saves_code: ClassVar[bool] = False
     # The fields that FlashVID adds to upstream's.
     method_fields: ClassVar[frozenset[str]]
 
@@ -210,6 +214,19 @@ class FlashVIDConfigMixin:
             for name in ("base_model_name_or_path", "base_model_revision"):
                 config_dict.pop(name, None)
         return config_dict
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoConfig"):
+        """Let `save_pretrained` of a configuration alone write its code. That of a model writes the code anyway."""
+        cls.saves_code = True
+
+    def to_json_file(self, json_file_path, use_diff=True):
+        """Write `config.json`, and the code that it names if `register_for_auto_class` was called."""
+        if self.saves_code:
+            self.auto_map = {"AutoConfig": self.auto_classes["AutoConfig"], **(getattr(self, "auto_map", None) or {})}
+        super().to_json_file(json_file_path, use_diff=use_diff)
+        if self.saves_code:
+            save_code(self, Path(json_file_path).parent)
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):

@@ -2,10 +2,10 @@
 
 Generated from flashvid_hf 0.1.0: do not edit. The sections are its modules:
 
+    hub/code_writer.py
     models/configuration.py
     models/qwen/configuration_flashvid_qwen2_5_vl.py
     hub/weightless.py
-    hub/code_writer.py
 """
 
 import copy
@@ -32,6 +32,27 @@ from .compression_flashvid import (
     setting,
     settings_of,
 )
+
+# hub/code_writer.py ---------------------------------------------------------------------------------------------------
+
+"""Writing the code of a model or processor into the folder in which it is saved."""
+
+# The function that writes the code, under the key "generate". The package adds one that generates the files from its
+# modules, which lie in sub-folders. In published code this stays empty, and the published files are copied.
+CODE_WRITERS: dict[str, Callable[[Any, str | os.PathLike], Any]] = {}
+
+
+def save_code(published: Any, folder: str | os.PathLike) -> None:
+    """Write the file that defines an object's class and the files that it imports, unless `folder` has them.
+
+    Args:
+        published: a model or a processor.
+        folder: an existing folder to write to.
+    """
+    module = sys.modules[type(published).__module__].__file__
+    if module is None or not Path(module).parent.samefile(folder):
+        CODE_WRITERS.get("generate", custom_object_save)(published, folder)
+
 
 # models/configuration.py ----------------------------------------------------------------------------------------------
 
@@ -67,6 +88,8 @@ class FlashVIDConfigMixin:
     first_pruning_layer: ClassVar[Any] = 1
     # For each Auto class, the published module and the class that it loads: the `auto_map` of saved folders.
     auto_classes: ClassVar[dict[str, str]] = {}
+    # Whether `save_pretrained` writes the code too.
+    saves_code: ClassVar[bool] = False
     # The fields that FlashVID adds to upstream's.
     method_fields: ClassVar[frozenset[str]]
 
@@ -240,6 +263,19 @@ class FlashVIDConfigMixin:
         return config_dict
 
     @classmethod
+    def register_for_auto_class(cls, auto_class="AutoConfig"):
+        """Let `save_pretrained` of a configuration alone write its code. That of a model writes the code anyway."""
+        cls.saves_code = True
+
+    def to_json_file(self, json_file_path, use_diff=True):
+        """Write `config.json`, and the code that it names if `register_for_auto_class` was called."""
+        if self.saves_code:
+            self.auto_map = {"AutoConfig": self.auto_classes["AutoConfig"], **(getattr(self, "auto_map", None) or {})}
+        super().to_json_file(json_file_path, use_diff=use_diff)
+        if self.saves_code:
+            save_code(self, Path(json_file_path).parent)
+
+    @classmethod
     def from_dict(cls, config_dict, **kwargs):
         base = config_dict.get("base_model_name_or_path")
         if base is not None and "text_config" not in config_dict:
@@ -347,27 +383,6 @@ def read_config(path: str | os.PathLike | None, hub: dict[str, Any]) -> dict[str
     except OSError:
         return {}
     return config_dict
-
-
-# hub/code_writer.py ---------------------------------------------------------------------------------------------------
-
-"""Writing the code of a model or processor into the folder in which it is saved."""
-
-# The function that writes the code, under the key "generate". The package adds one that generates the files from its
-# modules, which lie in sub-folders. In published code this stays empty, and the published files are copied.
-CODE_WRITERS: dict[str, Callable[[Any, str | os.PathLike], Any]] = {}
-
-
-def save_code(published: Any, folder: str | os.PathLike) -> None:
-    """Write the file that defines an object's class and the files that it imports, unless `folder` has them.
-
-    Args:
-        published: a model or a processor.
-        folder: an existing folder to write to.
-    """
-    module = sys.modules[type(published).__module__].__file__
-    if module is None or not Path(module).parent.samefile(folder):
-        CODE_WRITERS.get("generate", custom_object_save)(published, folder)
 
 
 __all__ = [
