@@ -33,7 +33,7 @@ from .items import VideoItem
 from .runner import Run, answer_items
 from .studies import REFERENCE, STUDIES, find_references, plan_runs
 
-RATIOS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5)
+RATIOS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5)  # the default: the paper's ratios, and some below and above them
 _LIBRARIES = {"scipy": "eval", "matplotlib": "bench"}  # needed by the results at the end; the extra of each
 
 

@@ -25,6 +25,7 @@ from ..loading import load_model
 from ..video.pipeline_flashvid import TASK
 
 MANIFEST = ModelManifest("flashvid", chat_class_path="flashvid_hf.evaluation.lmms_eval_model.FlashVIDForLmmsEval")
+# The arguments of the model; the others are fields of FlashVID.
 _OWN = ("attn_implementation", "batch_size", "device", "device_map", "dtype", "num_frames", "pretrained", "revision")
 _STAGES = ("total", "entered", "remained")
 

@@ -8,9 +8,9 @@ from .items import FORMS
 from .plot_style import STYLE
 from .statistics import ALL
 
-_COLUMNS = 3
-_MARKERS = "osD^vP*X<>"
-_TICKS = (2, 5, 10, 15, 25, 50)
+_COLUMNS = 3  # panels side by side
+_MARKERS = "osD^vP*X<>"  # one for each line
+_TICKS = (2, 5, 10, 15, 25, 50)  # per cent of the video tokens
 
 
 def plot_accuracy(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..compression.validation import check_choice
 from ..publishing.published_accuracy import PAPER_NAME, PUBLISHED
 
-RATIOS = (0.1, 0.15, 0.2, 0.25)
+RATIOS = (0.1, 0.15, 0.2, 0.25)  # of the paper's tables
 BEHAVIORS = ("released", "paper")
 
 

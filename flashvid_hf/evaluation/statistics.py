@@ -12,10 +12,10 @@ from scipy.stats import bootstrap
 
 from .runner import Answer
 
-ALL = "all"
-CONFIDENCE = 0.95
-_RESAMPLES = 2000
-_SEED = 0
+ALL = "all"  # the group of all questions
+CONFIDENCE = 0.95  # share of the resampled values inside an interval
+_RESAMPLES = 2000  # of the bootstrap
+_SEED = 0  # of the bootstrap: the same answers give the same intervals
 
 
 def summarize(answers: Iterable[Answer], references: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:

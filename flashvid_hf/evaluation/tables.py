@@ -7,6 +7,7 @@ from .runner import Run
 from .statistics import ALL
 from .studies import REFERENCE
 
+# The fields of a value's interval.
 BOUNDS = {"value": ("low", "high"), "difference": ("difference_low", "difference_high")}
 
 

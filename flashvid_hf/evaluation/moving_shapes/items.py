@@ -9,7 +9,7 @@ from .questions import make_prompts
 from .rendering import render
 from .scenes import FPS, make_scene
 
-DEFAULT_SIZE = 200
+DEFAULT_SIZE = 200  # videos
 
 
 def load_moving_shapes(source: str | None = None, limit: int | None = None) -> list[VideoItem]:

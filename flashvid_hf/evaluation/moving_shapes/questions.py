@@ -13,7 +13,7 @@ import numpy as np
 from .scenes import COLOURS, DIRECTIONS, SHAPES, TEXTURES, Scene
 
 TYPES = ("motion", "needle", "small", "count", "order", "change", "still", "cut")
-NUM_OPTIONS = 4
+NUM_OPTIONS = 4  # of a question in the form `choice`
 NUMBERS = ("one", "two", "three", "four")
 ANSWERS = {
     "shape": SHAPES,

@@ -19,9 +19,9 @@ import numpy as np
 
 NUM_FRAMES = 16
 FPS = 2  # frames a second
-SIDE = 128  # pixels of width and height
+SIDE = 128  # pixels, width and height of a frame
 CELL = 16  # pixels; a video token covers CELL x CELL pixels of FRAMES_PER_GRID frames
-FRAMES_PER_GRID = 2
+FRAMES_PER_GRID = 2  # frames of a temporal grid, as in Qwen's vision towers
 LANE = 32  # pixels; four lanes in a picture
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
