@@ -12,8 +12,8 @@ In every round, all runs take turns. Measured for every number of frames, in sec
 - time_to_first_token: the model's `forward`, from pixels (decode and preprocess come before) to the first logits.
 - per_token: every further token, as a `forward` on the cache.
 - stages, from separate runs that wait for the device before and after each stage: vision (tower and projector or
-  merger, and LLaVA's pooling; with FlashVID also the recording of attention for the selection), compression (the rest of
-  `get_video_features`), prefill (the language model) and rest (embeddings, positions, checks, logits).
+  merger, and LLaVA's pooling; with FlashVID also the recording of attention for the selection), compression (the rest
+  of `get_video_features`), prefill (the language model) and rest (embeddings, positions, checks, logits).
 - peak_memory: of one `generate`, beyond the weights and the inputs; on the CPU as measured by `PeakMemory`.
 - floor: the lower bound for every method that keeps as many video tokens. It runs upstream's vision tower, then
   upstream's language model on the text and on random rows, as many as FlashVID's layers see on average, so that the
