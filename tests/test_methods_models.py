@@ -35,7 +35,7 @@ def model_of(family, method: str = "flashvid", **settings):
 @each_family
 @each_method
 def test_a_call_and_a_configuration_mean_the_same(family, name):
-    """As many tokens enter, and a layer sees as many on average, in all forms of a call; the configuration is unchanged."""
+    """As many tokens enter, and a layer sees as many on average. The call does not change the configuration."""
     settings = settings_of(name)
     configured, called = model_of(family, name, retention_ratio=settings["retention_ratio"]), model_of(family)
     inputs = family.inputs(*PROMPTS)
