@@ -235,7 +235,7 @@ def test_how_the_prompt_is_cut_does_not_change_the_answers(folder, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_requests_that_start_again_answer_the_same(folder, family):
-    """The cache is too small for all requests: some lose their place, and are computed again with what they answered."""
+    """The cache is too small for all requests: some lose their place, and are computed again with their answers."""
     requests = 2 * requests_of(family)
     options = {"model": str(folder(family)), "hf_overrides": {"retention_ratio": 0.35}, "max_tokens": 96}
     options |= {"block_size": 32, "max_model_len": 512}
