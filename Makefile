@@ -1,13 +1,13 @@
 # The Python that makes the virtual environments (3.11 or later).
 PYTHON ?= python3
-# For the test targets: pytest's arguments, e.g. PYTEST_ARGS="-n 0 -k segmentation". The last -n wins.
+# More arguments of pytest, for the test targets, e.g. PYTEST_ARGS="-n 0 -k segmentation". The last -n counts.
 PYTEST_ARGS ?=
-# For `make demo`: passed on as --model, --video and --family; ARGS goes on as it is.
+# For `make demo`: passed on as --model, --video and --family; ARGS is passed on unchanged.
 MODEL ?=
 VIDEO ?=
 FAMILY ?=
 ARGS ?=
-# For `make fuzz`.
+# For `make fuzz`: how long it runs.
 MINUTES ?= 10
 demo_options = $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(FAMILY),--family "$(FAMILY)")
 
@@ -21,10 +21,10 @@ help:  ## List the targets
 demo: env  ## Run scripts/demo.py (MODEL=, VIDEO=, FAMILY=, ARGS=)
 	.venv/bin/python scripts/demo.py $(strip $(demo_options) $(ARGS))
 
-# Two test processes, with one thread each: torch's threads would otherwise fight for the same cores.
+# Two test processes with one thread each: with more, torch's threads would compete for the same cores.
 quick test test-oldest test-latest test-lmms-eval test-vllm fuzz: export OMP_NUM_THREADS ?= 1
 
-# The inner loop: the core, and one family of each line. What is left out runs in `make test`.
+# The tests for the inner loop: the core, and one Qwen and one LLaVA family. `make test` runs all the others too.
 quick_tests = $(addprefix tests/test_,$(addsuffix .py,compression budget methods method_fastvid method_holitom \
 	method_prunevid method_vidcom2 method_visionzip settings signals goldens model outputs cache upstream calls loss \
 	architecture bundle checking hub_configs doors))
@@ -36,8 +36,8 @@ quick: env  ## Run the quick tests of the core and of two families, in about two
 test: env  ## Run the tests with the newest supported versions (PYTEST_ARGS=)
 	.venv/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 
-# What does not depend on the version of transformers need not run twice: `make test` has it. These are the mathematics
-# of the compression, reading videos, formats and statistics of benchmarks, and the scripts that measure and train.
+# Tests that do not depend on the version of transformers run in `make test` only. They cover the mathematics of the
+# compression, reading videos, formats and statistics of benchmarks, and the scripts that measure and train.
 independent_tests = $(addprefix tests/test_,$(addsuffix .py,compression budget methods method_fastvid method_holitom \
 	method_prunevid method_vidcom2 method_visionzip settings architecture documents video_io moving_shapes evaluation public_benchmarks \
 	reproduce_tables bench_compression bench_generation demo_training))
@@ -45,7 +45,7 @@ independent_tests = $(addprefix tests/test_,$(addsuffix .py,compression budget m
 test-oldest: env-oldest  ## Run the tests that depend on transformers with the oldest supported one (PYTEST_ARGS=)
 	.venv-oldest/bin/python -m pytest -n 2 $(addprefix --ignore=,$(independent_tests)) $(PYTEST_ARGS)
 
-# What a new release of a dependency is most likely to break: the contract with transformers comes first.
+# The tests that a new release of a dependency is most likely to break, the contract with transformers first.
 latest_tests = $(addprefix tests/test_,$(addsuffix .py,upstream outputs compression model calls families trained_demo readme))
 
 test-latest: env-latest  ## Run the tests of the contract with transformers with the newest release of every package (PYTEST_ARGS=)

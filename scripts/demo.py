@@ -21,14 +21,14 @@ from flashvid_hf.families import FAMILIES_BY_NAME
 from flashvid_hf.tiny_models import build_small_folder
 
 ROOT = Path(__file__).resolve().parent.parent
-# What the trained model is asked: it knows such videos, of 16 frames, and nothing else.
+# The defaults for the trained model, which knows only such videos, with 16 frames.
 TRAINED = {
     "model": ROOT / "hub_configs" / "flashvid-demo",
     "video": ROOT / "examples" / "moving_shapes.mp4",
     "question": "What colour does the triangle turn into? Answer with one word.",
     "num_frames": 16,
 }
-# What any other model is asked.
+# The defaults for every other model.
 ORDINARY = {"video": ROOT / "examples" / "clip.mp4", "question": "What happens in this video?", "num_frames": 32}
 
 
@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def prepare_random_model(family: str) -> Path:
-    """A checkpoint with random weights, built once and again where the code that it carries has changed."""
+    """A checkpoint with random weights. It is built once, and again when the code in it has changed."""
     folder = ROOT / "build" / f"random-demo-{family}"
     weights = folder / "model.safetensors"
     sources = (ROOT / "flashvid_hf").rglob("*.py")
@@ -75,7 +75,7 @@ def main() -> None:
     runs = {"without FlashVID": 1.0, f"with FlashVID, {arguments.retention_ratio:.0%}": arguments.retention_ratio}
     answers = {}
     for label, retention_ratio in tqdm(runs.items(), desc="answering"):
-        model.config.retention_ratio = retention_ratio  # 1.0 is the upstream model
+        model.config.retention_ratio = retention_ratio  # 1.0: as upstream's model
         pipe(arguments.video, text=arguments.question, max_new_tokens=1, **settings)  # warm-up, not counted
         seconds = []
         for new_tokens in (1, arguments.max_new_tokens):

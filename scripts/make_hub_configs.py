@@ -1,9 +1,9 @@
 """Write the folders of `hub_configs/`: a recipe for each published model, and the code of the trained demo.
 
-A recipe, one for each published size in the records of the families, holds what is FlashVID's: its settings, the names
-of the code, the base's id, the card, and published accuracy in the Hub's format. What belongs to the base is read from
-the base when a repository is built from the recipe. The demo is a complete repository: what its training wrote stays as
-it is, and the code beside it follows the package.
+There is one recipe for each published size in the records of the families. It holds FlashVID's part of a repository:
+the settings, the names of the code, the base's id, the card, and published accuracy in the Hub's format. Everything
+else is read from the base when a repository is built from the recipe. The demo is a complete repository: the files that
+its training wrote stay as they are, and the code beside them is generated from the package.
 
     python scripts/make_hub_configs.py            # writes
     python scripts/make_hub_configs.py --check    # compares, and names the first file that differs
@@ -25,11 +25,11 @@ from flashvid_hf.publishing.published_code import published_files
 from flashvid_hf.video.pipeline_flashvid import CUSTOM_PIPELINES
 
 ROOT = Path(__file__).resolve().parent.parent
-# Only a proposal: nothing has been published.
+# The organisation in the names of the recipes. A proposal: nothing has been published.
 NAMESPACE = "flashvid-hf"
-RETENTION_RATIO = 0.1
+RETENTION_RATIO = 0.1  # of the recipes; the smallest ratio of the paper's tables
 DEMO, DEMO_FAMILY = "flashvid-demo", "qwen2_5_vl"
-# What `train_demo_model.py` wrote, and only it can write again.
+# The files that `train_demo_model.py` wrote. Only that script can write them again.
 TRAINED_FILES = (
     "README.md",
     "accuracy.json",
@@ -48,7 +48,7 @@ class Recipe(NamedTuple):
 
     Args:
         base, num_layers: see `PublishedSize`.
-        family: the name of its family.
+        family: the name of the family.
     """
 
     base: str
@@ -107,7 +107,7 @@ whether the Hub knows these data sets as benchmarks, and by which tasks, has not
 
 
 def make_settings(config_class: Any, num_layers: int) -> dict[str, Any]:
-    """The family's FlashVID fields at `RETENTION_RATIO`, with what follows from the depth."""
+    """The family's FlashVID fields at `RETENTION_RATIO`, including the values that follow from the depth."""
     names = [field.name for field in fields(config_class) if field.name in config_class.method_fields]
     settings = {name: getattr(config_class, name) for name in names}
     layer = default_pruning_layer(num_layers, settings["expansion"], config_class.pruning_depth)
@@ -170,7 +170,7 @@ def make_files() -> dict[str, str]:
 
 
 def find_difference(folder: Path) -> str | None:
-    """What is wrong with the first file that is missing, changed or not from here; `None` if all are as made."""
+    """The fault of the first file that is missing, changed or not made by this script; `None` if there is no fault."""
     made, trained = make_files(), {f"{DEMO}/{name}" for name in TRAINED_FILES}
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     for path in sorted(made.keys() | trained | found):
@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(text.encode())
         print(f"wrote {len(RECIPES)} recipes and the demo's code to {options.folder}")
-    # After writing only what this script did not write can differ. It is left there: it may be someone's work.
+    # After writing, only files that this script did not write can differ. They stay: they may be someone's work.
     if difference := find_difference(options.folder):
         sys.exit(
             f"{difference}. {'Run `make hub-configs` and look at what changes' if options.check else 'Remove it'}."

@@ -4,16 +4,18 @@
     python scripts/select_goldens.py FULL_DIRECTORY [--target tests/goldens]
 
 The numbers were recorded from the FlashVID code that its authors released under the MIT licence; `reference` in
-manifest.json names the commit and the versions it ran with. What they mean is said in README.md and in `conventions`
-of the manifest, which are copied along. Nothing is computed anew: a file holds the tensors of the cases that were
-chosen from it, unchanged, and the manifest lists those cases only, with the checksums of the files as they are here.
+manifest.json names the commit and the versions it ran with. README.md and `conventions` of the manifest say what the
+numbers mean, and are copied too. Nothing is computed again: a file holds the tensors of the chosen cases, unchanged,
+and the manifest lists only these cases, with the checksums of the new files.
 
 What is chosen:
 
-* whole models: the cases in `MODELS`, a model for every architecture; its weights take more than its cases;
-* stages: of every stage, its inputs from the smallest on, each with all its cases, up to `STAGE_BYTES`;
-* the whole compression: of every input, from the smallest on, up to `COMPRESSION_BYTES`, each case that shows one of
-  `features` first, those that can be compared before others; and the settings with which the released code raises.
+* whole models: the cases in `MODELS`, with one model for every architecture, whose weights take more bytes than
+  its cases;
+* stages: for every stage its inputs, beginning with the smallest, each with all its cases, up to `STAGE_BYTES`;
+* the whole compression: the inputs, beginning with the smallest, up to `COMPRESSION_BYTES`. From each input come the
+  cases that are the first to show one of `features`; cases that can be compared come before others. The settings with
+  which the released code raises are included.
 
 The same directory always gives the same selection, byte for byte. Running the tests with `FLASHVID_GOLDENS` set to the
 full directory compares all cases.
@@ -36,13 +38,14 @@ MODELS = (
     *(f"qwen3_vl/{name}" for name in ("vanilla_v1", "case01_v1", "case03_v1")),
     *(f"llava/{name}" for name in ("vanilla_ov_v1", "vanilla_vid_v1", "ov_r25", "ov_clean", "vid_r25", "vid_clean")),
 )
+# Limits that keep the repository small.
 STAGE_BYTES = 200_000
 COMPRESSION_BYTES = 800_000
 TOTAL_BYTES = 8_000_000
 
 
 def features(case: dict) -> set[tuple]:
-    """How a case of the compression is set up and what it runs into, each also by selection method."""
+    """Features of a case of the compression: its settings and flags, each also combined with the selection method."""
     params, flags, expected = case["params"], case["flags"], case["expect"]
     single = {
         "tokens_rule": case.get("tokens_rule"),
@@ -76,7 +79,7 @@ def is_clean(case: dict) -> bool:
 
 
 class Selection:
-    """What is taken from each file, and what it takes."""
+    """The tensors that are taken from each file, and their size."""
 
     def __init__(self, source: Path):
         self.source = source
@@ -89,7 +92,7 @@ class Selection:
         return self.stored[file]
 
     def size(self, file: str, names: set[str]) -> int:
-        """Bytes that these tensors add."""
+        """Number of bytes that these tensors add."""
         tensors = self.load(file)
         return sum(tensors[name].numel() * tensors[name].element_size() + 100 for name in names)
 

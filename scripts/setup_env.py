@@ -10,15 +10,14 @@ standard library only.
 
 Three things need care, and are why this is more than one `pip install`:
 
-* The constraints of this project replace those of the machine (pip's settings can name a file of their own). Two
-  exact pins of one package would only conflict.
-
-* torch goes in first and torchvision second, without its dependencies. Whichever build of torch pip finds, CPU or
-  CUDA, stays: nothing that follows has a reason to look for another.
+* The constraints of this project replace those of the machine, which pip's settings may name. Two exact pins of one
+  package would conflict.
+* torch is installed first and torchvision second, without its dependencies. So the build of torch that pip finds, for
+  CPU or CUDA, stays: no later step has a reason to look for another.
 * torchvision's wheels on the package index are built for CUDA. Beside a CPU build of torch their compiled library does
   not load, and `import torchvision` then raises because two operators were never declared, although everything that
-  video processors use is plain Python. In that case, and only then, a small start-up file in the environment declares
-  the two operators when torchvision is first imported. An ordinary pair of torch and torchvision gets none.
+  video processors use is plain Python. Only in that case, a small start-up file in the environment declares the two
+  operators when torchvision is first imported. A matching pair of torch and torchvision gets no such file.
 """
 
 from __future__ import annotations
@@ -83,11 +82,11 @@ sys.meta_path.insert(0, _TorchvisionFinder)
 
 
 def say(message: str) -> None:
-    print(f"setup_env: {message}", flush=True)  # flushed, so that it stands before the output of pip
+    print(f"setup_env: {message}", flush=True)  # flushed, so that it comes before pip's output
 
 
 def environment_key(constraints: Path, extras: str) -> str:
-    """A hash of everything that decides what the environment holds."""
+    """A hash of everything that determines the content of the environment."""
     digest = hashlib.sha256()
     for path in (ROOT / "pyproject.toml", constraints, Path(__file__)):
         content = path.read_bytes()
@@ -107,25 +106,25 @@ def ask(python: Path, code: str) -> subprocess.CompletedProcess[str]:
 
 
 def is_usable(environment: Path) -> bool:
-    """Whether `environment` is there and is of the Python that runs this script."""
+    """Whether `environment` exists and belongs to the Python that runs this script."""
     python = interpreter(environment)
-    if not python.exists():  # also a link to an interpreter that is gone
+    if not python.exists():  # also false for a link to an interpreter that is gone
         return False
     return ask(python, "import sys; print(sys.version)").stdout.strip() == sys.version.strip()
 
 
 def pip_install(python: Path, constraints: Path | None, *arguments: str) -> None:
-    """`pip install` under the constraints; without any, of the newest releases that fit."""
+    """`pip install` with the constraints; without constraints it takes the newest releases that fit."""
     newest = () if constraints else ("--upgrade", "--upgrade-strategy", "eager")
     environment = {**os.environ, "PIP_CONSTRAINT": str(constraints or os.devnull)}
     subprocess.run([python, "-m", "pip", "install", *newest, *arguments], cwd=ROOT, check=True, env=environment)
 
 
 def mend_torchvision(python: Path) -> None:
-    """Write the start-up file, where it is needed (see the top of this script), and check that torchvision imports."""
+    """Write the start-up file if it is needed (see the top of this script), and check that torchvision imports."""
     site_packages = Path(ask(python, "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
     module, hook = (site_packages / f"{STARTUP_MODULE}{suffix}" for suffix in (".py", ".pth"))
-    hook.unlink(missing_ok=True)  # of an earlier run: judge torchvision as it is
+    hook.unlink(missing_ok=True)  # left by an earlier run: the test needs torchvision without it
     module.unlink(missing_ok=True)
 
     check = "import torchvision.transforms.v2"
@@ -144,7 +143,7 @@ def mend_torchvision(python: Path) -> None:
 
 
 def remove_broken(python: Path) -> None:
-    """Take out what is there and cannot be imported beside this build of torch."""
+    """Uninstall packages that cannot be imported beside this build of torch."""
     for name in ("torchaudio", "torchcodec"):
         found = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
         if ask(python, found).returncode == 0 and ask(python, f"import {name}").returncode != 0:
@@ -172,7 +171,7 @@ def main() -> None:
         return
 
     started = time.monotonic()
-    stamp.unlink(missing_ok=True)  # until the end, so that a run that was cut short is taken up again
+    stamp.unlink(missing_ok=True)  # written again at the end, so that an interrupted run is repeated
     name = os.path.relpath(environment)
     versions_of = constraints.name if constraints else "the newest release of every package"
     say(f"preparing {name} with {versions_of}; the first time takes some minutes")

@@ -1,6 +1,6 @@
-"""Small checkpoints in folders, as users would download them, and a fresh interpreter to load them in.
+"""Small checkpoints in folders, as users would download them, and fresh interpreters that load them.
 
-Importing this module does not import `flashvid_hf`: the programs that run without the package import it too.
+This module does not import `flashvid_hf`, because programs that run without the package import it too.
 """
 
 import math
@@ -17,24 +17,24 @@ from transformers.cache_utils import Cache
 
 TESTS = Path(__file__).resolve().parent
 
-# A short film of six scenes.
+# A short clip with four scenes.
 CLIP = TESTS.parent / "examples" / "clip.mp4"
 CLIP_HEIGHT, CLIP_WIDTH = 252, 336  # pixels
-# Of the six tokens a frame of `moving_frames` two enter, and of eight that entered three remain: every stage counts
-# differently.
+# Two of the six tokens of a frame of `moving_frames` enter, and three of eight that entered remain. So the counts of
+# the stages differ.
 RETENTION_RATIO = 0.25
 
 
 def build_flashvid_folder(folder: Path, family: str = "qwen2_5_vl", **flashvid: Any) -> Path:
-    """A complete FlashVID folder as it lies on the Hub: configuration, weights, code, processor, card."""
+    """Write a complete FlashVID folder as on the Hub: configuration, weights, code, processor, card."""
     from flashvid_hf.tiny_models import build_small_folder
 
-    # Of the first seeds the one with the most different answers, so that comparing answers says something.
+    # The seed among the first ones with the most different answers, so that a comparison of answers means something.
     return build_small_folder(folder, family, seed=2, **{"retention_ratio": RETENTION_RATIO, **flashvid})
 
 
 def build_upstream_folder(folder: Path, family: str = "qwen2_5_vl", seed: int = 0, **fields: Any) -> Path:
-    """A checkpoint that upstream's class saved, and the processor beside it."""
+    """Write a checkpoint saved by upstream's class, and its processor."""
     from flashvid_hf.families import family_named
     from flashvid_hf.tiny_models import build_processor, upstream_fields
 
@@ -44,14 +44,14 @@ def build_upstream_folder(folder: Path, family: str = "qwen2_5_vl", seed: int = 
     model = upstream(upstream.config_class(**{**upstream_fields(processor.tokenizer, family), **fields})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)  # norms and biases too: no two are equal
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)  # also in norms and biases: no two are equal
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
 def upstream_class(model_class: type) -> Any:
-    """The class of the library that a FlashVID model derives from."""
+    """The class of transformers from which a FlashVID model derives."""
     return next(c for c in model_class.__mro__ if c.__module__.startswith("transformers.models."))
 
 
@@ -63,7 +63,7 @@ def moving_frames(num_frames: int = 8, height: int = 56, width: int = 84, seed: 
 
 
 def count_clip_tokens(config: Any, *num_frames: int) -> dict[str, int]:
-    """The pipeline's `video_tokens` of a prompt with the clip, once for each number of frames, from a small model."""
+    """The pipeline's `video_tokens` for a prompt with the clip, once for each number of frames, and a small model."""
     from flashvid_hf.families import family_of_config
 
     geometry = family_of_config(config).geometry
@@ -78,7 +78,7 @@ def count_clip_tokens(config: Any, *num_frames: int) -> dict[str, int]:
 
 
 def video_inputs(processor: Any) -> dict[str, torch.Tensor]:
-    """The inputs of one question about one video."""
+    """The inputs for one question about one video."""
     content = [{"type": "video"}, {"type": "text", "text": "What moves?"}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(
@@ -93,9 +93,9 @@ def video_inputs(processor: Any) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def observe(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What a generative model makes of `video_inputs`: logits, greedy ids, and the counts of its reports."""
+    """The results of a generative model for `video_inputs`: logits, greedy ids, and the counts of its reports."""
     outputs = model.generate(**inputs, max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
-    cache = next((value for value in outputs.values() if isinstance(value, Cache)), None)  # without the package's help
+    cache = next((value for value in outputs.values() if isinstance(value, Cache)), None)  # found without the package
     reports = getattr(cache, "reports", ())
     return {
         "logits": model(**inputs).logits,
@@ -110,7 +110,7 @@ def state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def assert_same(found: Any, expected: Any) -> None:
-    """Containers of tensors are equal, bit for bit."""
+    """Assert that containers of tensors are equal, bit for bit."""
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -118,7 +118,7 @@ def once(tmp_path_factory: Any, name: str, build: Callable[[Path], Any]) -> Path
     """The folder that `build` fills, built once for all processes of a test run."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # the workers' common folder
+        root = root.parent  # the folder that all worker processes share
     folder = root / name
     with FileLock(root / f"{name}.lock"):
         done = root / f"{name}.done"
@@ -154,14 +154,14 @@ def run_program(program: str, *arguments: Any, home: Path, with_package: bool | 
     """Run a program in a fresh interpreter that has no network and a cache of its own.
 
     Args:
-        program: Python code; it finds `arguments`, as strings, under that name, and can import this module.
+        program: Python code. It has the `arguments` as strings in a variable of that name, and can import this module.
         home: the interpreter's HF_HOME.
-        with_package: whether it can import `flashvid_hf`, or the folder that it imports it from.
+        with_package: whether the program can import `flashvid_hf`, or the folder from which it imports the package.
 
     Raises:
-        AssertionError: the program fails; the message is what it wrote.
+        AssertionError: the program fails; the message is its output.
     """
-    # Not at the top: this module is imported where there is no package.
+    # Not at the top, because this module is also imported where the package is missing.
     from flashvid_hf.publishing.clean_process import PACKAGE_ROOT, shared_interpreter
 
     package = str(PACKAGE_ROOT if with_package is True else with_package or "")
@@ -176,14 +176,14 @@ def run_program(program: str, *arguments: Any, home: Path, with_package: bool | 
 
 
 def untimed(answers: Any) -> Any:
-    """The pipeline's answers without their `seconds`, which no two calls share."""
+    """The pipeline's answers without their `seconds`, which differ between calls."""
     if isinstance(answers, dict):
         return {name: value for name, value in answers.items() if name != "seconds"}
     return [untimed(answer) for answer in answers]
 
 
 def device_map(model, offloaded: str) -> dict[str, str]:
-    """A place for every part of a model, some of them on disk."""
+    """A device map of a model, with some parts on disk."""
     if offloaded == "everything":
         return {"": "disk"}
     if offloaded == "the base model":
@@ -200,7 +200,7 @@ def device_map(model, offloaded: str) -> dict[str, str]:
 
 
 def build_pipeline(tmp_path_factory: Any, family: str) -> Any:
-    """The pipeline of a demo model; the tests of a run share its folder."""
+    """The pipeline of a demo model; all tests of a run share the model's folder."""
     from flashvid_hf import find_family, load_processor
 
     folder = once(tmp_path_factory, f"pipeline-{family}", lambda folder: build_flashvid_folder(folder, family))

@@ -1,6 +1,10 @@
-"""What test files share as a fixture, and at the end of a run a table of the reference numbers.
+"""Shared fixtures, the option `--families`, the markers of tests, and a table of the reference numbers.
 
-The table says which of them were compared, were equal and were excluded why.
+The table is printed at the end of a run. It counts the cases that were compared, that were equal, and that were
+excluded, with the reasons.
+
+Legend of the tests: B samples of a batch, T frames or temporal grids of a video, N tokens of a frame, M kept tokens,
+S columns of a prompt, D width.
 """
 
 from collections import Counter, defaultdict

@@ -1,7 +1,7 @@
-"""Every model family with tiny inputs for its tiny model, that the shared tests run on.
+"""Tiny models and inputs of every family, for the shared tests.
 
-The models are those of `flashvid_hf.tiny_models`, by the families' records. Here is only how a test makes inputs for
-them and what it expects: one class for each kind of geometry.
+The models come from `flashvid_hf.tiny_models` and the families' records. This file says how a test makes inputs for
+them, and what the test expects, with one class for each kind of geometry.
 """
 
 import dataclasses
@@ -19,22 +19,22 @@ from flashvid_hf.models.llava.family_llava_onevision import LlavaGeometry
 from flashvid_hf.models.qwen.family_qwen import QwenGeometry
 from flashvid_hf.tiny_models import build_tiny_config, build_tiny_model
 
-# The numbers of the special tokens in the tiny models.
+# Ids of the special tokens in the tiny models.
 IMAGE, VIDEO, VISION_START, VISION_END = 90, 91, 92, 93
 FLASHVID = {"retention_ratio": 0.4, "pruning_layer": 3, "llm_retention_ratio": 0.5}
 
 
 @dataclass(frozen=True)
 class TinyFamily:
-    """A family and how to make tiny models and inputs of it.
+    """A family, with its tiny models and inputs.
 
-    The parts of a prompt are "text", or the grid (T, height, width in patches) of a video, or that of an image (T = 1)
-    after "image".
+    A part of a prompt is "text", the grid of a video (T, height and width in patches), or "image" with the grid of an
+    image (T = 1).
     """
 
     record: Family
 
-    # The attribute of the base model that encodes images and videos.
+    # The attribute of the base model that holds the vision tower.
     vision_tower = ""
 
     @property
@@ -59,11 +59,11 @@ class TinyFamily:
 
     @property
     def upstream_atol(self) -> float:
-        """Rounding of upstream's results at ratio 1; 0 is bit for bit."""
+        """Tolerance for upstream's results at ratio 1; 0 means bit for bit."""
         return 0 if self.record.is_exact else 2e-5
 
     def make_config(self, config_class: Any, **overrides: Any) -> Any:
-        """A tiny configuration of this class, the family's or upstream's."""
+        """A tiny configuration of this class, which is the family's or upstream's."""
         return build_tiny_config(self.record, config_class, **overrides)
 
     def model(self, attn_implementation: str = "sdpa", **flashvid: Any):
@@ -77,11 +77,11 @@ class TinyFamily:
         return model
 
     def upstream_inputs(self, upstream: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-        """What the upstream model takes for these inputs."""
+        """These inputs in the form that the upstream model takes."""
         return inputs
 
     def as_upstream(self) -> "TinyFamily":
-        """The family with the settings in which upstream has such a model."""
+        """The family with the settings for which upstream has a model."""
         return self
 
     def inputs(self, *prompts: Sequence[Any], padding_side: str = "left", seed: int = 0) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class TinyFamily:
         }
 
     def make_prompt(self, parts: Sequence[Any], seed: int) -> tuple[list[int], dict[str, list]]:
-        """Token ids, and the images and videos of a prompt as pairs of their part and their pixels."""
+        """Token ids of a prompt, and its images and videos, each as a pair of its part and its pixels."""
         generator = torch.Generator().manual_seed(seed)
         ids, media = [], {"image": [], "video": []}
         kind = "video"
@@ -118,7 +118,7 @@ class TinyFamily:
                 kind = "video"
         return ids, media
 
-    # What a family fills in.
+    # Defined by each geometry.
 
     def placeholder_run(self, kind: str, part: tuple[int, int, int], generator: torch.Generator) -> list[int]:
         raise NotImplementedError
@@ -127,23 +127,23 @@ class TinyFamily:
         raise NotImplementedError
 
     def media_inputs(self, input_ids: torch.Tensor, image: list, video: list) -> dict[str, Any]:
-        """The inputs beside ids and mask."""
+        """The inputs other than ids and mask."""
         raise NotImplementedError
 
     def tokens(self, part: tuple[int, int, int]) -> tuple[int, int]:
-        """Frames of a video and tokens of each."""
+        """Number of frames of a video, and number of tokens of a frame."""
         raise NotImplementedError
 
     def newlines(self, part: tuple[int, int, int]) -> int:
-        """Placeholders of a video that are no tokens."""
+        """Number of placeholders of a video that are no tokens."""
         return 0
 
     def kept_placeholders(self, indices: Sequence[int], part: tuple[int, int, int]) -> list[int]:
-        """Which placeholders of a video enter, if these of its tokens are kept."""
+        """The placeholders of a video that enter if the tokens with these indices are kept."""
         return list(indices)
 
     def is_token(self, inputs: dict[str, Any], *parts: tuple[int, int, int]) -> torch.Tensor:
-        """Which columns are placeholders of tokens of the only sample's videos, with shape (S,)."""
+        """Which columns of the only sample are placeholders of video tokens, with shape (S,)."""
         return inputs["input_ids"][0] == VIDEO
 
     def positions(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor | None:
@@ -151,25 +151,25 @@ class TinyFamily:
         return None
 
     def entered_positions(self, model: torch.nn.Module, inputs: dict[str, Any], columns: list[int]) -> torch.Tensor:
-        """Position ids of the columns of the only sample that enter."""
+        """Position ids of those columns of the only sample that enter."""
         raise NotImplementedError
 
     def video_features(self, model: torch.nn.Module, inputs: dict[str, Any], **kwargs: Any):
-        """What the model makes of the videos."""
+        """The features that the model makes of the videos."""
         raise NotImplementedError
 
     def pooled_attention(self, received: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-        """Attention of the tokens, flat, from that of the patches, flat."""
+        """Attention received by the tokens, flat, from that received by the patches, flat."""
         raise NotImplementedError
 
-    # What the shared tests ask.
+    # Used by the shared tests.
 
     def placeholders(self, part: tuple[int, int, int]) -> int:
         frames, tokens = self.tokens(part)
         return frames * tokens + self.newlines(part)
 
     def entered(self, part: tuple[int, int, int], config: Any) -> int:
-        """Rows of a compressed video that enter the language model."""
+        """Number of rows of a compressed video that enter the language model."""
         return config.method.exact_num_tokens(*self.tokens(part)) + self.newlines(part)
 
     def tower(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -182,13 +182,13 @@ class TinyFamily:
 
 @dataclass(frozen=True)
 class QwenFamily(TinyFamily):
-    """Grids of patches, four of which make a token; token types; three-axis positions."""
+    """Four patches of a grid make a token; the inputs have token types; positions have three axes."""
 
     vision_tower = "visual"
 
     @property
     def runs(self) -> bool:
-        """Whether every frame of a video is a run of placeholders of its own, after a timestamp."""
+        """Whether every frame of a video has its own run of placeholders, after a timestamp."""
         return self.record.geometry.num_runs(2) == 2
 
     @property
@@ -225,7 +225,7 @@ class QwenFamily(TinyFamily):
             if media:
                 inputs[grid] = torch.tensor([shape for shape, _ in media])
                 inputs[pixels] = torch.cat([values for _, values in media])
-        if video and self.timed:  # a quarter of a second between grids: neighbouring positions
+        if video and self.timed:  # a quarter of a second between grids gives neighbouring positions
             inputs["second_per_grid_ts"] = torch.full((len(video),), 0.25)
         return inputs
 
@@ -256,7 +256,7 @@ class QwenFamily(TinyFamily):
 
 @dataclass(frozen=True)
 class LlavaFamily(TinyFamily):
-    """Frames of 5 x 5 patches, whatever the grid of a part says but its number of frames.
+    """Frames of 5 x 5 patches. Only the number of frames is taken from the grid of a part.
 
     Args:
         layout: pooling and newlines; `None` for those of the family's configuration.
@@ -281,14 +281,14 @@ class LlavaFamily(TinyFamily):
         return super().model(attn_implementation, **flashvid)
 
     def upstream_inputs(self, upstream, inputs):
-        """Upstream takes one tensor: videos of different length are encoded one by one and put in their places."""
+        """Upstream takes one tensor, so videos of different length are encoded one by one and put in their places."""
         videos = inputs.get("pixel_values_videos")
         if not isinstance(videos, list):
             return inputs
         features = []
         for video in videos:
             output = upstream.model.get_video_features(video[None]).pooler_output[0]
-            if len(output) % 9 == 0:  # before transformers 5.18 without the newline
+            if len(output) % 9 == 0:  # before transformers 5.18 there is no newline
                 output = torch.cat([output, upstream.model.image_newline[None]])
             features.append(output)
         ids = inputs["input_ids"]
@@ -302,7 +302,7 @@ class LlavaFamily(TinyFamily):
     def placeholder_run(self, kind, part, generator):
         if kind == "image":
             rows, columns = (5, 10) if part[1] != part[2] else (5, 5)
-            return [IMAGE] * (25 + rows * (columns + 1))  # the whole picture, then its parts with newlines
+            return [IMAGE] * (25 + rows * (columns + 1))  # the whole picture first, then its parts with newlines
         return [VIDEO] * self.placeholders(part)
 
     def pixels(self, kind, part, generator):
@@ -365,7 +365,7 @@ class LlavaFamily(TinyFamily):
         return torch.stack([maps[..., i : i + 4 : 2, j : j + 4 : 2] for i in (0, 1) for j in (0, 1)]).mean(0).flatten()
 
 
-# What makes the inputs for the families of a geometry. A geometry that is not here gets a class of its own above.
+# The class that makes the inputs for the families of a geometry. A new geometry needs a class of its own above.
 KINDS = {QwenGeometry: QwenFamily, LlavaGeometry: LlavaFamily}
 FAMILIES = tuple(
     kind(record) for record in RECORDS for geometry, kind in KINDS.items() if isinstance(record.geometry, geometry)

@@ -1,8 +1,8 @@
-"""Runs the properties of `test_fuzz.py` in turns, on new random examples each time, until the time is over.
+"""Runs the properties of `test_fuzz.py` in turns until the time is over, each time on new random examples.
 
     make fuzz MINUTES=10
 
-A property that fails is not run again; its example is printed, and the command that finds it again.
+A property that fails is not run again. Its example is printed, with the command that reproduces it.
 """
 
 import argparse
@@ -20,14 +20,14 @@ FILE = Path(__file__).with_name("test_fuzz.py")
 
 
 class Collected:
-    """A plugin that notes what pytest found: the names of the properties."""
+    """A plugin that records the names of the properties that pytest finds."""
 
     def pytest_collection_finish(self, session):
         self.names = [item.nodeid for item in session.items]
 
 
 def run(names, *options, plugin=None):
-    """pytest's exit status and what it printed."""
+    """The exit status and the output of pytest."""
     root = FILE.parents[1]
     output = io.StringIO()
     with contextlib.redirect_stdout(output):

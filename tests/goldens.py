@@ -1,7 +1,7 @@
-"""The reference numbers: where they lie, their cases, and which of them cannot be compared for which reason.
+"""The reference numbers: their directory, their cases, and the reasons why some cannot be compared.
 
-`FLASHVID_GOLDENS` names their directory; without it, it is the selection in `tests/goldens`. What the numbers are is
-said in its README.md and in the `conventions` of its manifest.json.
+`FLASHVID_GOLDENS` names the directory; by default it is the selection in `tests/goldens`. The README.md and the
+`conventions` of manifest.json in that directory say what the numbers are.
 """
 
 import atexit
@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 
 ROOT = Path(os.environ.get("FLASHVID_GOLDENS") or Path(__file__).parent / "goldens")
 BEHAVIORS = ("released", "paper")
-# Name under which a test reports (kind, reason of the exclusion or None); conftest.py counts them.
+# The property under which a test reports its kind, and the reason of an exclusion or None; conftest.py counts them.
 PROPERTY = "golden"
 
-# Of the largest |token| of a case, and in logits; both are the manifest's.
+# Tolerances from the manifest: relative to the largest |token| of a case, and absolute for logits.
 TOKEN_TOLERANCE = 1e-5
 LOGITS_TOLERANCE = 2e-4
-# Below this distance of the two largest logits, the greedy token is not certain; the manifest's.
+# If the two largest logits are closer than this, the greedy token is not certain. From the manifest.
 MIN_MARGIN = 1e-3
 
 
@@ -39,7 +39,7 @@ def load(file: str) -> dict[str, torch.Tensor]:
 
 
 def tensors(case: dict) -> dict[str, torch.Tensor]:
-    """The tensors of a case of the function level or of a stage, under their short names."""
+    """The tensors of a case of the whole compression or of a stage, under their short names."""
     stored = load(case["file"])
     return {name: stored[key] for name, key in case["tensors"].items() if key is not None}
 
@@ -50,7 +50,7 @@ def _inputs() -> dict[str, dict]:
 
 
 def video(case: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (T, N, D) and attention (T, N) of a case of the function level, as fresh copies."""
+    """Features (T, N, D) and attention (T, N) of a case of the whole compression, as fresh copies."""
     entry = _inputs()[case["input"]]
     stored = load(entry["file"])
     return tuple(stored[entry["tensors"][name]].clone() for name in ("video_features", "cls_attention"))
@@ -61,7 +61,7 @@ def compression_cases() -> list[dict]:
 
 
 def error_cases() -> list[dict]:
-    """Settings with which the released code raises."""
+    """Cases with settings for which the released code raises."""
     return manifest()["compression"]["errors"]
 
 
@@ -70,21 +70,21 @@ def stage_cases(stage: str) -> list[dict]:
 
 
 def e2e_cases(*families: str) -> list[dict]:
-    """Cases of whole models, of all families if none is named."""
+    """Cases of whole models; of all families if none is named."""
     return [case for case in manifest()["e2e"] if not families or case["family"] in families]
 
 
 def vision_cases() -> list[dict]:
-    """Cases of whole models of which the input and the output of the compression are recorded."""
+    """Cases of whole models for which the input and the output of the compression are recorded."""
     return [case for case in e2e_cases() if case["kind"] != "vanilla"]
 
 
 def exclusion(case: dict, behavior: str) -> str | None:
-    """Why a case cannot be compared in a behavior; `None` if it must be equal.
+    """The reason why a case cannot be compared in a behavior; `None` if it must be equal.
 
-    Every robust and tie-free case whose budget stays below N must be equal in behavior "released". In "paper" it must
-    be if none of the released code's deviations touches it. Repeated indices exclude no case from "released"; the
-    order of their rows is undefined, so they are compared as sets.
+    In behavior "released", every robust and tie-free case whose budget stays below N must be equal. In "paper", such a
+    case must be equal if none of the released code's deviations affects it. Repeated indices exclude no case from
+    "released": the order of their rows is undefined, so they are compared as sets.
     """
     if "exception" in case:
         return f"released code raises {case['exception']}"
@@ -137,7 +137,7 @@ def _selection_exclusion(case: dict, behavior: str) -> str | None:
 def _trees_exclusion(case: dict, behavior: str) -> str | None:
     if behavior == "released":
         return None
-    if case["flags"]["soft_threshold_used"]:  # there the released code makes one link less than fits
+    if case["flags"]["soft_threshold_used"]:  # the released code then makes one link fewer than it could
         return "budget missed"
     return "wrong divisor" if case["flags"]["tstm_wrong_divisor_tokens"] else None
 
@@ -152,7 +152,7 @@ def _clusters_exclusion(case: dict, behavior: str) -> str | None:
 
 
 def num_valid_tokens(case: dict) -> int:
-    """Tokens of a row of a `dpc_knn` case that are to be clustered."""
+    """Number of tokens to cluster in each row of a `dpc_knn` case."""
     return tensors(case)["features"].shape[1] - (3 if case["params"]["valid_token_mask"] else 0)
 
 
@@ -166,19 +166,19 @@ def _e2e_exclusion(case: dict, behavior: str) -> str | None:
         return "budget reaches N"
     if behavior == "released":
         return None
-    # No flag says here whether a deviation touches the merging; without merging none does, unless indices repeat.
+    # No flag says whether a deviation affects the merging. Without merging none does, unless indices repeat.
     if settings["alpha"] < 1:
         return "merges"
     return "repeated index" if result["has_duplicates"] else None
 
 
 def whole_model_exclusion(case: dict, behavior: str) -> str | None:
-    """As `exclusion`, of what the whole model computes: the released code drops more columns of some families."""
+    """Like `exclusion`, for the results of a whole model: in some families the released code drops more columns."""
     reason = exclusion(case, behavior)
     if reason is None and case["family"] == "qwen3_vl" and case["kind"] != "vanilla":
         if behavior == "paper":
             return "vision_start and vision_end dropped"
-        if case["flashvid"]["retention_ratio"] * case["flashvid"]["expansion"] >= 1:  # there we are the upstream model
+        if case["flashvid"]["retention_ratio"] * case["flashvid"]["expansion"] >= 1:  # our model is then upstream's
             return "budget reaches N"
     if reason is None and case["family"] == "llava" and case["kind"] != "vanilla" and behavior == "paper":
         return "newlines prunable" if case["config_overrides"]["mm_newline_position"] == "frame" else None
@@ -187,7 +187,7 @@ def whole_model_exclusion(case: dict, behavior: str) -> str | None:
 
 @cache
 def llava_folder(pool_mode: str, newline_position: str) -> Path:
-    """The recorded LLaVA model as its original code saves it: weights as they are, and a whole `config.json`."""
+    """The recorded LLaVA model as its original code saves it: unchanged weights, and a complete `config.json`."""
     source = ROOT / "e2e" / "llava"
     vision = json.loads((source / "vision_config.json").read_text())
     config = {
@@ -202,7 +202,7 @@ def llava_folder(pool_mode: str, newline_position: str) -> Path:
             "num_hidden_layers": vision["num_hidden_layers"] - 1,
             "vision_use_head": False,
         },
-        "image_token_index": 197,  # tokens that no recorded prompt has
+        "image_token_index": 197,  # an id that no recorded prompt has
         "video_token_index": 198,
     }
     folder = Path(tempfile.mkdtemp(prefix="flashvid-llava-"))
@@ -213,7 +213,7 @@ def llava_folder(pool_mode: str, newline_position: str) -> Path:
 
 
 def fitting_order(indices: torch.Tensor, rows: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """The order of rows (M, D) in which those of a repeated index fit best."""
+    """The order of rows (M, D) in which the rows of repeated indices fit the expected ones best."""
     order = torch.arange(len(indices))
     for index in indices[1:][indices.diff() == 0].unique():
         places = (indices == index).nonzero()[:, 0]
@@ -223,5 +223,5 @@ def fitting_order(indices: torch.Tensor, rows: torch.Tensor, expected: torch.Ten
 
 
 def largest_difference(indices: torch.Tensor, rows: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference of two lists of rows (M, D); rows of a repeated index in the order that fits best."""
+    """Largest difference of two lists of rows (M, D), with rows of a repeated index in the order that fits best."""
     return (rows[fitting_order(indices, rows, expected)] - expected).abs().max().item()

@@ -1,4 +1,4 @@
-"""A Hub cache as downloads leave it, with tiny models in the place of the bases that `hub_configs/` names."""
+"""A Hub cache as downloads leave it, with tiny models in place of the bases that `hub_configs/` names."""
 
 import json
 import shutil
@@ -13,16 +13,16 @@ HUB_CONFIGS = Path(__file__).resolve().parent.parent / "hub_configs"
 
 
 def _find_recipes() -> dict[str, Path]:
-    """Of each family the recipe whose base has the fewest layers, which is the one that prunes first."""
+    """For each family the recipe whose base has the fewest layers; that base prunes first."""
     configs = {path.parent: json.loads(path.read_text()) for path in sorted(HUB_CONFIGS.glob("*/config.json"))}
     recipes: dict[str, Path] = {}
     for folder, config in sorted(configs.items(), key=lambda item: item[1]["pruning_layer"]):
-        if "base_model_name_or_path" in config:  # the trained demo has none
+        if "base_model_name_or_path" in config:  # the trained demo has no base
             recipes.setdefault(config["model_type"].removeprefix("flashvid_"), folder)
     return recipes
 
 
-# The folder of one recipe of each family.
+# The folder of one recipe for each family.
 RECIPES = _find_recipes()
 PINNED, LATER = "a" * 40, "b" * 40  # commits of every base
 HUB_ID = "acme/FlashVID-tiny"
@@ -40,14 +40,14 @@ def base_of(family: str) -> str:
 
 
 def num_layers_of(family: str) -> int:
-    """Layers of the language model of that base."""
+    """Number of layers in the language model of that base."""
     from flashvid_hf.families import family_named
 
     return next(size.num_layers for size in family_named(family).published_sizes if size.base == base_of(family))
 
 
 def build_base(folder: Path, family: str, seed: int = 0) -> Path:
-    """A tiny checkpoint in the layout of the recipe's base, with as many layers as that has."""
+    """Write a tiny checkpoint in the layout of the recipe's base, with the same number of layers."""
     from flashvid_hf.families import family_named
     from flashvid_hf.tiny_models import build_tokenizer, upstream_fields
 
@@ -66,7 +66,7 @@ def add_repository(home: Path, repository: str, **commits: tuple[str, Callable[[
     """Put a repository into the cache of an HF_HOME.
 
     Args:
-        commits: for each revision the commit, and what fills its folder.
+        commits: for each revision the commit, and the function that fills its folder.
     """
     folder = home / "hub" / f"models--{repository.replace('/', '--')}"
     for revision, (commit, fill) in commits.items():
@@ -83,7 +83,7 @@ def change_config(folder: Path, **fields: Any) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **fields}))
 
 
-# A base that says that it is quantized, and for which no more is needed than transformers.
+# The configuration of a quantized base that needs nothing but transformers.
 BITNET = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
 
 
@@ -92,7 +92,7 @@ def build_quantized_base(folder: Path) -> None:
     change_config(folder, quantization_config=BITNET)
 
 
-# Runs with the package. Builds a folder of every kind for every family.
+# Runs with the package, and builds a folder of every kind for every family.
 EXPORT = """
 from pathlib import Path
 
@@ -109,9 +109,9 @@ export_model("acme/quantized-base", work / "quantized")
 
 
 def fill_work(work: Path) -> None:
-    """A Hub cache in `work/home`, and exports of every recipe, `work/<family>-base` and `work/<family>-included`.
+    """Fill a Hub cache in `work/home`, and export every recipe to `work/<family>-base` and `work/<family>-included`.
 
-    The cache has the bases, and the first of the weightless folders as `HUB_ID`.
+    The cache has the bases, and the first weightless folder as `HUB_ID`.
     """
     work.mkdir()
     home = work / "home"
@@ -120,7 +120,7 @@ def fill_work(work: Path) -> None:
         add_repository(
             home,
             base_of(family),
-            # The folders are built while "v1" is that commit; "main" has other weights.
+            # When the folders are built, "v1" is that commit; "main" has other weights.
             v1=(PINNED, lambda folder, family=family: build_base(folder, family, seed=1)),
             main=(LATER, lambda folder, family=family: build_base(folder, family, seed=2)),
         )

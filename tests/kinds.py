@@ -1,8 +1,8 @@
-"""Kinds of tests, found from what the tests use, so that nobody has to remember a marker.
+"""Finds the kind of a test from what the test uses, so that nobody has to remember a marker.
 
-A test that can reach one of the names of `KINDS` gets the marker of that kind: by its own code, by its fixtures, and by
-the functions of the test files that these call. `slow` is written at the test, and so is `process` where the package
-starts the interpreter: a test that starts one without the marker fails.
+A test gets the marker of a kind if it can reach one of the names of `KINDS`: in its own code, in its fixtures, or in
+the functions of the test files that these call. The marker `slow` is written at the test. So is `process` where the
+package starts the interpreter: a test that starts one without the marker fails.
 """
 
 import inspect
@@ -24,7 +24,7 @@ KINDS = {
 
 
 def kinds_of(item: pytest.Function) -> set[str]:
-    """The markers that a test gets."""
+    """The markers of a test that follow from the names that it can reach."""
     definitions = item._fixtureinfo.name2fixturedefs
     functions = [item.function, *(definition.func for found in definitions.values() for definition in found)]
     names = set(_reached_names(functions))
@@ -47,7 +47,7 @@ def _reached_names(functions: list[Any]) -> Iterator[str]:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Globals and attributes that a function names, and those of the functions inside of it."""
+    """Names of globals and attributes in the code of a function, and in the functions inside it."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -55,7 +55,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def family_of(item: pytest.Item, families: set[str]) -> str | None:
-    """The family that a test is about, by its parameters; `None` if it is about none or all."""
+    """The family that a test is about, from its parameters; `None` if it is not about a single family."""
     for value in getattr(getattr(item, "callspec", None), "params", {}).values():
         name = value.get("family") if isinstance(value, dict) else getattr(value, "name", value)
         if isinstance(name, str) and name in families:
@@ -65,7 +65,7 @@ def family_of(item: pytest.Item, families: set[str]) -> str | None:
 
 @contextmanager
 def watch_for_interpreters(item: pytest.Item) -> Iterator[None]:
-    """Fail a test that starts an interpreter without the marker `process`: `KINDS` did not find it."""
+    """Fail a test that starts an interpreter without the marker `process`, because `KINDS` did not find it."""
     if item.get_closest_marker("process"):
         yield
         return
@@ -78,7 +78,7 @@ def watch_for_interpreters(item: pytest.Item) -> Iterator[None]:
         return run(interpreter, program, *arguments, **options)
 
     def note_popen(process: Any, command: Any, *arguments: Any, **options: Any) -> None:
-        # Libraries ask other programs: git, lscpu, a compiler.
+        # Libraries also start other programs: git, lscpu, a compiler. These do not count.
         if not isinstance(command, (str, bytes)) and str(next(iter(command))) == sys.executable:
             started.append("Popen")
         popen(process, command, *arguments, **options)

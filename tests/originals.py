@@ -1,6 +1,6 @@
-"""Tiny checkpoints of the original LLaVA code as lmms-lab publishes them: a flat `config.json`, its names, a tokenizer.
+"""Tiny checkpoints of the original LLaVA code as lmms-lab publishes them: flat `config.json`, old names, a tokenizer.
 
-Importing this module does not import `flashvid_hf`.
+This module does not import `flashvid_hf`.
 """
 
 import json
@@ -12,7 +12,7 @@ from huggingface_hub import save_torch_state_dict
 from tokenizers import AddedToken, pre_tokenizers
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer, SiglipVisionConfig, SiglipVisionModel, set_seed
 
-# The vision tower has 5 x 5 patches. The original removes its last layer: four layers of which three are left.
+# The vision tower has 5 x 5 patches. The original removes the last of its four layers, so three are left.
 VISION = {
     "model_type": "siglip_vision_model",
     "hidden_size": 32,
@@ -36,9 +36,9 @@ TEXT = {
     "tie_word_embeddings": False,
 }
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-# Rows of the embedding that no token has; the tokenizer gives the placeholders these numbers.
+# Rows of the embedding without a token; the tokenizer gives these ids to the placeholders.
 IMAGE, VIDEO = 259, 260
-# What beside the language model's sizes stands in the published files.
+# The fields of the published files other than the sizes of the language model.
 PUBLISHED = {
     "architectures": ["LlavaQwenForCausalLM"],
     "attention_dropout": 0.0,
@@ -82,7 +82,7 @@ LLAVA_VIDEO = {"model_type": "llava_qwen", "mm_newline_position": "grid", "mm_sp
 
 
 def original_config(layout: dict[str, Any] = LLAVA_VIDEO, **overrides: Any) -> dict[str, Any]:
-    """A published `config.json`, but for sizes and for what says where tower and placeholders are."""
+    """A published `config.json`, except for sizes and for the fields that name the tower and the placeholders."""
     ours = {"vision_config": VISION, "image_token_index": IMAGE, "video_token_index": VIDEO}
     return {**TEXT, **PUBLISHED, **ours, **layout, **overrides}
 
@@ -90,7 +90,7 @@ def original_config(layout: dict[str, Any] = LLAVA_VIDEO, **overrides: Any) -> d
 def original_weights(
     tied: bool = False, dtype: torch.dtype = torch.bfloat16, seed: int = 0, **text_config: Any
 ) -> dict[str, torch.Tensor]:
-    """Weights under the original names. No two are equal; the language model's are large enough for varied answers."""
+    """Weights under the original names. No two are equal, and those of the language model are large: answers vary."""
     set_seed(seed)
     vision = SiglipVisionModel(SiglipVisionConfig(**VISION))
     text = Qwen2ForCausalLM(Qwen2Config(**{**TEXT, **text_config}))
@@ -116,7 +116,7 @@ def original_tokenizer() -> Qwen2Tokenizer:
 
 
 def write_original(folder: Path, weights: dict[str, torch.Tensor], shard: str = "5GB", **config: Any) -> Path:
-    """A folder of an original checkpoint; `config` as in `original_config`."""
+    """Write the folder of an original checkpoint; `config` as in `original_config`."""
     folder.mkdir(parents=True)
     save_torch_state_dict(weights, folder, max_shard_size=shard)
     (folder / "config.json").write_text(json.dumps(original_config(**config)))

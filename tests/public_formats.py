@@ -1,7 +1,7 @@
-"""Small local data sets in the formats of the public benchmarks, each with the questions that they must become.
+"""Small local data sets in the formats of the public benchmarks, each with the questions that must be read from it.
 
-Every clip is a copy of the demo's. The annotations are invented; columns, files and folders are those that lmms-eval
-0.7.3 and the cards of the repositories name.
+Every clip is a copy of the demo's clip. The annotations are invented. Columns, files and folders are those that
+lmms-eval 0.7.3 and the cards of the repositories name.
 """
 
 import json
@@ -14,7 +14,7 @@ from checkpoints import CLIP
 
 
 class Expected(NamedTuple):
-    """A question as the model has to be asked it, with answers that are right and wrong."""
+    """A question as the model must get it, with right and wrong answers."""
 
     video: str
     id: str
@@ -32,7 +32,7 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_card(folder: Path, *configs: tuple[str, str, str]) -> None:
-    """The README that names the files of each configuration, given as name, split and file."""
+    """Write the README that names the files of each configuration. A configuration is a name, a split and a file."""
     lines = ["---", "configs:"]
     for name, split, path in configs:
         lines += [f"- config_name: {name}", "  data_files:", f"  - split: {split}", f"    path: {path}"]
@@ -225,7 +225,7 @@ MLVU_TEST = Expected(
 
 
 class Format(NamedTuple):
-    """A benchmark with what writes its data, one of its questions, and its numbers of videos and questions."""
+    """A benchmark: the function that writes its data, one of its questions, and its numbers of videos and questions."""
 
     write: Callable[[Path], None]
     expected: Expected

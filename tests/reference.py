@@ -1,6 +1,6 @@
-"""FlashVID's compression, written as plainly as it can be: one loop per sentence of the paper, float64, no batching.
+"""FlashVID's compression, written as plainly as possible: one loop per sentence of the paper, float64, no batching.
 
-Legend: T frames, N tokens a frame, D width. Ties go to the lowest index.
+Ties go to the lowest index.
 """
 
 import math
@@ -9,12 +9,12 @@ import torch
 
 
 def compress(features, attention, config):
-    """Kept tokens (M, D), their flat indices t * N + n, ascending, and the frames of every segment.
+    """Kept tokens (M, D), their flat indices t * N + n in ascending order, and the frames of every segment.
 
     Args:
         features: with shape (T, N, D).
         attention: with shape (T, N).
-        config: a `CompressionConfig`; its behavior is taken to be "paper".
+        config: a `CompressionConfig`, read as if its behavior were "paper".
     """
     features, attention = features.double(), attention.double()
     num_frames, num_tokens, width = features.shape
@@ -77,7 +77,7 @@ def select(t, features, attention, segment, count, config) -> list[int]:
 
 
 def merge(features, segment, free, budget, num_merged, config) -> dict:
-    """TSTM: the merged tokens of a segment, by place (t, n)."""
+    """TSTM: the merged tokens of a segment, by their place (t, n)."""
     # Over time: link each free token to the most similar one of the frame before.
     links = {}
     for t in segment[1:]:
@@ -86,7 +86,7 @@ def merge(features, segment, free, budget, num_merged, config) -> dict:
             best = max(similarity, key=lambda j: (similarity[j], -j))
             if similarity[best] > config.temporal_threshold and config.temporal_threshold < 1:
                 links[t, i] = (similarity[best], (t - 1, best))
-    most = (features.shape[1] - budget) * len(segment)  # so that the budget is left
+    most = (features.shape[1] - budget) * len(segment)  # at most so many links, so that the budget is left
     strongest = sorted(links, key=lambda place: (-links[place][0], place))[:most]
     trees = {}
     for t in segment:
@@ -113,7 +113,7 @@ def merge(features, segment, free, budget, num_merged, config) -> dict:
 
 
 def density_peaks(points, count) -> dict[int, list[int]]:
-    """DPC-kNN: the members of each of `count` clusters, by centre."""
+    """DPC-kNN: the members of each of `count` clusters, by the cluster's centre."""
     if count == 0:
         return {}
     everyone = range(len(points))

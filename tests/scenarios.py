@@ -1,8 +1,8 @@
 """The table of what callers do with a model.
 
-`SCENARIOS` go through `generate`, `CALLS` call the model itself; `REFUSALS` are what a compressed prompt cannot do.
-What upstream does not do correctly has its reason beside it. Other models in the process are in `test_model.py`,
-upstream's models with compression installed in `test_drop_in.py`.
+`SCENARIOS` call `generate`, `CALLS` call the model itself, and `REFUSALS` are calls that a compressed prompt does not
+support. If upstream's result is wrong, the reason is given beside the scenario. Other models in the process are in
+`test_model.py`, upstream's models with compression installed in `test_drop_in.py`.
 """
 
 import copy
@@ -34,20 +34,20 @@ Never = Callable[[TinyFamily], str | None]
 
 
 def never(family: TinyFamily) -> None:
-    """No family is an exception."""
+    """Gives no reason: no family is an exception."""
 
 
 @dataclass
 class Answer:
-    """What `generate` came to, a row for each returned sequence.
+    """The result of `generate`: R returned sequences, V words of the vocabulary.
 
     Args:
-        tokens: the new ones, with shape (R, steps).
-        logits: of every step, with shape (R, steps, V); `None` where rows do not belong to sequences (beams).
-        scores: mean log-probability of each sequence, with shape (R,); of beams.
-        states: of every step, the last column of every hidden state and attention, if the scenario asks for them.
-        prompt: the inputs that the answer continues, if not those that were given.
-        query_index: column that ranks the video tokens, if not the prompt's last.
+        tokens: the new tokens, with shape (R, steps).
+        logits: logits of every step, with shape (R, steps, V); `None` if rows do not belong to sequences (beams).
+        scores: for beams the mean log-probability of each sequence, with shape (R,).
+        states: for every step the last column of every hidden state and attention, if the scenario asks for them.
+        prompt: the inputs that the answer continues, if they are not the given ones.
+        query_index: the column that ranks the video tokens, if it is not the last one of the prompt.
     """
 
     tokens: torch.Tensor
@@ -58,12 +58,12 @@ class Answer:
     query_index: int | None = None
 
 
-# The next token of one sequence, from its logits (V,), the step, and the tokens that are to be replayed.
+# Chooses the next token of a sequence from its logits (V,), the step, and the tokens to replay.
 Choice = Callable[[torch.Tensor, int, torch.Tensor], int]
 
 
 def allowed(logits: torch.Tensor) -> torch.Tensor:
-    # Random weights may answer with a placeholder, which upstream too takes for one of a video when it reads it again.
+    # Random weights may answer with a placeholder. Upstream, too, takes it for one of a video when it reads it again.
     logits = logits.clone()
     logits[..., [IMAGE, VIDEO]] = float("-inf")
     return logits
@@ -74,7 +74,7 @@ def greedy(logits: torch.Tensor, step: int, tokens: torch.Tensor) -> int:
 
 
 def replayed(logits: torch.Tensor, step: int, tokens: torch.Tensor) -> int:
-    """Of sequences that no single sample can choose: beams, several samples."""
+    """Replay the token, for sequences that a single sample cannot choose: beams, several samples."""
     return int(tokens[step])
 
 
@@ -87,7 +87,7 @@ def sampled(logits: torch.Tensor, step: int, tokens: torch.Tensor) -> int:
 def uncached(
     model: Any, inputs: dict[str, Any], choose: Choice, replay: torch.Tensor, query_index: int, states: bool = False
 ) -> Answer:
-    """The answer to one prompt by calls of the whole sequence without a cache."""
+    """The answer to one prompt, from calls on the whole sequence without a cache."""
     inputs, tokens, rows, seen = dict(inputs), [], [], []
     for step in range(len(replay)):
         with torch.no_grad():
@@ -152,7 +152,7 @@ def beams(model, family, inputs, **kwargs):
 
 
 class Collector(BaseStreamer):
-    """Keeps what it is given: the prompt, then every token."""
+    """A streamer that collects what it gets: the prompt, then every token."""
 
     def __init__(self):
         self.tokens, self.ended = [], False
@@ -188,7 +188,7 @@ def lowest(logits: torch.Tensor, step: int, tokens: torch.Tensor) -> int:
 
 
 def processed(model, family, inputs, **kwargs):
-    """By a processor that makes the least likely token the most likely."""
+    """With a logits processor that makes the least likely token the most likely."""
     processors = LogitsProcessorList([lambda ids, scores: scores.where(scores.isinf(), -scores)])
     return plain(model, family, inputs, logits_processor=processors, **kwargs)
 
@@ -209,13 +209,13 @@ def with_states(model, family, inputs, **kwargs):
 
 
 def after_a_video(model, family, inputs, **kwargs):
-    """Nothing of an earlier call stays."""
+    """An earlier call must leave no state."""
     plain(model, family, family.inputs(*ONE))
     return plain(model, family, inputs, **kwargs)
 
 
 def assisted(model, family, inputs, **kwargs):
-    """By the model's own first four layers."""
+    """With the model's own first four layers as the assistant."""
     assistant = copy.deepcopy(model)
     text = assistant.config.text_config
     assistant.model.language_model.layers = assistant.model.language_model.layers[:4]
@@ -226,7 +226,7 @@ def assisted(model, family, inputs, **kwargs):
 
 
 def encoded(model, family, inputs, **kwargs):
-    """Videos that are encoded before; upstream takes them from transformers 5.18 on."""
+    """With videos that are encoded before. Upstream takes them from transformers 5.18 on."""
     if OLD and not hasattr(model.config, "retention_ratio"):
         return plain(model, family, inputs, **kwargs)
     names = [name for name in ("pixel_values_videos", "video_grid_thw") if name in inputs]
@@ -245,7 +245,7 @@ def ids_and_embeddings(model, family, inputs, **kwargs):
 
 
 def only_embeddings(model, family, inputs, **kwargs):
-    """The Qwen families give every column the position of a text token then, as upstream."""
+    """Without token ids. The Qwen families, like upstream, then give every column the position of a text token."""
     prompt = {name: value for name, value in inputs.items() if name not in ("input_ids", "mm_token_type_ids")}
     prompt["inputs_embeds"] = embeddings(model, inputs)
     answer = plain(model, family, prompt, **kwargs)
@@ -253,7 +253,7 @@ def only_embeddings(model, family, inputs, **kwargs):
 
 
 def conversation(model, family, inputs, turn: Sequence[Any], **kwargs):
-    """A second turn on the cache of the first; the media of the second only, their grids with those of the first."""
+    """A second turn on the cache of the first. It has the pixels of its own media only, but the grids of both turns."""
     more = family.inputs(turn, seed=50)
     first = generate(model, inputs)
     ids = torch.cat([first.sequences, more["input_ids"].expand(len(first.sequences), -1)], 1)
@@ -269,7 +269,7 @@ def conversation(model, family, inputs, turn: Sequence[Any], **kwargs):
         if name in more or is_grid:
             following[name] = whole[name] if is_grid else more[name]
     answer = plain(model, family, following, **{CACHE: first[CACHE]}, **kwargs)
-    # The tokens of a video are ranked at the end of the turn that brings it.
+    # The last column of the turn that brings a video ranks its tokens.
     has_video = "pixel_values_videos" in more
     query = ids.shape[1] if has_video else inputs["input_ids"].shape[1]
     return Answer(answer.tokens, answer.logits, prompt=whole, query_index=query - 1)
@@ -291,13 +291,13 @@ class Scenario:
 
     Args:
         prompts: parts of every prompt, see `families.TinyFamily`.
-        run: does it, with a model of ours or of upstream.
-        choose: how one sequence comes about.
-        settings: of the configuration.
+        run: runs the scenario, with our model or upstream's.
+        choose: chooses the next token of one sequence.
+        settings: settings of the configuration.
         upstream_is_wrong: why upstream's result is not that of one long prompt, so that only ratio 1.0 is compared.
-        needs_cache: whether it has no form without a cache.
+        needs_cache: whether the scenario is impossible without a cache.
         states: whether hidden states and attentions are compared.
-        on_accelerator: whether it is for one; elsewhere its streams are stand-ins.
+        on_accelerator: whether the scenario is meant for an accelerator; elsewhere stand-ins replace its streams.
     """
 
     name: str
@@ -403,7 +403,7 @@ SCENARIOS = (
 
 
 def forward(model, family, inputs, **kwargs):
-    """Logits of every sample's real rows."""
+    """Logits of the real rows of every sample."""
     outputs = model(**inputs, **kwargs)
     return by_sample(outputs, inputs, outputs.logits)
 
@@ -449,14 +449,14 @@ def forward_with_states(model, family, inputs):
 
 
 def forward_loss(model, family, inputs):
-    """The loss over all text but the first token, whose row would be one of padding."""
+    """The loss over all text except the first token, which a padding row would predict."""
     mask = inputs["attention_mask"]
     unseen = (inputs["input_ids"] == VIDEO) | (mask == 0) | (mask.cumsum(-1) == 1)
     return [model(**inputs, labels=inputs["input_ids"].masked_fill(unseen, -100)).loss[None]]
 
 
 def loss_of_rows(model, family, singles):
-    """The same from the logits of every sample alone."""
+    """The same loss, from the logits of every sample alone."""
     losses = []
     cross_entropy = torch.nn.functional.cross_entropy
     for inputs in singles:
@@ -470,9 +470,9 @@ def loss_of_rows(model, family, singles):
 
 
 def forward_in_two_calls(model, family, inputs):
-    """The last three columns on the cache of the others; the first call's end ranks the tokens.
+    """The last three columns on the cache of the others. The last column of the first call ranks the tokens.
 
-    Without a mask in the second: upstream's Qwen families give its positions all columns then.
+    The second call has no mask: with one, upstream's Qwen families would compute its positions for all columns.
     """
     total = inputs["input_ids"].shape[1]
     per_column = ("input_ids", "attention_mask", "mm_token_type_ids")
@@ -487,9 +487,9 @@ def last_rows_of_one_call(model, family, singles):
 
 
 def forward_two_videos_in_two_calls(model, family, inputs):
-    """The second video on the cache of the first, with positions given."""
+    """The second video on the cache of the first, with given positions."""
     ids = inputs["input_ids"]
-    split = ids.shape[1] // 2  # the prompt is twice the same
+    split = ids.shape[1] // 2  # both halves of the prompt have the same parts
     positions = family.positions(model, inputs)
     parts = []
     for turn, columns in enumerate((slice(None, split), slice(split, None))):
@@ -521,7 +521,7 @@ def alone(model, family, singles):
 def alone_with_states(model, family, singles):
     (inputs,) = singles
     outputs = model(**inputs, output_hidden_states=True, output_attentions=True, use_cache=False)
-    # Pruning takes columns out: every row of attention over those that are left is a distribution.
+    # Pruning removes columns. Every row of attention over the columns that are left is a distribution.
     return [outputs.logits[0], *(s[0] for s in outputs.hidden_states), *(a[0] for a in outputs.attentions)]
 
 
@@ -530,9 +530,9 @@ class Call:
     """Something that callers do with `forward`.
 
     Args:
-        run: gives tensors, the same for a model of ours at ratio 1.0 and for upstream's.
-        reference: the same from calls on every sample alone without a cache.
-        padding_side: of the batch.
+        run: gives tensors, which are equal for our model at ratio 1.0 and for upstream's.
+        reference: gives the same tensors from calls on every sample alone, without a cache.
+        padding_side: side on which the batch is padded.
     """
 
     name: str
@@ -602,7 +602,7 @@ def call(model: Any, inputs: dict[str, Any], **kwargs: Any):
     return model(**inputs, **kwargs)
 
 
-# What is done with one video, the beginning of the message, and whether nothing has been encoded by then.
+# The call with one video, the beginning of the message, and whether the error comes before anything is encoded.
 REFUSALS = {
     "static cache by name": (refused(cache_implementation="static"), "`cache_implementation` is 'static'", True),
     "quantized cache": (refused(cache_implementation="quantized"), "`cache_implementation` is 'quantized'", True),

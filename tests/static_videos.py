@@ -1,4 +1,4 @@
-"""What the tests of PruneVID and HoliTom share: partly redundant videos, and loops that say the same as the package."""
+"""Shared by the tests of PruneVID and HoliTom: partly redundant videos, and the same computations as plain loops."""
 
 from fractions import Fraction
 
@@ -13,7 +13,7 @@ def redundant_video(num_frames: int, tokens_per_frame: int, width: int, seed: in
     generator = torch.Generator().manual_seed(seed)
     scene = (torch.rand(num_frames, generator=generator) < 0.25).cumsum(0)
     backgrounds = torch.randn(num_frames + 1, tokens_per_frame, width, generator=generator)
-    # How much a place moves differs, so that some places leave the static ones in the middle of a scene.
+    # The places move by different amounts, so that some stop being static in the middle of a scene.
     moves = torch.rand(tokens_per_frame, 1, generator=generator) * (torch.arange(tokens_per_frame) % 2)[:, None] * 2
     noise = torch.randn(num_frames, tokens_per_frame, width, generator=generator)
     attention = torch.rand(num_frames, tokens_per_frame, generator=generator)
@@ -26,7 +26,7 @@ def cosine(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def cluster(tokens: list, num_clusters: int) -> tuple[list[int], list[int]]:
-    """DPC-kNN with 7 neighbours: the positions of the centres, and for every token that of the centre it joins."""
+    """DPC-kNN with 7 neighbours: the positions of the centres, and for every token the position of its centre."""
     count, width = len(tokens), len(tokens[0])
     squared = [[float((x - y).square().sum()) / width for y in tokens] for x in tokens]
     neighbors = min(7, count)
@@ -42,7 +42,7 @@ def cluster(tokens: list, num_clusters: int) -> tuple[list[int], list[int]]:
 
 
 def share(total: int, sizes: list[int]) -> list[int]:
-    """Largest remainder."""
+    """Share a total out in proportion to the sizes, by largest remainder."""
     if not sum(sizes):
         return [0] * len(sizes)
     ideal = [Fraction(size * total, sum(sizes)) for size in sizes]
@@ -53,7 +53,7 @@ def share(total: int, sizes: list[int]) -> list[int]:
 
 
 def compare(method, features: torch.Tensor, attention: torch.Tensor, expected: dict, starts: list[int]) -> None:
-    """Compress, and compare with the expected token of every kept index, what went into it, and the segments."""
+    """Compress, and compare the token of every kept index, the tokens that went into it, and the segments."""
     video = method.compress(features, attention)
     assert len(expected) == method.exact_num_tokens(*attention.shape)
     assert video.indices.tolist() == sorted(expected)

@@ -1,4 +1,4 @@
-"""The layers of the package: what lies lower imports nothing that lies higher, and the tree shows which is which."""
+"""The layers of the package: a lower part imports nothing from a higher one, and the tree shows the layers."""
 
 import ast
 import sys
@@ -25,7 +25,7 @@ LAYERS = (
     ("cli",),
 )
 FLOOR = {part: floor for floor, parts in enumerate(LAYERS) for part in parts}
-# Libraries that a part may import beside the standard library; the others may import all that the package requires.
+# Libraries that a part may import beside the standard library. Other parts may import all that the package requires.
 LIBRARIES = {"compression": {"torch"}, "methods": {"torch"}}
 
 
@@ -37,7 +37,7 @@ def part_of(path: Path) -> str:
 
 
 def imports(file: Path) -> list[tuple[int, Path]]:
-    """Line and path of everything of the package that a file imports, inside of functions too."""
+    """Line and path of everything that a file imports from the package, also inside functions."""
     found = []
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -100,7 +100,7 @@ def test_the_top_of_the_package_is_short():
 
 
 def test_an_upward_import_would_be_found(tmp_path):
-    """The test above can fail: the same reading finds imports in functions, by level and by the package's name."""
+    """The test above can fail: `imports` finds imports in functions, relative ones and those by the package's name."""
     file = PACKAGE / "compression" / "budget.py"
     text = file.read_text() + "\n\ndef f():\n    from ..models.cache import x\n    import flashvid_hf.cli\n"
     (tmp_path / "compression").mkdir()

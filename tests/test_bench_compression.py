@@ -1,6 +1,6 @@
-"""`scripts/benchmarks/bench_compression.py` at tiny sizes: its counts are those of a call outside of it.
+"""`scripts/benchmarks/bench_compression.py` at tiny sizes: its counts equal those of a direct call.
 
-Times are not judged.
+Times are not tested.
 """
 
 import json

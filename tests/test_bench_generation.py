@@ -1,4 +1,4 @@
-"""`scripts/benchmarks/bench_generation.py` at tiny size: what it writes, never how fast anything was."""
+"""`scripts/benchmarks/bench_generation.py` at tiny size: the content of its results. Times are not tested."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Sharing tokens out: proportions, capacities and exact sums."""
+"""Distributing tokens: proportions, capacities and exact sums."""
 
 from fractions import Fraction
 
@@ -9,7 +9,7 @@ from flashvid_hf.compression.budget import indices_of, share_out
 
 
 def share_exactly(total: int, weights: list, capacity: list[int]) -> list[int]:
-    """Largest remainder in exact fractions, those that overflow filled one after the other; none without weight."""
+    """Largest remainder in exact fractions. Full shares are capped one after the other; no weight gets no tokens."""
     counts = [0] * len(weights)
     total = min(total, sum(c for w, c in zip(weights, capacity, strict=True) if w))
     open_ = [i for i, weight in enumerate(weights) if weight]
@@ -55,7 +55,7 @@ def test_sums_and_capacities_are_exact():
         total = int(torch.randint(0, int(capacity.sum()) + 1, (1,), generator=generator))
         counts = share_out(torch.tensor(total), weights, capacity)
         assert counts.sum() == total and (counts >= 0).all() and (counts <= capacity).all()
-        # Whoever has room has, but for the rounding, no less for its weight than the others.
+        # Relative to its weight, a share below its capacity is not smaller than another one, except for rounding.
         has_room = counts < capacity
         if has_room.any():
             assert ((counts - 1) / weights).max() < ((counts + 1) / weights)[has_room].min()

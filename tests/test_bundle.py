@@ -1,4 +1,4 @@
-"""Joining modules into flat files: what is kept, in which order, and what is refused."""
+"""Joining modules into flat files: what the files keep, in which order, and what is refused."""
 
 import ast
 import re
@@ -103,7 +103,7 @@ def test_names_for_types_stay_within_their_file(tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.config.model_type)
 def test_every_definition_of_a_family_is_published_as_it_is(family):
-    """Functions, classes and constants are character by character those of the package; none is lost or doubled."""
+    """Functions, classes and constants equal those of the package in every character; none is lost or repeated."""
     published: dict[str, str] = {}
     for text in published_files(family).values():
         for node in ast.parse(text).body:

@@ -1,4 +1,4 @@
-"""The cache of a compressed batch: its rows and columns stay together, whatever is done with them."""
+"""The cache of a compressed batch: its rows and columns stay consistent, whatever is done with them."""
 
 import copy
 
@@ -13,7 +13,7 @@ from flashvid_hf.models.upstream import CACHE
 
 BATCH = [["text", LARGE, "text"], ["text", "text"], ["text", SMALL, "text"]]
 ROUNDING = {"atol": 2e-5, "rtol": 1e-5}
-# What is done with the rows of a cache, and which of the old ones the new ones are.
+# Operations on the rows of a cache, and the old row that each new row comes from.
 CHANGES = {
     "reorder": (lambda cache: cache.reorder_cache(torch.tensor([2, 0, 1])), [2, 0, 1]),
     "repeat": (lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1, 2, 2]),
@@ -33,13 +33,13 @@ def prefill(model, inputs):
 def continue_with(model, cache, ids: torch.Tensor) -> torch.Tensor:
     """Logits of more text on a copy of the cache, after the model has seen another prompt."""
     if getattr(model.model, "rope_deltas", None) is not None:
-        model.model.rope_deltas = torch.full((1, 1), 77)  # upstream's are those of the last prompt
+        model.model.rope_deltas = torch.full((1, 1), 77)  # upstream keeps those of the last prompt
     return model(input_ids=ids, **{CACHE: copy.deepcopy(cache)}).logits
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_rows_that_move_take_everything_along(family, change):
-    """Later text is answered as it would have been in the old row."""
+    """Later text gets the same answer as in the old row."""
     model = family.model()
     cache = prefill(model, family.inputs(*BATCH))
     old = copy.deepcopy(cache)
@@ -50,7 +50,7 @@ def test_rows_that_move_take_everything_along(family, change):
         if name == "rope_deltas" and values is None:
             assert not model.model.positions_need_grids
             continue
-        assert len(values.unique(dim=0)) == len(BATCH)  # every row is another
+        assert len(values.unique(dim=0)) == len(BATCH)  # all rows differ
         assert torch.equal(getattr(cache, name), values[rows])
     ids = torch.randint(1, 90, (len(BATCH), 3), generator=torch.Generator().manual_seed(0))
     expected = continue_with(model, old, ids)
@@ -58,7 +58,7 @@ def test_rows_that_move_take_everything_along(family, change):
 
 
 def following(inputs, first, rows: list[int]):
-    """A second turn of text on the cache of a first, its rows in another order."""
+    """The inputs of a second turn of text, on the cache of the first turn with its rows in another order."""
     ids = torch.cat([first.sequences, torch.tensor([[20, 21, 22]]).expand(len(first.sequences), -1)], 1)[rows]
     grown = ids.shape[1] - inputs["input_ids"].shape[1]
     prompt = {"input_ids": ids}
@@ -71,7 +71,7 @@ def following(inputs, first, rows: list[int]):
 
 @pytest.mark.parametrize("beams", [1, 2])
 def test_a_second_turn_after_the_samples_changed_places(family, beams):
-    """By `generate`: one beam of each sample is returned with the cache of all beams, which stand side by side."""
+    """`generate` returns one beam of each sample, and the cache of all beams side by side."""
     model, inputs = family.model(), family.inputs(*BATCH)
     first = generate(model, inputs, num_beams=beams, num_return_sequences=beams)
     cache = first[CACHE]
@@ -90,7 +90,7 @@ def test_a_second_turn_after_the_samples_changed_places(family, beams):
 
 
 def test_cropping_takes_columns_from_the_end(family):
-    """Text that is cropped again leaves the cache as if it had never been there."""
+    """If text is added to a cache and cropped again, the cache is as before."""
     model = family.model()
     cache = prefill(model, family.inputs(*BATCH))
     ids = torch.randint(1, 90, (len(BATCH), 3), generator=torch.Generator().manual_seed(0))
@@ -117,7 +117,7 @@ def test_an_offloaded_cache_is_one(family, monkeypatch):
 @torch.no_grad()
 @pytest.mark.parametrize("ranked_by", ["the end", "an earlier column"])
 def test_videos_on_the_cache_of_a_padded_batch(family, ranked_by):
-    """Padding of an earlier turn without videos is neither seen, nor ranks, nor is taken for that of the new one."""
+    """Padding of an earlier turn without videos is not seen, ranks nothing, and is not mistaken for new padding."""
     model = family.model()
     turns = [[["text", "text", "text"], ["text"]], [["text", LARGE, "text"], ["text", "text", LARGE]]]
     first, second = (family.inputs(*turn, seed=10 * i) for i, turn in enumerate(turns))
@@ -134,7 +134,7 @@ def test_videos_on_the_cache_of_a_padded_batch(family, ranked_by):
     cache = prefill(model, {**first, "position_ids": positions[..., :old]})
     found = model(**following, query_index=query, **{CACHE: cache})
     expected = model(**whole, query_index=query, use_cache=False)
-    if ranked_by != "the end":  # the query decides
+    if ranked_by != "the end":  # the query alone decides
         last = model(**whole, query_index=old + new - 1, use_cache=False)
         assert not torch.equal(expected.token_index, last.token_index)
     for row in range(2):

@@ -1,4 +1,4 @@
-"""What a single call may set, and what it reports."""
+"""Settings of a single call, and its report."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +40,7 @@ def test_settings_of_a_call_equal_those_of_the_configuration(family, settings, s
 
 
 def test_the_next_turn_follows_the_cache(family):
-    """What was pruned in the first turn stays pruned, whatever the configuration says."""
+    """Tokens that the first turn pruned stay pruned, even if the configuration has changed."""
     model = family.model()
     inputs = family.inputs(*BATCHES["one video"])
     settings = {"pruning_layer": 4, "llm_retention_ratio": 0.25}
@@ -59,7 +59,7 @@ def test_the_next_turn_follows_the_cache(family):
 
 
 def continued(inputs, *more):
-    """The inputs of a prompt with text after it, without the pixels of the videos."""
+    """The inputs of a prompt and more text after it, without the pixels of the videos."""
     ids = torch.cat([inputs["input_ids"], *more], dim=1)
     grown = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if "mm_token_type_ids" in inputs:
@@ -69,7 +69,7 @@ def continued(inputs, *more):
 
 
 def test_one_prefill_and_many_questions(family):
-    """Each answer equals that of a run from scratch whose pruning used the same query, the end of what is shared."""
+    """Each answer equals that of a run from scratch that prunes by the same query, the end of the shared part."""
     model = family.model()
     shared, other = family.inputs(["text", LARGE]), family.inputs([SMALL, "text", "text"], seed=5)
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_a_cache_has_one_pruning_layer(family):
     inputs = family.inputs(*BATCHES["one video"])
     with torch.no_grad():
         cache = model(**inputs, use_cache=True)[CACHE]
-        if "mm_token_type_ids" in inputs:  # positions of a second video are upstream's business
+        if "mm_token_type_ids" in inputs:  # upstream computes the positions of a second video
             grown = [inputs["input_ids"]] * 2
             inputs["position_ids"] = torch.arange(len(torch.cat(grown, 1)[0]))[None, None].expand(4, 1, -1)
         inputs["attention_mask"] = torch.ones(1, 2 * inputs["input_ids"].shape[1], dtype=torch.long)
@@ -179,7 +179,7 @@ def test_every_call_reports(family, kwargs):
 @torch.no_grad()
 @pytest.mark.parametrize("padded_by", ["the compression", "the pruning"])
 def test_padding_is_no_token_of_a_video_that_comes_first(family, padded_by):
-    """Where padding stands for no column, nothing of the first column is entered, counted or reported."""
+    """Padding stands for no column. So nothing of the first column enters, is counted or is reported for it."""
     model = family.model(llm_retention_ratio=0.1)
     most = family.placeholders(LARGE) if padded_by == "the compression" else family.entered(LARGE, model.config)
     prompts = [[LARGE, "text"], ["text"] * ((most + 4) // 5)]

@@ -1,4 +1,4 @@
-"""`check`: a right folder passes, and each way to be wrong fails with its own message."""
+"""`check`: a correct folder passes, and every fault fails with its own message."""
 
 import ast
 import json
@@ -56,7 +56,7 @@ def broken_folder(right_folder, tmp_path) -> Path:
 
 
 def run(find: Callable, folder: Path | HubFolder) -> CheckResult:
-    """The result of the check that is done by this function."""
+    """The result of the check that this function does."""
     check = next(check for check in CHECKS if check.find_faults == find)
     return run_check(check, folder if isinstance(folder, HubFolder) else HubFolder(folder))
 
@@ -124,7 +124,7 @@ def test_code_is_compared_with_what_the_package_generates(broken_folder):
     edit(code, "import math\n", "import math\n\n")
     assert result().status == "failed"
     assert re.search(r"^compression_flashvid.py: is not what flashvid_hf [\d.]+ generates: export", result().message)
-    edit(code, "Generated from", "Derived from")  # a file of one's own is not compared, and the others are
+    edit(code, "Generated from", "Derived from")  # a file of the user's own is not compared; the others are
     assert result().status == "passed"
     for path in broken_folder.glob("*.py"):
         path.write_text(path.read_text().replace("Generated from flashvid_hf ", "Generated from flashvid_hf 9"))
@@ -136,7 +136,7 @@ def test_code_is_compared_with_what_the_package_generates(broken_folder):
 
 @pytest.mark.parametrize(
     "folder",
-    # Code is run in interpreters of its own.
+    # The code runs in separate interpreters.
     [pytest.param(path, marks=[pytest.mark.process] if any(path.glob("*.py")) else []) for path in RECIPES],
     ids=lambda folder: folder.name,
 )
@@ -233,7 +233,7 @@ def test_allowed_code(tmp_path, code):
     ],
 )
 def test_forbidden_code(tmp_path, code, rule, message):
-    """One fault for each, of this rule."""
+    """Each code has one fault, which breaks this rule."""
     ((found_rule, found),) = faults_of(tmp_path, code)
     assert (found_rule, message in found) == (rule, True), found
 
@@ -246,11 +246,11 @@ def test_code_in_a_sub_folder(tmp_path):
     ]
 
 
-# Broken configurations and cards, which show without loading anything
+# Broken configurations and cards, which are found without loading a model
 
 
 class Edit(NamedTuple):
-    """How a right folder is broken, by which check it fails, and how that says so."""
+    """How a correct folder is broken, which check then fails, and with which message."""
 
     apply: Callable[[Path], object]
     find: Callable
@@ -419,14 +419,14 @@ def test_broken_model(broken_folder, name):
     result = run(RUNTIME_EDITS[name].find, folder)
     assert result.status == "failed"
     assert re.search(RUNTIME_EDITS[name].message, result.message), result.message
-    if name == "missing module":  # what cannot be told is not said to be right
+    if name == "missing module":  # a check that cannot tell must not pass
         assert {run(find, folder).status for find in (check_model.check_keys, check_model.check_counts)} == {"skipped"}
     else:
         assert run(check_model.check_loads_from_path, folder).status == "passed"
 
 
 def test_counts_are_those_of_the_configuration(right_folder):
-    """By hand: 8 grids of 6 x 8 tokens, a quarter and a quarter of that more of them, and then 30 %."""
+    """Counted by hand: 8 grids of 6 x 8 tokens; 1.25 times a quarter of them enters, and 30 % of that remains."""
     folder = HubFolder(right_folder)
     config, inputs = folder.full_config, {"video_grid_thw": torch.tensor([[8, 12, 16]])}
     assert config.llm_retention_ratio == 0.3
@@ -434,7 +434,7 @@ def test_counts_are_those_of_the_configuration(right_folder):
 
 
 def judge(find: Callable, folder: Path, **changes) -> str:
-    """What a check says of findings that are right, but for the changes."""
+    """The result of a check for findings that are right except for the given changes."""
     hub_folder = HubFolder(folder)
     observed = {"counts": [[384], [120], [36]], "prompt_columns": [136] * 10 + [52] * 4}
     hub_folder.findings = {
@@ -457,7 +457,7 @@ def judge(find: Callable, folder: Path, **changes) -> str:
         (check_model.check_counts, {"compressed": {"counts": None}}, "has no `report`"),
         (check_model.check_counts, {"compressed": {"counts": [[384], [384], [36]]}}, "it compresses nothing"),
         (check_model.check_counts, {"compressed": {"counts": [[384], [130], [36]]}}, "384, 120, 36"),
-        # A report that says what the model does not do.
+        # The report does not describe what the model does.
         (
             check_model.check_counts,
             {"compressed": {"prompt_columns": [136] * 14}},
@@ -492,7 +492,7 @@ def test_reference(tmp_path, base):
 
 
 def test_snippets_that_fail(broken_folder):
-    """A wrong name, an error, an import of a package that remote code must do without; the right ones run."""
+    """A wrong name, an error, and an import of the package, which is missing for remote code; correct snippets run."""
     blocks = ["pipelin('x')", "raise SystemExit('enough')", "import av\nav.open('video.mp4').close()"]
     (broken_folder / "README.md").write_text("\n".join(f"```python\n{block}\n```" for block in blocks))
     result = run(check_card.check_snippets_run, broken_folder)
@@ -567,9 +567,9 @@ def test_right_recipe_passes(recipe):
     ],
 )
 def test_the_versions_that_a_card_states(recipe, old, new, status, message):
-    """Which the range allows, which were tested, and whether the newest of these is what the checks run with."""
+    """The versions that the range allows, the tested ones, and whether the checks run with the newest of these."""
     edit(recipe / "README.md", old, new)
-    if status == "passed" and TESTED_SENTENCE in (recipe / "README.md").read_text():  # whatever is installed
+    if status == "passed" and TESTED_SENTENCE in (recipe / "README.md").read_text():  # true for any installed version
         edit(recipe / "README.md", TESTED_SENTENCE, f"Tested with transformers {transformers.__version__}.")
     result = run(check_versions, recipe)
     assert result.status == status and re.search(message, result.message), result

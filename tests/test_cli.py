@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it passes on, and what it refuses."""
+"""The command line: what it prints, what it passes to the package, and what it refuses."""
 
 import os
 import re
@@ -42,12 +42,12 @@ SHORT = ("--num-frames", NUM_FRAMES, "--max-new-tokens", 8)
 
 
 def invoke(*arguments, **environment):
-    """What the command line prints and how it ends, in this process."""
+    """Runs the command line in this process; gives its output and exit status."""
     return CliRunner(env=environment).invoke(app, [str(argument) for argument in arguments])
 
 
 def run_cli(*arguments, **environment) -> Ended:
-    """The program in a process of its own, without a network."""
+    """Runs the program in a separate process, without a network."""
     package = str(Path(flashvid_hf.__file__).parents[1])
     return shared_interpreter().run(
         f"import sys; sys.path.insert(0, {package!r}); from flashvid_hf.cli import main; main()",
@@ -58,13 +58,13 @@ def run_cli(*arguments, **environment) -> Ended:
 
 
 def call_main(monkeypatch, *arguments) -> None:
-    """The program in this process."""
+    """Runs the program in this process."""
     monkeypatch.setattr(sys, "argv", ["flashvid-hf", *arguments])
     main()
 
 
 def answers_of(output: str) -> list[str]:
-    """The lines after each rule of `run`: answers of demo models have one line."""
+    """The lines after each horizontal rule that `run` prints: answers of demo models have one line."""
     lines = output.splitlines()
     return [lines[i + 1] for i, line in enumerate(lines) if line.startswith("─")]
 
@@ -154,7 +154,7 @@ def test_run_compresses_upstream_checkpoints(upstream):
     assert counts["total"] > counts["entered"] > counts["remained"] > 0
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_video"])  # whose processors are upstream's and the package's
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_video"])  # a processor of upstream's, and one of the package's
 def test_code_of_a_folder_does_not_run(tmp_path, family):
     folder = build_flashvid_folder(tmp_path / "folder", family)
     modules = sorted(folder.glob("*.py"))
@@ -199,7 +199,7 @@ def test_wrong_videos_are_refused_before_the_model_is_read(tmp_path):
 
 
 def test_errors_are_one_line(tmp_path):
-    """Also those that transformers writes as a paragraph; the exit status says that there was one."""
+    """Also errors that transformers writes as a paragraph. The exit status shows that there was an error."""
     ended = run_cli("run", CLIP, "What?", "-m", "acme/missing", HF_HOME=str(tmp_path))
     assert (ended.status, ended.output) == (1, "")
     (line,) = ended.errors.splitlines()
@@ -223,7 +223,7 @@ def test_errors_of_the_program_are_not_hidden(monkeypatch):
 
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch, capsys):
-    """huggingface_hub lets errors of its HTTP library through, which are no `OSError`."""
+    """huggingface_hub passes on errors of its HTTP library, which are not of the class `OSError`."""
     unreachable = type("ConnectError", (Exception,), {"__module__": "httpx"})
 
     def fail(*args, **kwargs):
@@ -338,7 +338,7 @@ def test_check(tmp_path):
 
 @pytest.mark.parametrize("family", RECIPES)
 def test_exported_recipes_pass_every_check(family, exports, monkeypatch):
-    """Where the user's cache has the base; the folder and the snippets of its card run in processes of their own."""
+    """The user's cache has the base. The folder and the snippets of its card run in separate processes."""
     monkeypatch.setattr(clean_process, "HF_HUB_CACHE", str(exports / "home" / "hub"))
     shown = invoke("check", exports / f"{family}-base")
     assert shown.exit_code == 0, shown.output

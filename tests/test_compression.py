@@ -1,7 +1,4 @@
-"""The compression on any video: what must hold whatever the settings, and a plain reference.
-
-Legend: T frames, N tokens a frame, D width, M kept tokens.
-"""
+"""The compression on any video: what must hold for all settings, and a comparison with a plain reference."""
 
 import math
 from collections import Counter
@@ -52,7 +49,7 @@ def make_video(kind, num_frames, num_tokens, width, seed, scale=1.0):
     elif kind == "some zero":
         features[torch.rand(num_frames, num_tokens, generator=generator) < 0.5] = 0
         attention[torch.rand(num_frames, num_tokens, generator=generator) < 0.5] = 0
-    elif kind == "opposite":  # frame after frame turns round; the event relevance is negative for half of the tokens
+    elif kind == "opposite":  # each frame negates the one before: the event relevance of half of the tokens is negative
         features = features[:1] * torch.tensor([1.0, -1.0]).repeat(num_frames)[:num_frames, None, None]
     elif kind == "one hot":
         features = torch.eye(width)[torch.randint(width, (num_frames, num_tokens), generator=generator)]
@@ -83,7 +80,7 @@ released_configs = configs.map(lambda config: replace(config, behavior="released
 
 
 def assert_same(video, other):
-    """Two results are the same, bit for bit, in every field."""
+    """Assert that two results are equal, bit for bit, in every field."""
     for field in fields(video):
         a, b = getattr(video, field.name), getattr(other, field.name)
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, field.name
@@ -146,7 +143,7 @@ def test_paper_tokens_are_means_of_disjoint_sets(inputs, config):
     indices = video.indices.tolist()
     assert video.selected.sum(1).tolist() == [num_selected] * num_frames
 
-    # Selected tokens are kept as they are, in a row of their own.
+    # A selected token is kept unchanged, in its own row.
     merged_rows = set(range(len(indices)))
     for place in (p for p, chosen in enumerate(selected) if chosen):
         row = slots[place]
@@ -155,7 +152,8 @@ def test_paper_tokens_are_means_of_disjoint_sets(inputs, config):
         merged_rows.remove(row)
     assert len(merged_rows) == num_frames * (budget - num_selected)
 
-    # The others form trees: each from one root on over consecutive frames of its segment, and never torn apart.
+    # The other tokens form trees. A tree begins at one root, covers consecutive frames of its segment, and is never
+    # split.
     trees = {}
     for place, root in enumerate(roots):
         if not selected[place]:
@@ -174,7 +172,8 @@ def test_paper_tokens_are_means_of_disjoint_sets(inputs, config):
     if config.temporal_threshold >= 1:
         assert not num_links
 
-    # A merged token is the mean of its trees' means, all with their roots in its own frame, at the place of one root.
+    # A merged token is the mean of its trees' means. The roots of all these trees lie in its frame, and it has the
+    # place of one of them.
     clusters = {}
     for root, members in trees.items():
         clusters.setdefault(slots[root], {})[root] = rows[members].double().mean(0)
@@ -194,7 +193,7 @@ def test_gradients_flow_to_the_kept_tokens(inputs, config):
     features, attention = inputs
     features.requires_grad_()
     video = compress_video(features, attention, config)
-    weight = torch.arange(1.0, len(video.tokens) + 1)  # another for each kept token
+    weight = torch.arange(1.0, len(video.tokens) + 1)  # a different weight for each kept token
     (video.tokens * weight[:, None]).sum().backward()
     slots, roots = video.slots.flatten().tolist(), video.trees.flatten().tolist()
     members = Counter(roots)
@@ -233,7 +232,7 @@ def test_released_chooses_again_where_the_relevance_is_negative():
         for released in (True, False)
     )
     assert (distinct.diff() > 0).all()
-    assert (repeated.diff() == 0).all()  # at distance 0 from itself, the first token stays the farthest
+    assert (repeated.diff() == 0).all()  # at distance 0 from itself, the first token is still the farthest
     assert (distinct == repeated[:, :1]).any(1).all()
 
     # Through the compression: a faint second frame, turned away from the mean of both.
@@ -245,7 +244,7 @@ def test_released_chooses_again_where_the_relevance_is_negative():
 
 
 def choose_as_released(distance, attention, relevance, count, method) -> list[int]:
-    """Tokens of one frame as the released code chooses them: without `attn_div_v2`, a chosen one is worth -1."""
+    """Tokens of one frame as the released code chooses them: without `attn_div_v2`, a chosen one gets the value -1."""
     everyone = range(len(attention))
     weight = torch.ones_like(attention) if method == "div" else attention * 1e6
     weight = weight * relevance if method == "attn_div_v2" else weight
@@ -285,7 +284,7 @@ def test_released_chooses_again_in_attn_div_v2_alone(method, kind):
 
 
 def test_distances_are_symmetric():
-    """Bit for bit, whatever the norms, so that tokens that are each other's nearest stay tied."""
+    """Bit for bit and for all norms, so that two tokens that are each other's nearest stay tied."""
     features = make_video("random", 5, 40, 16, seed=0)[0] * torch.logspace(-3, 3, 40)[:, None]
     distance, inverse_norm = cosine_distances(features)
     assert torch.equal(distance, distance.mT)
@@ -293,7 +292,7 @@ def test_distances_are_symmetric():
     torch.testing.assert_close(distance, 1 - torch.cosine_similarity(features[:, :, None], features[:, None], dim=-1))
 
 
-# Directions with a length of exactly 1, and the cosine of the second with the first, without rounding.
+# Directions of length exactly 1, and the cosine of the second with the first. None of them is rounded.
 EXACT = {0.0: [0.0, 1.0, 0.0, 0.0], 0.5: [0.5, 0.5, 0.5, 0.5], 1.0: [1.0, 0.0, 0.0, 0.0], -0.5: [-0.5, 0.5, 0.5, 0.5]}
 
 
@@ -464,7 +463,7 @@ def test_plain_reference(method):
 
 @pytest.mark.parametrize("num_clusters", [1, 2, 3])
 def test_ties_between_clusters_go_to_the_lower_index(num_clusters):
-    """Four pairs of neighbours, all alike, with distances that have no rounding."""
+    """Four equal pairs of neighbours, with distances that are not rounded."""
     features = torch.zeros(1, 8, 4)
     for pair in range(4):
         features[0, 2 * pair : 2 * pair + 2, pair] = 8
@@ -501,7 +500,7 @@ def test_paper_waits_for_no_device_and_grows_with_no_frame(method, do_segment):
 
 @pytest.mark.parametrize("method", TOKEN_SELECTION_METHODS)
 def test_at_most_220_operators(method):
-    """32 frames of 196 tokens at 10 %: 18 greedy steps of three operators, and all the rest."""
+    """32 frames of 196 tokens at 10 %: 18 greedy steps of three operators each, and all other operators."""
     video = [tensor.bfloat16() for tensor in make_video("scenes", 32, 196, 32, seed=0)]
     config = CompressionConfig(retention_ratio=0.1, token_selection_method=method)
     with Operators() as seen:
@@ -515,7 +514,7 @@ def test_at_most_220_operators(method):
 @pytest.mark.parametrize("kind", ["scenes", "static"])
 @pytest.mark.slow
 def test_a_long_video_in_chunks_is_the_same(monkeypatch, kind, alpha, behavior, dtype):
-    """Bit for bit, and waiting twice at most beside what "released" waits anyway."""
+    """The result is equal bit for bit, with at most two waits more; behavior "released" always has waits of its own."""
     features, attention = make_video(kind, 11, 12, 16, seed=0)
     features = features.to(dtype)
     for method in TOKEN_SELECTION_METHODS:
@@ -552,7 +551,7 @@ def test_gradients_in_chunks_are_the_same(monkeypatch):
 @pytest.mark.parametrize("frames_per_chunk", [64, 16, 5])
 @pytest.mark.slow
 def test_memory_holds_the_input_and_a_chunk(monkeypatch, frames_per_chunk, kind, behavior):
-    """Beyond the input at most its size once more and one chunk in float32, the result included."""
+    """Beyond the input, memory holds at most its size once more and one chunk in float32, including the result."""
     features, attention = make_video(kind, 64, 196, 256, seed=0)
     chunk = frames_per_chunk * 4 * 196 * 256
     monkeypatch.setattr(frame_chunks, "_CHUNK_BYTES", chunk)
@@ -567,7 +566,7 @@ def test_memory_holds_the_input_and_a_chunk(monkeypatch, frames_per_chunk, kind,
 @pytest.mark.parametrize("behavior", BEHAVIORS)
 @pytest.mark.parametrize("method", TOKEN_SELECTION_METHODS)
 def test_steps_and_blocks_of_columns_change_nothing(monkeypatch, method, behavior):
-    """Bit for bit; of bfloat16 features, whose sums are made in blocks, the tokens are those of float32, rounded."""
+    """Bit for bit. For bfloat16 features, which are summed in blocks, the tokens are the rounded tokens of float32."""
     features, attention = make_video("scenes", 60, 49, 160, seed=0)
     features = features.bfloat16()
     config = CompressionConfig(
@@ -582,7 +581,7 @@ def test_steps_and_blocks_of_columns_change_nothing(monkeypatch, method, behavio
 
 
 def test_memory_does_not_grow_with_copies(monkeypatch):
-    """Of bfloat16 features, what is held beyond them is much less than a float32 copy of a long video."""
+    """For a long video with bfloat16 features, the additional memory is much less than a float32 copy."""
     features, attention = make_video("scenes", 200, 16, 256, seed=0)
     features = features.bfloat16()
     monkeypatch.setattr(frame_chunks, "_CHUNK_BYTES", 10 * 4 * 16 * 256)
@@ -696,7 +695,7 @@ def test_exact_num_tokens_needs_the_papers_behavior():
 
 
 def test_equal_attention_keeps_the_first_tokens():
-    """In the paper's behavior; the released code leaves the choice to `torch.topk`."""
+    """In behavior "paper". The released code leaves the choice to `torch.topk`."""
     attention = torch.tensor([[0.1, 0.3, 0.3, 0.3, 0.3, 0.1], [0.2] * 6])
     kept = select_tokens(None, attention, 3, method="attn")
     assert kept.tolist() == [[1, 2, 3], [0, 1, 2]]

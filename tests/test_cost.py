@@ -1,4 +1,4 @@
-"""What a call costs beside the model's own work, counted in operators, waits for the device, and masks."""
+"""The cost of a call beyond the model's own work: operators, waits for the device, masks and memory."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: fami
 
 @torch.no_grad()
 def operators_of_a_step(model, inputs) -> Operators:
-    """What `generate` runs for one more token."""
+    """The operators that `generate` runs for one more token."""
     counts = []
     for max_new_tokens in (4, 5):
         with Operators() as seen:
@@ -34,14 +34,14 @@ def operators_of_a_step(model, inputs) -> Operators:
 
 
 def test_a_decoding_step_costs_what_upstreams_does(family):
-    """Upstream has a text of the kept length.
+    """Compared with upstream on a text of the kept length.
 
-    Ours looks for placeholders and counts positions, with up to three operators more; nothing waits for the device.
+    Our model looks for placeholders and counts positions, with up to three more operators; nothing waits.
     """
     model, inputs = family.model(), family.inputs(PROMPT)
     kept = model(**inputs, use_cache=True)[CACHE].num_cached()
     text = {"input_ids": torch.full((1, kept), 5), "attention_mask": torch.ones(1, kept, dtype=torch.long)}
-    if "mm_token_type_ids" in inputs:  # `generate` makes them longer in every step
+    if "mm_token_type_ids" in inputs:  # `generate` extends them in every step
         text["mm_token_type_ids"] = torch.zeros(1, kept, dtype=torch.long)
     ours, upstream = operators_of_a_step(model, inputs), operators_of_a_step(family.upstream(model), text)
     assert upstream.count > 200 and ours.count <= upstream.count + 3
@@ -64,7 +64,7 @@ def attention_calls(monkeypatch):
 @torch.no_grad()
 @pytest.mark.parametrize("batch", [1, 2])
 def test_no_mask_where_nothing_is_padded(family, attention_calls, batch):
-    """In the prefill and while decoding, in all layers; the layers from the pruning layer on attend to less."""
+    """In the prefill and in decoding, in all layers. The layers from the pruning layer on attend to fewer columns."""
     model, inputs = family.model(), family.inputs(*[PROMPT] * batch)
     report = model(**inputs).report
     attention_calls.clear()
@@ -88,7 +88,7 @@ def test_masks_where_something_is_padded(family, attention_calls):
 
 @torch.no_grad()
 def test_no_more_frames_no_more_waits(family):
-    """Beside those of upstream, whose Qwen3-VL places every frame by itself."""
+    """Except the waits of upstream, whose Qwen3-VL computes the positions of every frame separately."""
     model, waits = family.model(), {}
     for num_frames in (4, 16):
         inputs = family.inputs(["text", (num_frames, 8, 8), "text"])
@@ -102,7 +102,7 @@ def test_no_more_frames_no_more_waits(family):
 @torch.no_grad()
 @pytest.mark.slow
 def test_no_more_memory_than_without_compression(family):
-    """Of a long video; at widths of real models also of a single frame, see benchmarks/."""
+    """For a long video. At the widths of real models it also holds for a single frame, see benchmarks/."""
     model, inputs, peaks = family.model(), family.inputs(["text", (64, 16, 16), "text"]), {}
     for ratio in (1.0, 0.25):
         with PeakMemory() as memory:

@@ -1,4 +1,4 @@
-"""The training of the demo model asks what the model is asked later, and goes on where it stopped."""
+"""The training of the demo model sees the same inputs as the finished model, and resumes where it stopped."""
 
 import sys
 
@@ -38,7 +38,7 @@ def test_kept_tokens_are_in_order_and_mostly_show_something():
 
 
 def test_packed_questions_are_answered_as_single_ones(processor):
-    """What the training sees of a question is what `generate` sees: the same first logits."""
+    """For a question the training computes the same first logits as `generate`."""
     torch.manual_seed(0)
     learner = Learner(make_config(processor.tokenizer), processor.tokenizer).eval()
     initialize_attention(learner.model)

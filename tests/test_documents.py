@@ -1,4 +1,4 @@
-"""What the documents of the repository say of its files is true: links, paths, the layout, versions."""
+"""The documents of the repository are right about its files: links, paths, the layout, versions."""
 
 import ast
 import re
@@ -17,17 +17,17 @@ DOCUMENTS = sorted({path for folder in FOLDERS for path in ROOT.glob(f"{folder}/
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 
 LINK = re.compile(r"\]\(([^()\s]+)\)")
-# A path in backticks, of which the first part says that it is one of ours.
+# A path in backticks whose first part is a folder of this repository.
 PATH = re.compile(r"`((?:flashvid_hf|tests|scripts|examples|hub_configs|benchmarks|\.github|\.ci)/[\w./-]*)`")
 
 
 def read_text(path: Path) -> str:
-    """A document without its blocks of code, in which brackets mean other things."""
+    """A document without its code blocks, in which brackets have another meaning."""
     return re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 def find_anchors(path: Path) -> set[str]:
-    """The names under which GitHub reaches the headings of a document."""
+    """The anchors that GitHub gives to the headings of a document."""
     headings = re.findall(r"^#+ (.*)", read_text(path), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -35,7 +35,7 @@ def find_anchors(path: Path) -> set[str]:
 def find_broken_links(path: Path) -> list[str]:
     broken = []
     for link in LINK.findall(read_text(path)):
-        if re.match(r"[a-z]+:", link):  # of the web
+        if re.match(r"[a-z]+:", link):  # an address on the web
             continue
         file, _, anchor = link.partition("#")
         target = path.parent / file if file else path
@@ -65,7 +65,7 @@ def test_links(path):
 @each_document
 def test_paths(path):
     if path.name == "CHANGELOG.md":
-        return  # it tells of files that moved
+        return  # it names files that have moved
     paths = PATH.findall(read_text(path))
     assert [named for named in paths if not (ROOT / named).exists()] == []
 
@@ -78,7 +78,7 @@ def test_targets_of_make(path):
 
 
 def read_picture() -> list[str]:
-    """The rooms of the package in CONTRIBUTING.md from top to bottom: folders end with "/"."""
+    """The parts of the package in the layout of CONTRIBUTING.md, from top to bottom. Folders end with "/"."""
     picture = re.search(r"^```text\n.*?^flashvid_hf/\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S)
     return re.findall(r"^  ([\w/]+/|\w+\.py) ", picture[1], re.MULTILINE)
 
@@ -94,7 +94,7 @@ def test_the_arrows_in_the_picture_go_downward():
     rooms = read_picture()
 
     def line(path: Path) -> int:
-        """Of the room that a module lies in: a family's comes before the folder of all."""
+        """The line of the part that contains a module. A family's folder comes before `models/`."""
         name = path.relative_to(PACKAGE).as_posix()
         return next(number for number, room in enumerate(rooms) if name.startswith(room))
 
@@ -125,7 +125,7 @@ def test_the_citation():
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*.yml")), ids=lambda path: path.stem)
 def test_issue_forms(path):
-    """What GitHub asks of a form: a name, a description, and fields with their own ids."""
+    """What GitHub requires of a form: a name, a description, and fields with unique ids."""
     form = yaml.safe_load(path.read_text())
     if path.stem == "config":
         assert set(form) <= {"blank_issues_enabled", "contact_links"}

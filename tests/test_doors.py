@@ -1,4 +1,4 @@
-"""The doors to a model: the package, remote code in an interpreter without the package, and saving from either."""
+"""The two doors to a model: the package, and remote code in an interpreter without the package. Both load and save."""
 
 import ast
 import importlib
@@ -46,7 +46,7 @@ from flashvid_hf import (
 from flashvid_hf.families import FAMILIES_BY_NAME, family_of_type
 from flashvid_hf.publishing.published_code import published_files
 
-# Dots and hyphens are no part of a module's name: transformers has to replace them.
+# A module's name has no dots and hyphens, so transformers has to replace them.
 HUB_ID = "acme/flashvid-tiny-0.1B"
 HUB_FOLDER = "hub/models--acme--flashvid-tiny-0.1B"
 AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
@@ -54,7 +54,7 @@ AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoM
 SAVED_BY_PACKAGE = ("package-saved", "package-in-place")
 SAVED_BY_REMOTE_CODE = ("remote-saved", "remote-in-place", "hub-saved")
 
-# Runs where `flashvid_hf` cannot be imported. Loads every folder through remote code and writes what came of it.
+# Runs where `flashvid_hf` cannot be imported. Loads every folder by remote code and writes the results.
 REMOTE_DOOR = """
 from pathlib import Path
 
@@ -199,7 +199,7 @@ assert type(pipe.model) is flashvid_hf.FlashVIDQwen2_5_VLForConditionalGeneratio
 
 
 def build_doors(work: Path) -> None:
-    """Every folder, and what an interpreter without the package makes of them."""
+    """Build every folder, and the results of an interpreter without the package."""
     folder = build_flashvid_folder(work / "flashvid-tiny")
     build_upstream_folder(work / "upstream")
     for name in ("package-in-place", "remote-in-place"):
@@ -208,7 +208,7 @@ def build_doors(work: Path) -> None:
     in_place = work / "package-in-place"
     FlashVIDQwen2_5_VLForConditionalGeneration.from_pretrained(in_place).save_pretrained(in_place)
 
-    # The Hub's cache, as a download leaves it.
+    # The Hub's cache as a download leaves it.
     home = work / "home"
     for revision, commit in (("main", "a" * 40), ("v2", "b" * 40)):
         snapshot = home / HUB_FOLDER / "snapshots" / commit
@@ -234,7 +234,7 @@ def folder(work) -> Path:
 
 @pytest.fixture(scope="session")
 def remote(work) -> dict:
-    """What the remote door gave."""
+    """The results of the remote-code door."""
     return torch.load(work / "results.pt")
 
 
@@ -245,7 +245,7 @@ def inputs(folder) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def observed(folder, inputs) -> dict:
-    """What the package door gives."""
+    """The results of the package door."""
     return observe(load(folder), inputs)
 
 
@@ -255,7 +255,7 @@ def upstream(work) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def load(source, loader=AutoModelForImageTextToText, unexpected=frozenset(), **kwargs):
-    """A model, of which nothing was missing and nothing left over but `unexpected`."""
+    """Load a model; no weight may be missing, and none left over except `unexpected`."""
     model, info = loader.from_pretrained(source, output_loading_info=True, **kwargs)
     assert info["missing_keys"] == set()
     assert info["mismatched_keys"] == set()
@@ -264,7 +264,7 @@ def load(source, loader=AutoModelForImageTextToText, unexpected=frozenset(), **k
 
 
 def entered(retention_ratio: float) -> tuple[int, ...]:
-    """Tokens of the video of `video_inputs` that enter: four temporal grids of six tokens."""
+    """Number of tokens of the video in `video_inputs` that enter; it has four temporal grids of six tokens."""
     return (exact_num_tokens(4, 6, CompressionConfig(retention_ratio=retention_ratio)),)
 
 
@@ -301,7 +301,7 @@ def test_remote_code_computes_the_same(remote, observed, name):
 
 
 def test_the_compared_numbers_say_something(observed, inputs):
-    """The video is compressed at both places, and the answer is not one token repeated."""
+    """The video is compressed before and inside the language model, and the answer is not one token repeated."""
     assert observed["reports"] == [((24,), entered(RETENTION_RATIO), (3,), observed["reports"][0][3])]
     assert observed["logits"].shape[1] == inputs["input_ids"].shape[1] - 24 + 3
     new = observed["ids"][0, inputs["input_ids"].shape[1] :]
@@ -324,7 +324,7 @@ def test_setting_reaches_remote_code(remote, folder, inputs):
 def test_remote_code_from_the_hub(remote, inputs):
     model = remote["models"]["hub"]
     assert model["missing"] == model["unexpected"] == []
-    # One module for a commit, so that its parts share their classes.
+    # One module for each commit, so that its parts share their classes.
     assert f".{'a' * 40}.modeling_flashvid_qwen2_5_vl." in model["class"]
     assert_same(remote["hub inputs"], inputs)
 
@@ -337,7 +337,7 @@ def test_remote_code_from_a_revision(remote, name):
 
 
 def test_nothing_loads_without_trust(remote, folder):
-    """Not even upstream's model: it would run, and compress nothing."""
+    """Not even upstream's model, which would run without compression."""
     assert len(remote["refusals"]) == 20
     for name, answer in remote["refusals"].items():
         assert answer.startswith("ValueError: "), f"{name}: {answer}"
@@ -372,7 +372,7 @@ def test_package_is_preferred_to_the_code_in_the_folder(folder, trust_remote_cod
 
 @pytest.mark.parametrize("loader", [AutoModelForImageTextToText, FlashVIDQwen2_5_VLForConditionalGeneration])
 def test_where_to_find_the_files(work, observed, inputs, loader):
-    """The arguments that say where the files are serve the configuration and the weights."""
+    """The arguments that say where the files are apply to the configuration and the weights."""
     model = load(work, loader, subfolder="flashvid-tiny")
     assert_same(observe(model, inputs), observed)
     cache = {"cache_dir": work / "home" / "hub", "local_files_only": True}
@@ -389,7 +389,7 @@ def test_settings_of_model_and_configuration_arrive(folder, loader):
 
 
 def test_configuration_from_elsewhere(work, folder):
-    """A configuration, or the folder that has it, with the weights of another folder."""
+    """A configuration, or a folder with one, and the weights of another folder."""
     by_path = load(work / "upstream", FlashVIDQwen2_5_VLForConditionalGeneration, config=folder)
     config = AutoConfig.from_pretrained(folder, retention_ratio=0.5)
     by_object = load(work / "upstream", FlashVIDQwen2_5_VLForConditionalGeneration, config=config)
@@ -468,7 +468,7 @@ def test_checkpoint_of_another_family_is_refused(tmp_path, folder, loader):
 
 
 def assert_complete(saved: Path, original: Path) -> None:
-    """The folder brings the code along, and its configuration names it as the original's did."""
+    """The folder contains the code, and its configuration names that code as the original configuration did."""
     config, expected = (json.loads((folder / "config.json").read_text()) for folder in (saved, original))
     for part in ("text_config", "vision_config"):
         config[part].pop("dtype", None)  # upstream adds it when it loads weights
@@ -500,7 +500,7 @@ def test_saved_code_is_the_package(tmp_path, folder):
 
 
 def test_saving_over_the_code_that_runs(tmp_path, monkeypatch, folder, observed, inputs):
-    """A folder can be imported from where it lies, and then its model's code need not be copied there."""
+    """If the code of a model was imported from the folder itself, it need not be copied there."""
     shutil.copytree(folder, tmp_path / "downloaded_model")
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module("downloaded_model.modeling_flashvid_qwen2_5_vl")
@@ -557,7 +557,7 @@ ALLOWED_IMPORTS = {*sys.stdlib_module_names, "torch", "numpy", "PIL", "transform
 
 
 def imports(module: Path) -> tuple[set[str], list[str]]:
-    """What a module imports: relative modules, and whatever a folder without sub-folders cannot serve."""
+    """The imports of a module: relative modules, and imports that a folder without sub-folders cannot provide."""
     relative, faults = set(), []
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Import):
@@ -593,7 +593,7 @@ def test_published_modules_import_what_a_user_has(family_folder):
 
 
 def test_published_modules_are_those_that_are_needed(family_folder):
-    """From what the configurations name, by imports, every file is reached and none is missing."""
+    """Starting from the files that the configurations name, imports reach every file, and no file is missing."""
     config, processor = (
         json.loads((family_folder / f"{name}.json").read_text()) for name in ("config", "processor_config")
     )
@@ -626,13 +626,13 @@ def test_upstream_computes_the_same_beside_flashvid(work, folder, upstream, inpu
 
 
 def test_configuration_objects(folder):
-    """A configuration that is already made is taken as it is, with fields replaced, and stays as it was."""
+    """A given configuration object is used with some fields replaced, and is not changed itself."""
     loader = FlashVIDQwen2_5_VLForConditionalGeneration
     config = FlashVIDQwen2_5_VLConfig.from_pretrained(folder)
     before = config.to_dict()
     model = loader.from_pretrained(folder, config=config, retention_ratio=0.5)
     assert model.config.retention_ratio == 0.5 and config.to_dict() == before
-    # A derived ratio stays derived, and the attention implementations stay what they were.
+    # A derived ratio stays derived, and the attention implementations do not change.
     config._attn_implementation = {"": "sdpa", "text_config": "eager", "vision_config": "sdpa"}
     model = loader.from_pretrained(folder, config=config, pruning_layer=8)
     assert (model.config.pruning_layer, model.config.llm_retention_ratio) == (8, pytest.approx(4 / 7.5, abs=1e-6))

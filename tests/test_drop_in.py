@@ -1,4 +1,4 @@
-"""`flashvid` on a loaded model: the FlashVID class's results, the model's own weights, and nothing else changed."""
+"""`flashvid` on a loaded model: the results of the FlashVID class, the model's own weights, and no other change."""
 
 import copy
 import gc
@@ -20,9 +20,9 @@ from transformers import AutoModelForImageTextToText
 from flashvid_hf import CompressionConfig, flashvid
 from flashvid_hf.models.upstream import CACHE
 
-# Videos of one length, as upstream wants them in some families.
+# Videos of one length, which upstream needs in some families.
 PROMPTS = (["text", (4, 8, 8), "text"], ["text", (4, 8, 8), "text", "text"])
-# Of LLaVA-Video there is no upstream model: `flashvid` makes LLaVA-OneVision of upstream's class for both.
+# Upstream has no LLaVA-Video. For both LLaVA families `flashvid` turns upstream's class into LLaVA-OneVision.
 UPSTREAM = [f for f in FAMILIES if f.config_class.base_model_type == f.upstream_config_class.model_type]
 
 each_family = pytest.mark.parametrize("family", UPSTREAM, ids=lambda family: family.name)
@@ -36,7 +36,7 @@ def settings_of(model) -> dict:
 
 @torch.no_grad()
 def answer(model, inputs) -> tuple:
-    """Logits, greedy ids, the logits they were chosen by, and the reports, to compare bit for bit."""
+    """Logits, greedy ids, the logits that chose them, and the reports, to compare bit for bit."""
     found = model.generate(
         **inputs,
         max_new_tokens=4,
@@ -106,7 +106,7 @@ def test_equals_the_flashvid_class(family, attn_implementation, behavior):
 
 
 class Operations(TorchDispatchMode):
-    """Lists what torch computes or allocates."""
+    """Lists the operations of torch that compute or allocate."""
 
     def __init__(self):
         super().__init__()
@@ -228,7 +228,7 @@ def test_what_loading_and_the_user_set_comes_along(family):
     upstream = family.upstream(family.model()).bfloat16().train()
     upstream.generation_config.max_new_tokens = 3
     upstream.name_or_path = "somewhere"
-    upstream.notes = {"a": 1}  # as `hf_device_map` and `peft_config` are
+    upstream.notes = {"a": 1}  # like `hf_device_map` and `peft_config`
     upstream.loss_function = lambda **kwargs: torch.tensor(7.0)
     upstream.config.text_config.use_cache = False
     model = flashvid(upstream)
@@ -247,7 +247,7 @@ def test_what_loading_and_the_user_set_comes_along(family):
 def test_upstream_can_be_compiled_and_deleted(family):
     native = family.model()
     upstream = family.upstream(native)
-    upstream.compile(backend="eager")  # of this instance: the result runs without, until it is compiled too
+    upstream.compile(backend="eager")  # compiles this instance only: the result is not compiled
     model = flashvid(upstream, **settings_of(native))
     gone = weakref.ref(upstream), weakref.ref(upstream.base_model)
     del upstream
@@ -261,7 +261,7 @@ def test_upstream_can_be_compiled_and_deleted(family):
 def test_the_result_is_saved_as_a_flashvid_folder(family, tmp_path):
     native = family.model()
     family.upstream(native).save_pretrained(tmp_path / "upstream")
-    # Loading notes the checkpoint's own names of the weights, which saving goes back to.
+    # Loading notes the checkpoint's own names of the weights, and saving uses them again.
     upstream = AutoModelForImageTextToText.from_pretrained(tmp_path / "upstream")
     model = flashvid(upstream, **settings_of(native))
     expected = family.model_class.from_pretrained(tmp_path / "upstream", **settings_of(native))
@@ -278,7 +278,7 @@ def test_the_result_is_saved_as_a_flashvid_folder(family, tmp_path):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # in torch's own compiler
 @each_family
 def test_quantized_models(family, tmp_path):
-    """Stands for every quantizer, with BitNet's: the one of transformers that runs on a CPU without another package.
+    """BitNet's quantizer stands for all: it is the one in transformers that runs on a CPU without another package.
 
     It rounds weights to three values and activations to eight bits in each linear layer of both towers.
     """
@@ -310,7 +310,7 @@ def test_quantized_models(family, tmp_path):
 
 @torch.no_grad()
 def assert_logits(model, inputs, expected: torch.Tensor) -> None:
-    """Equal within rounding: offloaded weights come back to other addresses, where kernels may sum in another order."""
+    """Equal within rounding: offloaded weights return to other addresses, where kernels may sum in another order."""
     torch.testing.assert_close(model(**inputs).logits, expected, atol=2e-5, rtol=1e-5)
 
 
@@ -338,7 +338,7 @@ def test_dispatched_models(family, offloaded, tmp_path):
     again.save_pretrained(tmp_path / "flashvid")
     assert_logits(again, inputs, expected)
     assert_logits(AutoModelForImageTextToText.from_pretrained(tmp_path / "flashvid"), inputs, expected)
-    if offloaded == "every other layer":  # of some families, `generate` reads parameters outside of upstream's hooks
+    if offloaded == "every other layer":  # in some families `generate` reads parameters outside upstream's hooks
         assert torch.equal(answer(again, inputs)[1], ids)
 
 
@@ -361,7 +361,7 @@ def test_models_that_accelerate_offloads_or_dispatches(family, tmp_path):
         model = flashvid(upstream, **settings_of(native))
         assert_logits(model, inputs, expected)
         assert_logits(upstream, inputs, uncompressed)
-        # The hook on the result is its own: it notes where the inputs of a call came from.
+        # The result has its own hook, which notes where the inputs of a call came from.
         assert model._hf_hook is not upstream._hf_hook
 
 
@@ -383,7 +383,7 @@ class Wrapper(torch.nn.Module):
 def test_other_models_are_refused(family):
     upstream = family.upstream(family.model())
     derived = copy.deepcopy(upstream)
-    derived.__class__ = type("Derived", (type(upstream),), {})  # what it overrides would be lost
+    derived.__class__ = type("Derived", (type(upstream),), {})  # its overrides would be lost
     for model, name in (
         (torch.nn.Linear(1, 1), "Linear"),
         (upstream.base_model.language_model, type(upstream.base_model.language_model).__name__),

@@ -67,7 +67,7 @@ def ask(loaded, runs=RUNS, **kwargs) -> dict[tuple[str, str], Answer]:
 
 
 def test_answers_are_those_of_the_model_alone(loaded):
-    """Whatever shares the video: other questions, other settings, a batch."""
+    """Answers do not depend on what shares the video: other questions, other settings, a batch."""
     model, processor = loaded
     singles = ask(loaded)
     assert set(singles) == {(run.name, question.id) for run in RUNS for question in QUESTIONS}
@@ -105,7 +105,7 @@ def test_what_is_done_is_not_asked_again(loaded):
 
 
 def make_answers(run: str, right: np.ndarray, retained: float = 0.1) -> list[Answer]:
-    """Answers with the correctness (videos, questions); of every video the first question is of another type."""
+    """Answers with the given correctness (videos, questions); the first question of every video has another type."""
     counts = dict(text="", tokens=100, entered=20, remained=5, retained=retained)
     kinds = ["first", *["other"] * (right.shape[1] - 1)]
     return [
@@ -123,7 +123,7 @@ def test_accuracy_by_type_with_intervals():
         found = summary["accuracy"][group]
         assert (found["correct"], found["total"]) == (part.sum(), part.size)
         assert found["low"] < found["value"] == part.mean() < found["high"]
-        # Where questions are independent, the bootstrap over videos is near the normal approximation.
+        # With independent questions, the bootstrap over videos is close to the normal approximation.
         error = 1.96 * np.sqrt(part.mean() * (1 - part.mean()) / part.size)
         assert found["high"] - found["low"] == pytest.approx(2 * error, rel=0.25)
     assert summarize(make_answers("run", right)) == summarize(make_answers("run", right)[::-1])
@@ -136,7 +136,7 @@ def test_questions_about_one_video_are_no_independent_evidence():
 
 
 def test_differences_are_paired():
-    """Two runs that fail on other questions of the same difficulty differ less surely than their intervals suggest."""
+    """If two runs fail on different questions, their difference is less certain than their own intervals suggest."""
     base = np.random.default_rng(1).random((60, 4)) < 0.6
     better = base.copy()
     better[:12, 1] = True
@@ -218,7 +218,7 @@ def test_runs_are_compared_with_the_first_line_at_their_ratio():
         "evs 0.02": "flashvid 0.02",
         "evs 0.1": "flashvid 0.1",
     }
-    # A first line that cannot keep so little leaves the comparison with no compression.
+    # If the first line cannot keep so few tokens, the comparison is with no compression.
     del planned["flashvid"]
     references = studies.find_references(planned)
     assert references["evs 0.02"] == REFERENCE and references["evs 0.1"] == "fastv 0.1"
@@ -247,7 +247,7 @@ def test_a_broken_last_line_is_not_an_answer(tmp_path):
 
 
 def options_of(monkeypatch, *arguments: str) -> EvaluationOptions:
-    """What the command line passes on."""
+    """The options that the command line passes on."""
     passed = []
     monkeypatch.setattr("flashvid_hf.evaluation.evaluate.evaluate_model", lambda options, say: passed.append(options))
     done = CliRunner().invoke(app, ["evaluate", *arguments])

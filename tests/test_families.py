@@ -1,4 +1,4 @@
-"""Every family's demo folder: both doors, the pipeline's counts, and what its configuration derives and refuses."""
+"""The demo folder of every family: both doors, the pipeline's counts, what its configuration derives and refuses."""
 
 import json
 
@@ -44,7 +44,7 @@ pipe.processor.save_pretrained(saved)
 """
 
 each_family = pytest.mark.parametrize("family", FAMILIES_BY_NAME)
-# Those whose published checkpoints are of upstream's class.
+# Families whose published checkpoints belong to upstream's class.
 each_upstream_family = pytest.mark.parametrize(
     "family",
     [family.name for family in FAMILIES if family.has_upstream_checkpoints],
@@ -58,8 +58,8 @@ def test_every_family_is_in_the_shared_tests():
     assert len(set(RECORDS)) == len(FAMILIES_BY_NAME)
 
 
-# By hand, how the small models see the clip of 336 x 252 pixels: frames in a temporal grid, rows and columns of tokens,
-# newlines of a video of eight frames, and the part of the frames' width that the tokens see.
+# How the small models see the clip of 336 x 252 pixels, computed by hand: frames in a temporal grid, rows and columns
+# of tokens, newlines of a video of eight frames, and the share of the frames' width that the tokens cover.
 CLIP_GEOMETRY = {
     "qwen2_5_vl": (2, (9, 12), 0, 1.0),
     "qwen3_vl": (2, (8, 10), 0, 1.0),
@@ -90,7 +90,7 @@ def test_records_hold_what_the_published_models_have(family):
 
 @each_family
 def test_both_doors_give_the_same_answer(family, tmp_path):
-    """Without the package and with it, from the folder and from the one that remote code saved."""
+    """Without the package and with it, from the demo folder and from the folder that remote code saved."""
     folder = build_small_folder(tmp_path / "tiny", family, seed=2)
     saved, written = tmp_path / "saved", tmp_path / "json"
     run_program(REMOTE_DOOR, folder, CLIP, written, saved, home=tmp_path / "home")
@@ -125,7 +125,7 @@ def test_published_checkpoints_load_whole(family, tmp_path):
     assert (model.config.model_type, model.config.retention_ratio) == (f"flashvid_{family}", 0.1)
 
 
-# The settings of the reference's scripts, with the depth of the model that they are for.
+# The settings of the reference's scripts, with the depth of the model in each script.
 COMMON = {
     "compression_method": "flashvid",
     "method_settings": None,
@@ -176,7 +176,7 @@ def test_the_average_over_the_layers_is_the_ratio(family, depth):
 
     assert average(config) == pytest.approx(1, abs=1e-5)
     assert 0 < ratio < 1 <= layer < depth
-    # A ratio that was derived stays derived when another field changes; one that was set stays as it is.
+    # If another field changes, a derived ratio is derived again, and a given one stays.
     assert average(type(config).from_dict(config.to_dict(), expansion=1.2)) == pytest.approx(1, abs=1e-5)
     fixed = type(config).from_dict({**config.to_dict(), "llm_retention_ratio": 0.5}, pruning_layer=layer)
     assert fixed.llm_retention_ratio == 0.5

@@ -1,6 +1,6 @@
-"""The first load of a repository by its Hub id: how many requests for code the loader makes.
+"""The first load of a repository by its Hub id: the number of requests that the loader makes for code.
 
-A server on this machine stands for the Hub and counts.
+A local server takes the place of the Hub and counts the requests.
 """
 
 import json
@@ -89,5 +89,5 @@ def test_every_file_of_code_is_fetched_once(tmp_path, tmp_path_factory):
     code = {request: count for request, count in server.requests.items() if request[1].endswith(".py")}
     fetched = {name: count for (method, name), count in code.items() if method == "GET"}
     assert fetched == {path.name: 1 for path in folder.glob("*.py")}
-    # Each file is asked for and then fetched; transformers also looks for code of `generate`, which is not there.
+    # Each file is asked for and then fetched. transformers also asks for code of `generate`, which does not exist.
     assert sum(code.values()) <= 2 * len(fetched) + 1

@@ -1,6 +1,6 @@
 """Random calls of the models and random damage to video files.
 
-A test run takes the same few examples each time; `make fuzz` takes others until its time is over (`fuzz.py`).
+A test run takes the same few examples each time; `make fuzz` takes new ones until its time is over (`fuzz.py`).
 """
 
 import copy
@@ -28,8 +28,8 @@ from flashvid_hf.models.upstream import CACHE
 from flashvid_hf.video.reading import _choose_frames, available_backends
 
 DEPTH = 6  # layers of the language models
-DEEPSTACK = 3  # of these take in deepstack features
-ATOL = 1e-4  # of logits of about 1 in float32, against another order of summation
+DEEPSTACK = 3  # number of these layers that take in deepstack features
+ATOL = 1e-4  # for logits of about 1 in float32, which another order of summation changes
 
 IS_LONG = "FLASHVID_FUZZ" in os.environ  # set by `fuzz.py`
 examples = functools.partial(
@@ -45,7 +45,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: fa
 
 # --- calls of the models ---
 
-sides = st.integers(1, 5).map(lambda half: 2 * half)  # patches; two a side make a token, so their number may be odd
+sides = st.integers(1, 5).map(lambda half: 2 * half)  # patches; two a side make a token: odd numbers of tokens occur
 videos = st.tuples(st.integers(1, 7), sides, sides)
 images = st.tuples(st.just(1), sides, sides)
 parts = st.one_of(
@@ -82,7 +82,7 @@ def tiny(family, attention="sdpa", dtype=torch.float32):
 
 @functools.cache
 def configured(family):
-    """Another model with the same weights, whose configuration may change."""
+    """A copy of the family's model with the same weights, whose configuration may be changed."""
     return family.model()
 
 
@@ -122,7 +122,7 @@ def run(model, inputs, **chosen):
 
 
 def rows_left(outputs, inputs, row):
-    """Of a sample the columns that are left, counted without padding, and their logits."""
+    """The columns of a sample that are left, counted without padding, and their logits."""
     mask = inputs["attention_mask"][row].bool()
     index = torch.where(mask, torch.arange(len(mask)), -1) if outputs.token_index is None else outputs.token_index[row]
     return (mask.cumsum(0) - 1)[index[index >= 0]], outputs.logits[row][index >= 0]
@@ -134,7 +134,7 @@ def grids(prompt):
 
 
 def decisions(report):
-    """What was decided about each video, in a form that can be compared."""
+    """The decisions of the compression about each video, in a form that can be compared."""
     return [(video.indices.tolist(), video.selected.tolist(), video.slots.tolist()) for video in report.videos]
 
 
@@ -155,7 +155,7 @@ def check_counts(family, batch, outputs, config):
             kept = (entered - family.newlines(part)) / num_frames  # whole tokens of every frame
             assert kept in (math.ceil(num_tokens * share), math.ceil(num_tokens * share - 1e-9))
     assert [sum(lengths) for lengths in report.segment_lengths] == [part[0] for part in of_videos]
-    # In the released code the newlines are tokens, but for a single one after the video.
+    # In the released code newlines count as tokens, except a single one after the video.
     prunes_newlines = config.behavior == "released" and getattr(config, "mm_newline_position", "one_token") == "frame"
     for row in range(len(batch)):
         of_sample = [i for i, sample in enumerate(report.samples) if sample == row]
@@ -183,7 +183,7 @@ def check_counts(family, batch, outputs, config):
     seed=st.integers(0, 9),
 )
 def test_any_call(family, batch, padding_side, chosen, attention, dtype, use_cache, seed):
-    """Documented refusals and nothing else; finite logits; the promised counts; untouched inputs."""
+    """Only documented refusals; finite logits; the promised counts; unchanged inputs."""
     model = tiny(family, attention, dtype)
     inputs = family.inputs(*batch, padding_side=padding_side, seed=seed)
     before = copy.deepcopy(inputs)
@@ -213,7 +213,7 @@ def test_any_call(family, batch, padding_side, chosen, attention, dtype, use_cac
 @examples(max_examples=25)
 @given(batch=batches, padding_side=padding_sides, chosen=some_settings)
 def test_a_sample_does_not_depend_on_its_batch(family, batch, padding_side, chosen):
-    """Every sample as if it were alone, and one without videos as upstream has it."""
+    """Every sample gives the same as alone; a sample without videos gives the same as upstream."""
     model = tiny(family)
     if configure(model.config, chosen) is None:
         return
@@ -245,7 +245,7 @@ def test_answers_with_and_without_a_cache(family, batch, padding_side, chosen):
     assert decisions(cached.report) == decisions(whole.report) and str(cached.report) == str(whole.report)
     start = inputs["input_ids"].shape[1]
     for row in range(len(batch)):
-        for step in range(3):  # up to where rounding may decide for another token
+        for step in range(3):  # until rounding may choose another token
             torch.testing.assert_close(cached.logits[step][row], whole.logits[step][row], atol=ATOL, rtol=ATOL)
             if cached.sequences[row, start + step] != whole.sequences[row, start + step]:
                 break
@@ -272,7 +272,7 @@ def test_settings_of_a_call_and_of_the_configuration(family, batch, chosen):
 # --- damaged files ---
 
 FRAMES, FPS = 24, 24
-SOURCES = {  # small files, of some seconds of work for no decoder
+SOURCES = {  # small files, so that decoding is fast
     "index at the end.mp4": dict(),
     "index in front.mp4": dict(container_options={"movflags": "faststart"}),
     "fragmented.mp4": dict(container_options={"movflags": "frag_keyframe+empty_moov"}),
@@ -285,7 +285,7 @@ SOURCES = {  # small files, of some seconds of work for no decoder
     "a.flv": dict(),
     "a.h264": dict(),
 }
-# These say where they end. A fragmented file is whole after each of its fragments, the others after each packet.
+# Formats that say where they end. A fragmented file is complete after each fragment; the others after each packet.
 SIZED = ["index at the end.mp4", "index in front.mp4", "a.mov", "a.mkv", "a.webm", "a.avi"]
 ENDINGS = [".mp4", ".mkv", ".avi", ".ts", ".txt", ".jpg", ".mp3", ""]
 TIME_LIMIT = 30  # seconds for a file of a second
@@ -302,7 +302,7 @@ def source(name):
 
 
 class Reader:
-    """`read_video` in a process of its own, which a damaged file may crash or hang."""
+    """`read_video` in a separate process, because a damaged file may crash it or make it hang."""
 
     def __init__(self):
         self.process = None
@@ -371,7 +371,7 @@ samplings = st.one_of(
     st.builds(lambda count: {"num_frames": count}, st.integers(1, 40)),
     st.builds(lambda fps: {"fps": fps}, st.floats(0.1, 60)),
 )
-# Parts of the length: anywhere, and where headers and indices are. Floats would mostly be 0, 1 and their like.
+# Places as parts of the length: anywhere, and where headers and indices are. Floats would mostly be 0, 1 and the like.
 places = st.one_of(
     st.integers(0, 1000).map(lambda place: place / 1000),
     st.integers(0, 1000).map(lambda place: place / 50_000),
@@ -430,7 +430,7 @@ def test_files_that_are_cut_short(reader, name, place, ending, sampling):
 @given(name=st.sampled_from(list(SOURCES)), ending=st.sampled_from(ENDINGS), sampling=samplings)
 def test_files_with_any_name(reader, name, ending, sampling):
     clip = reader(source(name), ending, **sampling)
-    if isinstance(clip, str):  # FFmpeg goes by the name where the content leaves room
+    if isinstance(clip, str):  # if the content is ambiguous, FFmpeg decides by the name
         assert (name, ending) == ("a.mpg", ".jpg"), clip
         return
     check_clip(clip, sampling)

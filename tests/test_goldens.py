@@ -1,7 +1,7 @@
-"""The reference numbers: every recorded case against every behavior it can be compared with.
+"""The reference numbers: every recorded case, in every behavior with which it can be compared.
 
-A case that cannot be compared still runs, for the promises that hold whatever the numbers are, and is counted with its
-reason (`goldens.exclusion`) in the table at the end of the run.
+A case that cannot be compared still runs, to test what must hold for all numbers. The table at the end of the run
+counts it with the reason (`goldens.exclusion`).
 """
 
 import hashlib
@@ -41,12 +41,12 @@ from flashvid_hf.models.upstream import CACHE
 
 SETTINGS = [field.name for field in fields(CompressionConfig)]
 
-# What becomes of the cases: kind (behavior) -> reason of the exclusion, or None -> ids.
+# The ids of the cases, by kind (and behavior), then by the reason of an exclusion or None.
 TALLY: defaultdict[str, defaultdict[str | None, list[str]]] = defaultdict(lambda: defaultdict(list))
 
 
 def compare(kind, cases, behaviors=goldens.BEHAVIORS, exclusion=goldens.exclusion):
-    """Decorator: run a test for every case in every behavior, under a name (or a function of the case) in the table."""
+    """Decorator: run a test for every case in every behavior; the first argument names it in the table."""
     params = []
     for case, behavior in itertools.product(cases, behaviors):
         name = f"{kind if isinstance(kind, str) else kind(case)} ({behavior})"
@@ -58,7 +58,7 @@ def compare(kind, cases, behaviors=goldens.BEHAVIORS, exclusion=goldens.exclusio
 
 @pytest.fixture
 def reason(outcome, record_property):
-    """Why the case is not compared, or `None`; noted for the table at the end of the run."""
+    """The reason why the case is not compared, or `None`. It is recorded for the table at the end of the run."""
     record_property(goldens.PROPERTY, outcome)
     return outcome[1]
 
@@ -97,7 +97,7 @@ def test_compression_where_the_released_code_raises(case, behavior, reason):
 
 
 def check_compression(case, behavior) -> CompressedVideo:
-    """Compress the video of a case; what must hold whatever the reference says."""
+    """Compress the video of a case, and check what must hold for every reference."""
     features, attention = goldens.video(case)
     originals = features.clone(), attention.clone()
     config = CompressionConfig(**case["params"], behavior=behavior)
@@ -126,7 +126,7 @@ def test_segment(case, behavior, reason):
     assert expected == case["expect"]["segment_lengths"]
     if behavior == "released":
         assert released_segment_lengths(frame_similarity(reference["frame_features"]), **params).tolist() == expected
-    # The list of the released code may have empty segments; the frames are grouped alike in both.
+    # The released code may list empty segments; both group the frames in the same way.
     lengths = starts.nonzero()[:, 0].diff(append=torch.tensor([len(starts)]))
     assert lengths.tolist() == [length for length in expected if length]
     if behavior == "paper" and reason is None:
@@ -177,7 +177,7 @@ def test_spatiotemporal_compression(case, behavior, reason):
     roots = find_roots(parent, num_frames)
     members = torch.zeros_like(roots).index_add_(0, roots, torch.ones_like(roots))[roots]
     is_root = (parent == flat_index) & ~selected.view(-1)
-    assert is_root.sum() + selected.sum() >= per_frame * num_frames  # never fewer than the budget
+    assert is_root.sum() + selected.sum() >= per_frame * num_frames  # at least the budget
     if reason is not None:
         return
     weight = members.float().reciprocal()
@@ -219,7 +219,7 @@ def test_dpc_knn(case, behavior, reason):
 
 @compare("fastv_prune", goldens.stage_cases("fastv_prune"), ["released"])  # the behaviors share this code
 def test_fastv_prune(case, behavior, reason):
-    """Which columns the layers from the pruning layer on see, given the attention of the layer below."""
+    """The columns that the layers from the pruning layer on see, given the attention of the layer below."""
     reference, params = goldens.tensors(case), case["params"]
     hidden_states, last_query = reference["hidden_states"], reference["attentions"][:, :, -1]
     column = torch.arange(hidden_states.shape[1])[None]
@@ -301,7 +301,7 @@ def load_model(folder: Path, settings: tuple):
 
 
 class Recording:
-    """What a model's language model is given in every call, and what the first call of the base model returns."""
+    """The inputs of a language model in every call, and the result of the first call of the base model."""
 
     def __init__(self, model):
         self.calls, self.outputs, self.model = [], [], model
@@ -326,7 +326,7 @@ class Recording:
 
 
 class Force(LogitsProcessor):
-    """Make greedy decoding follow given tokens, however close the runner-up is."""
+    """Make greedy decoding follow given tokens, even if another token is almost as likely."""
 
     def __init__(self, tokens: list[int], prompt_length: int):
         self.tokens, self.prompt_length = tokens, prompt_length
@@ -376,7 +376,7 @@ class Case:
 
 
 class QwenCase(Case):
-    """Positions on three axes, which kept tokens keep; of a repeated index both rows hold the same vector."""
+    """Positions have three axes, and kept tokens keep theirs. Both rows of a repeated index hold the same vector."""
 
     def read_inputs(self, stored: dict) -> dict:
         names = ("input_ids", "attention_mask", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
@@ -388,15 +388,15 @@ class QwenCase(Case):
             if other["kind"] == "vanilla" and other["input"] == self.case["input"]
         )
         if self.case.get("rope_positions_differ_in_transformers_5_23"):
-            # `generate` wants the row of the text positions too; the layers do not read it.
+            # `generate` also needs the row of the text positions; the layers do not read it.
             row = torch.arange(inputs["input_ids"].shape[1])[None, None]
             inputs["position_ids"] = torch.cat([row, self.vanilla["position_ids"].long()])
         return inputs
 
     def enter_recorded_tokens(self) -> None:
-        """From here on, let what the reference entered into its language model stand for the pixels.
+        """From here on, the recorded inputs of the reference's language model take the place of the pixels.
 
-        For repeated indices: their rows come in no defined order, in the reference neither.
+        This is for repeated indices, whose rows have no defined order, not even in the reference.
         """
         indices = self.reference["vision.kept_indices"].long()
         tokens = self.reference["lm.inputs_embeds"][0, self.is_video[self.entered_columns()]]
@@ -406,7 +406,7 @@ class QwenCase(Case):
         starts[self.reference["vision.segment_lengths"].cumsum(0)[:-1]] = True
         starts[0] = True
         video = CompressedVideo(tokens, indices, starts, torch.zeros(shape, dtype=torch.bool), grid, grid)
-        # Rows of a repeated index share their deepstack features, whatever their order.
+        # Rows of a repeated index have equal deepstack features, so their order does not matter.
         ours = self.model.get_video_features(self.inputs["pixel_values_videos"], self.inputs["video_grid_thw"])
         self.encoded = FlashVIDVideoOutput(
             pooler_output=(tokens,), videos=(video,), deepstack_features=ours.deepstack_features
@@ -417,7 +417,7 @@ class QwenCase(Case):
         return self.reference["lm.kept_positions"].long()
 
     def check_repeats(self, recording: Recording) -> None:
-        """All rows of a repeated index hold the same vector, of which it is not defined which; others are equal."""
+        """All rows of a repeated index hold the same vector, which is not defined. Other rows equal the reference."""
         entered = self.entered_columns()
         repeats = entered[1:][entered.diff() == 0].unique()
         given, expected = recording.calls[0]["inputs_embeds"][0], self.reference["lm.inputs_embeds"][0]
@@ -428,7 +428,7 @@ class QwenCase(Case):
             assert all(torch.equal(rows[entered == index][0], rows[entered == index][1]) for index in repeats)
 
     def check_positions(self, position_ids: torch.Tensor) -> None:
-        # The last three rows are the axes; a row before them only tells packed sequences apart.
+        # The last three rows are the axes; a row before them only separates packed sequences.
         expected = self.reference["lm.position_ids"] if self.compresses else self.vanilla["position_ids"]
         assert torch.equal(position_ids[-3:], expected[-3:].long())
 
@@ -439,7 +439,7 @@ class QwenCase(Case):
 
 
 class LlavaCase(Case):
-    """Original weights, newlines, consecutive positions; of a repeated index both vectors enter."""
+    """Original weights, newlines and consecutive positions. Both vectors of a repeated index enter."""
 
     def __init__(self, case: dict, behavior: str):
         super().__init__(case, behavior)
@@ -481,7 +481,7 @@ class LlavaCase(Case):
         self.encoded = FlashVIDVideoOutput(pooler_output=(rows,), videos=(video,))
 
     def slots(self) -> list[tuple[int, bool]]:
-        """Placeholder of every row of the video that enters, and whether it is a token rather than a newline."""
+        """The placeholder of every row of the video that enters, and whether it is a token or a newline."""
         indices = self.reference["vision.kept_indices"].tolist()
         size = (int(self.is_video.sum()) - self.num_newlines) // self.num_newlines
         tokens = [(index + index // size, True) for index in indices]
@@ -526,7 +526,7 @@ def open_case(case: dict, behavior: str) -> Case:
 )
 @torch.no_grad()
 def test_vision_tower(case, behavior, reason):
-    """What is compressed: features and received attention of every token, of which the numbers were recorded too."""
+    """The input of the compression: features and received attention of every token, which were recorded too."""
     run = open_case(case, behavior)
     recorded = goldens.load(case["vision_file"])
     given = []
@@ -534,7 +534,7 @@ def test_vision_tower(case, behavior, reason):
         given.append(args) or type(run.model.model).compress_videos(run.model.model, *args)
     )
     try:
-        run.model.config.retention_ratio = 0.1  # some cases leave nothing to compress
+        run.model.config.retention_ratio = 0.1  # in some cases nothing would be compressed otherwise
         pixels = {name: run.inputs[name] for name in ("pixel_values_videos", "video_grid_thw") if name in run.inputs}
         run.model.get_video_features(**pixels)
     finally:
@@ -575,7 +575,7 @@ def test_forward(case, behavior, reason):
 
 
 def check_entered(run: Case, recording: Recording) -> None:
-    """What the language model was given."""
+    """Compare the inputs of the language model."""
     given = recording.calls[0]
     assert given["inputs_embeds"].shape[1] == run.result["seq_len_lm"]
     if "lm.inputs_embeds" in run.reference:
@@ -585,7 +585,7 @@ def check_entered(run: Case, recording: Recording) -> None:
 
 
 def check_pruned(run: Case, recording: Recording, output) -> None:
-    """Which columns of the prompt were left in the end, and why."""
+    """Compare the columns of the prompt that were left in the end, and why."""
     entered = run.entered_columns()
     if not run.prunes:
         assert torch.equal(output.token_index, entered[None])
@@ -644,7 +644,7 @@ def test_generate(case, behavior, reason):
 # Nothing disappears
 
 
-# (compared, excluded) of the kinds of cases, for the sets of reference numbers that are known.
+# Numbers of compared and excluded cases of each kind, for the known sets of reference numbers.
 COUNTS = {
     "public": {
         "compression (released)": (287, 172),

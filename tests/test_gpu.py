@@ -1,4 +1,4 @@
-"""What only a GPU shows: that nothing waits for it, its results, pixels that stay on the CPU. Skipped without one."""
+"""Tests that need a GPU: no waits for it, its results, and pixels that stay on the CPU. Skipped without a GPU."""
 
 import contextlib
 
@@ -30,7 +30,7 @@ def test_compression_does_not_wait_and_decides_as_on_the_cpu(num_frames):
     config = CompressionConfig(retention_ratio=0.2)
     expected = compress_video(features, attention, config)
     inputs = features.cuda(), attention.cuda()
-    compress_video(*inputs, config)  # first calls of libraries wait
+    compress_video(*inputs, config)  # the first calls of libraries wait
     with waiting_is_an_error():
         found = compress_video(*inputs, config)
     assert torch.equal(found.indices.cpu(), expected.indices)
@@ -58,7 +58,7 @@ def test_pixels_may_stay_on_the_cpu(family):
     assert torch.equal(found.logits, expected.logits)
 
 
-# Upstream's experts wait for the device themselves.
+# Upstream's experts wait for the device by themselves.
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.name != "qwen3_vl_moe"], ids=lambda family: family.name)
 @torch.no_grad()
 def test_a_decoding_step_does_not_wait(family):

@@ -1,4 +1,4 @@
-"""The recipes of `hub_configs/`: as the script makes them, and right in themselves."""
+"""The recipes of `hub_configs/`: they are as the script makes them, and consistent."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from flashvid_hf.publishing.versions import REQUIREMENTS, TESTED_TRANSFORMERS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "hub_configs"
-# What a recipe's configuration has beside FlashVID's fields.
+# The fields of a recipe's configuration that are not FlashVID's.
 COMMON_KEYS = {"architectures", "model_type", "auto_map", "custom_pipelines", "base_model_name_or_path"}
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 
@@ -31,7 +31,7 @@ def read_config(recipe) -> dict:
 
 
 def make_facts(recipe=RECIPES[1], settings=None, **facts) -> CardFacts:
-    """Of the recipe for Qwen2.5-VL 7B if nothing else is said."""
+    """The facts of a recipe; by default of that for Qwen2.5-VL 7B."""
     made = {
         "repository": f"{NAMESPACE}/{recipe.name}",
         "family": recipe.family,
@@ -97,7 +97,7 @@ def test_recipe_loads_into_the_family_and_has_only_its_fields(recipe):
     assert {name: getattr(loaded, name) for name in config_class.method_fields} == {
         name: config[name] for name in config_class.method_fields
     }
-    # Left out, what follows from the depth is derived by the family itself, and no other depth has the same.
+    # If values that follow from the depth are left out, the family derives them, and other depths give other values.
     derived = config_class.from_dict({"text_config": text}, retention_ratio=config["retention_ratio"])
     assert {name: getattr(derived, name) for name in config_class.method_fields} == {
         name: config[name] for name in config_class.method_fields
@@ -144,7 +144,7 @@ def test_every_published_model_has_a_recipe_with_results_that_the_hub_library_re
 
 
 def test_published_rows_agree_with_their_own_averages():
-    """The paper averages VideoMME, EgoSchema's total, LongVideoBench and MVBench; this finds slips of the pen."""
+    """The paper averages VideoMME, EgoSchema's total, LongVideoBench and MVBench. The test finds typing errors."""
     for published in PUBLISHED.values():
         whole = published.accuracies[0]
         for row in published.accuracies:

@@ -1,4 +1,4 @@
-"""LLaVA-Video and LLaVA-OneVision: the processor's prompts and counts, the order of newlines, every layout whole."""
+"""LLaVA-Video and LLaVA-OneVision: the processor's prompts and counts, the order of newlines, and all layouts."""
 
 import dataclasses
 import itertools
@@ -31,7 +31,7 @@ SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 
 
 def formula(position: str, num_frames: int, side: int) -> int:
-    """Placeholders of a video, as the original's code makes them."""
+    """Number of placeholders of a video in the original code."""
     return {
         "frame": num_frames * (side * side + 1),
         "grid": num_frames * side * (side + 1),
@@ -41,7 +41,7 @@ def formula(position: str, num_frames: int, side: int) -> int:
 
 
 def make_config(pool_mode: str = "average", position: str = "frame", side: int = 5, **flashvid):
-    """A tiny model whose frames have this many patches a side."""
+    """The configuration of a tiny model whose frames have `side` patches a side."""
     vision = {**original_config()["vision_config"], "image_size": 4 * side}
     layout = {"mm_spatial_pool_mode": pool_mode, "mm_newline_position": position}
     return FlashVIDLlavaVideoConfig.from_dict(original_config(vision_config=vision), **layout, **flashvid)
@@ -77,7 +77,7 @@ def test_processor_and_model_count_the_same_placeholders(pool_mode, position, si
 
 
 def test_layout_of_llava_onevision_is_upstreams():
-    """Upstream's processor serves FlashVIDLlavaOnevision: it counts as ours does with the same layout."""
+    """FlashVIDLlavaOnevision uses upstream's processor, which counts as ours does with the same layout."""
     ours = make_processor("bilinear", "one_token")
     upstream = LlavaOnevisionProcessor(**upstream_arguments(make_config("bilinear", "one_token"), original_tokenizer()))
     text, videos = "<video> what? <image>", [frames(5)]
@@ -88,7 +88,7 @@ def test_layout_of_llava_onevision_is_upstreams():
     )
     sizes = {"image_sizes": [(24, 32), (80, 20)], "video_sizes": [(5, 24, 32)]}
     counts, theirs = (vars(processor._get_num_multimodal_tokens(**sizes)) for processor in (ours, upstream))
-    if theirs["num_video_tokens"] is None:  # as in transformers 5.17
+    if theirs["num_video_tokens"] is None:  # in transformers 5.17
         theirs["num_video_tokens"] = [formula("one_token", 5, 3)]
     assert counts == theirs
 
@@ -193,7 +193,7 @@ def text_part(text: str) -> dict:
     ],
 )
 def test_prompt_is_the_originals(messages, expected):
-    """The conversation "qwen_1_5": every picture on a line of its own before the text."""
+    """The conversation "qwen_1_5": every picture has its own line before the text."""
     processor = make_processor()
     assert processor.apply_chat_template(messages) == expected
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
@@ -242,7 +242,7 @@ def test_tokenizer_that_has_the_placeholders():
 
 
 def plain_slots(position: str, num_frames: int, side: int) -> list[tuple]:
-    """Every placeholder: ("token", its index), or ("newline", the tokens of the row, if it goes with them)."""
+    """Every placeholder: ("token", index), or ("newline", tokens of its row, if it is dropped together with them)."""
     slots, index = [], 0
     for _ in range(num_frames):
         for _ in range(side):
@@ -257,7 +257,7 @@ def plain_slots(position: str, num_frames: int, side: int) -> list[tuple]:
 
 
 def plain_rows(slots: list[tuple], kept: list[int]) -> tuple[list[int], list[int]]:
-    """Placeholder and kept token of every row."""
+    """For every row its placeholder and its kept token."""
     places, order = [], []
     for place, (kind, what) in enumerate(slots):
         if kind == "token":
@@ -272,7 +272,7 @@ def plain_rows(slots: list[tuple], kept: list[int]) -> tuple[list[int], list[int
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(POSITIONS), st.integers(1, 4), st.integers(1, 4), st.data())
 def test_rows_are_in_the_order_of_a_plain_loop(position, num_frames, side, data):
-    """For any kept tokens, of which the released code repeats some; frames and rows may lose all of theirs."""
+    """For any kept tokens. The released code may repeat some; frames and rows may lose all their tokens."""
     kept = sorted(data.draw(st.lists(st.integers(0, num_frames * side**2 - 1), max_size=20)))
     slots = plain_slots(position, num_frames, side)
     rows = lay_out_rows(torch.tensor(kept, dtype=torch.long), position, num_frames, side)
@@ -325,7 +325,7 @@ def plain_pool(pool_mode: str, features: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("layout", LAYOUTS, ids="-".join)
 @torch.no_grad()
 def test_ratio_one_is_upstream_on_plain_features(layout):
-    """Pooled and laid out by plain loops, the same features through upstream's model give the same logits."""
+    """If plain loops pool and lay out the same features, upstream's model gives the same logits for them."""
     family = family_of(*layout)
     model = family.model(retention_ratio=1.0)
     upstream = family.upstream(model)
@@ -357,7 +357,7 @@ def test_what_enters_and_what_remains(layout, merges_frames):
     kept = video.indices.tolist()
     num_tokens = family.tokens(LONG)[1]
     assert len(kept) == model.config.method.exact_num_tokens(8, num_tokens)
-    if merges_frames:  # some lose all their tokens
+    if merges_frames:  # some frames lose all their tokens
         assert len({token // num_tokens for token in kept}) < 8
     slots = plain_slots(layout[1], 8, math.isqrt(num_tokens))
     places, order = plain_rows(slots, kept)
@@ -366,16 +366,16 @@ def test_what_enters_and_what_remains(layout, merges_frames):
     newlines = [place for place, token in zip(places, order, strict=True) if token == len(kept)]
     if layout[1] != "grid":
         assert len(newlines) == {"frame": 8, "one_token": 1, "no_token": 0}[layout[1]]
-    # After the pruning layer: all newlines, and half the tokens.
+    # From the pruning layer on: all newlines, and half the tokens.
     start = int((inputs["input_ids"][0] == VIDEO).nonzero()[0])
     left = [column - start for column in outputs.token_index[0].tolist() if 0 <= column - start < len(slots)]
     assert set(newlines) <= set(left) <= set(places) and left == sorted(left)
     assert len(left) - len(newlines) == math.ceil(0.5 * len(kept))
     assert outputs.report.remained == (len(left),)
-    # What entered is the compressed tokens, and the newline between them.
+    # The compressed tokens entered, and the newlines between them.
     (rows,) = model.get_video_features(inputs["pixel_values_videos"]).pooler_output
     assert torch.equal(rows, torch.cat([video.tokens, model.model.image_newline[None]])[order])
-    # The cache holds as many, and the tokens that were fed back.
+    # The cache holds that many columns, and the tokens that were fed back.
     cache = generate(model, inputs)[CACHE]
     text = inputs["input_ids"].shape[1] - len(slots)
     lengths = [layer.get_seq_length() for layer in cache.layers]
@@ -418,7 +418,7 @@ def test_layouts_differ():
 
 
 def test_wrong_number_of_placeholders_is_refused():
-    """As when the processor has another layout than the model."""
+    """This happens if the processor has another layout than the model."""
     inputs = family_of("average", "grid").inputs(["text", LONG, "text"])
     for retention_ratio in (0.4, 1.0):
         model = family_of("average", "frame").model(retention_ratio=retention_ratio)

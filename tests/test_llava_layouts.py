@@ -18,7 +18,7 @@ OLD_NAMES = {
     r"^model\.": "",
 }
 TOWER_LEVEL = {r"vision_tower\.": "vision_tower.vision_model."}
-# What renames the weights of a model into each layout, in order, and a name that only this layout has.
+# For each layout the renamings of a model's weights, in order, and a name that only this layout has.
 LAYOUTS = {
     "old": ({**TOWER_LEVEL, **OLD_NAMES}, "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight"),
     "old, flat tower": (OLD_NAMES, "vision_tower.encoder.layers.0.mlp.fc1.weight"),
@@ -109,7 +109,7 @@ def test_every_weight_finds_its_place(work, upstream, layout):
 
 @pytest.mark.parametrize("has_head", [True, False])
 def test_tied_embeddings(tmp_path, has_head):
-    """As in the published 0.5B model, whose files may repeat the embedding as the head."""
+    """As in the published 0.5B model, whose files may contain the embedding a second time, as the head."""
     build_upstream_folder(tmp_path, "llava_onevision", tie_word_embeddings=True)
     expected = state(MODEL.from_pretrained(tmp_path))
     names = [name for name in expected if has_head or name != "lm_head.weight"]

@@ -1,4 +1,4 @@
-"""Checkpoints of the original LLaVA code: loaded by the package and by remote code, and converted to Hub folders."""
+"""Checkpoints of the original LLaVA code: loading by the package and by remote code, and conversion to Hub folders."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ KINDS = {
 KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 QUESTION = {"text": "What moves?", "max_new_tokens": 4, "do_sample": False}
 
-# Runs where `flashvid_hf` cannot be imported: the classes of the converted folders, on originals and on what was made.
+# Runs where `flashvid_hf` cannot be imported. The classes of the converted folders load originals and conversions.
 REMOTE_DOOR = """
 from pathlib import Path
 
@@ -99,19 +99,19 @@ def work(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def remote(work) -> dict:
-    """What remote code gave."""
+    """The results of remote code."""
     return torch.load(work / "results.pt")
 
 
 def load(source, loader=AutoModelForImageTextToText, **kwargs):
-    """A model, of which nothing was missing, left over or of another shape."""
+    """Load a model; no weight may be missing, left over or of another shape."""
     model, info = loader.from_pretrained(source, output_loading_info=True, **kwargs)
     assert all(not info[keys] for keys in KEYS), info
     return model
 
 
 def original_name(name: str) -> str:
-    """What a weight of ours is called in the original."""
+    """The original name of one of our weights."""
     for ours, theirs in (
         ("model.vision_tower.vision_model.", "model.vision_tower.vision_tower.vision_model."),
         ("model.vision_tower.", "model.vision_tower.vision_tower.vision_model."),
@@ -153,7 +153,7 @@ def test_every_weight_finds_its_place(work, remote, kind):
 
 
 def test_llava_video_class_reads_llava_onevision(work):
-    """With its layout, and with any other that is asked for."""
+    """With the layout of LLaVA-OneVision, and with any other that is given."""
     model = load(work / "onevision", FlashVIDLlavaVideoForConditionalGeneration)
     assert (model.config.mm_spatial_pool_mode, model.config.mm_newline_position) == ("bilinear", "one_token")
     other = load(work / "onevision", FlashVIDLlavaVideoForConditionalGeneration, mm_newline_position="grid")
@@ -170,7 +170,7 @@ def test_base_model_reads_an_original(work):
 
 
 def test_llava_onevision_is_upstreams_at_ratio_one(work):
-    """The same weights in upstream's class, whose configuration is written out here."""
+    """Compared with the same weights in upstream's class, whose configuration is written out here."""
     config = LlavaOnevisionConfig(
         text_config={**TEXT, "model_type": "qwen2", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
         vision_config=VISION,
@@ -193,7 +193,7 @@ def test_llava_onevision_is_upstreams_at_ratio_one(work):
 @pytest.mark.parametrize("head_in_files", [False, True])
 @pytest.mark.parametrize("layout", [LLAVA_VIDEO, ONEVISION])
 def test_tied_embeddings(tmp_path, layout, head_in_files):
-    """As in small checkpoints, with and without the copy that some training code saves."""
+    """As in small checkpoints, with and without the copy of the embedding that some training code saves."""
     weights = original_weights(tied=True)
     if head_in_files:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
@@ -288,7 +288,7 @@ def layout_of(config) -> tuple[str, str]:
     ],
 )
 def test_layout_of_an_original(tmp_path, says, overrides, expected):
-    """A checkpoint with "grid" runs as in FlashVID's scripts, others as they say; the caller has the last word."""
+    """A checkpoint with "grid" runs as in FlashVID's scripts, others as they say. The caller's arguments come first."""
     config_dict = original_config(**says)
     (tmp_path / "config.json").write_text(json.dumps(config_dict))
     original_tokenizer().save_pretrained(tmp_path)
@@ -328,7 +328,7 @@ def test_configuration_of_an_original(work):
 
 
 def test_published_sizes():
-    """Without our fields: the vision tower less its last layer, and the placeholders of llava-hf's conversions."""
+    """Without our fields: the vision tower without its last layer, and the placeholders of llava-hf's conversions."""
     published = original_config(mm_vision_tower=VISION_TOWER, vocab_size=152064, image_aspect_ratio="anyres_max_4")
     for name in ("vision_config", "image_token_index", "video_token_index"):
         del published[name]
@@ -406,7 +406,7 @@ def test_converted_folder_is_complete(work, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_paths_answer_alike(work, remote, kind):
-    """The original and what it was converted to, by the package and by remote code."""
+    """The original and its conversion, each by the package and by remote code."""
     folder = work / f"converted-{kind}"
     processor = AutoProcessor.from_pretrained(folder)
     expected_processor = {"video": FlashVIDLlavaVideoProcessor, "onevision": LlavaOnevisionProcessor}[kind]
@@ -432,7 +432,7 @@ def test_all_paths_answer_alike(work, remote, kind):
 
 
 def test_converter_with_settings(work, tmp_path):
-    """Settings arrive; an original LLaVA-OneVision with another layout becomes a LLaVA-Video."""
+    """Settings are passed on. An original LLaVA-OneVision with another layout becomes a LLaVA-Video."""
     target, said = tmp_path / "converted", []
     settings = {"retention_ratio": 0.1, "mm_newline_position": "grid"}
     convert_llava(work / "onevision", target, "float32", say=said.append, **settings)
@@ -453,7 +453,7 @@ def test_converter_writes_shards_and_never_over_something(work, tmp_path, monkey
     (tmp_path / "note.txt").unlink()
     save = KINDS["video"].save_pretrained
     monkeypatch.setattr(KINDS["video"], "save_pretrained", lambda *args: save(*args, max_shard_size="100KB"))
-    convert_llava(work / "video", tmp_path)  # an empty folder may be there
+    convert_llava(work / "video", tmp_path)  # the target may be an empty folder
     assert (tmp_path / "model.safetensors.index.json").exists()
     assert_same(state(load(tmp_path)), state(load(work / "converted-video")))
 

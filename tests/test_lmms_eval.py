@@ -25,7 +25,7 @@ from flashvid_hf.loading import load_pipeline
 
 QUESTIONS = ("What rolls?", "Which colour has the square?", "What follows the night?", "Who passes whom?", "Why?")
 NUM_FRAMES = 8
-UNTIL = "m"  # many answers of a model with random weights have one
+UNTIL = "m"  # a character that many answers of a model with random weights contain
 TRAINED = CLIP.parents[1] / "hub_configs" / "flashvid-demo"
 TASK = """\
 task: {task}
@@ -139,8 +139,8 @@ def test_answers_are_those_of_the_pipeline(family, ratio, arguments, processes, 
     found = answers(tmp_path)
     whole = {question: answer["generated_text"] for question, answer in expected.items()}
     assert found == {question: text.partition(UNTIL)[0] for question, text in whole.items()}, written[-3000:]
-    assert len(set(found.values())) > 1  # that they are equal says something
-    # The settings reach the model: every answer has the same counts, another ratio has others.
+    assert len(set(found.values())) > 1  # not all answers are equal, so comparing them means something
+    # The settings reach the model: all answers have the same counts, and another ratio gives other counts.
     counts = next(iter(expected.values()))["video_tokens"]
     logged = throughput(tmp_path)
     assert {stage: logged[f"avg_video_tokens_{stage}"] for stage in counts} == counts
@@ -153,7 +153,7 @@ def test_the_trained_model_sees(work, tmp_path):
     written = lmms_eval(work, tmp_path, model_args, task="shapes")
     (path,) = tmp_path.rglob("*_results.json")
     results = json.loads(path.read_text())
-    assert results["results"]["shapes"]["exact,none"] > 0.5, written[-3000:]  # guessing: a quarter and less
+    assert results["results"]["shapes"]["exact,none"] > 0.5, written[-3000:]  # guessing gives at most a quarter
     assert results["throughput"]["avg_video_tokens_entered"] == 64
 
 
@@ -169,7 +169,7 @@ def test_wrong_arguments_are_refused(model_args, message, work, tmp_path):
     given = dict([argument.split("=") for argument in model_args.split(",")])
     with pytest.raises(ValueError, match=message):
         FlashVIDForLmmsEval.create_from_arg_string(f"pretrained={work / 'qwen2_5_vl'},{model_args}", {"device": "cpu"})
-    if "retention" in given:  # the command line says it too
+    if "retention" in given:  # the command line sets it too
         written = lmms_eval(work, tmp_path, f"pretrained={work / 'qwen2_5_vl'},{model_args}")
         assert message in written and not list(tmp_path.rglob("*.jsonl"))
 
@@ -213,7 +213,7 @@ def test_every_family_reads_text_images_and_videos(family, tmp_path):
 
         return SimpleNamespace(args=("", to_messages, {"max_new_tokens": max_new_tokens}, number, "task", "test"))
 
-    # Longest answers in turn, so that what runs together and the order of the answers differ from the requests'.
+    # The lengths alternate, so that the batches and the order of the answers differ from the order of the requests.
     found = model.generate_until([request(i, 2 + i % 2) for i in range(len(docs))])
     for i, (answer, doc) in enumerate(zip(found, docs, strict=True)):
         parts = [{part["type"]: part.get("url"), **part} for part in doc]

@@ -1,4 +1,4 @@
-"""The public benchmarks ask what lmms-eval's own tasks ask, and right answers are right to both."""
+"""The prompts of the public benchmarks equal those of lmms-eval's tasks, and both judge right answers as right."""
 
 import importlib
 from pathlib import Path
@@ -12,7 +12,7 @@ datasets = pytest.importorskip("datasets")
 
 from flashvid_hf.evaluation.benchmarks import load_benchmark  # noqa: E402
 
-# By benchmark: the task's file, its function for the prompt, and for whose model the words are.
+# For each benchmark: the file of the task, its function for the prompt, and the model that the prompt is for.
 TASKS = {
     "videomme": ("videomme/videomme.yaml", "videomme_doc_to_text", "default"),
     "videomme_llava_vid": ("videomme/videomme.yaml", "videomme_doc_to_text", "llava_vid"),

@@ -1,4 +1,4 @@
-"""The loss of a compressed batch is that of its samples: padding neither counts nor predicts anything."""
+"""The loss of a compressed batch is that of its samples: padding neither counts nor predicts."""
 
 import pytest
 import torch
@@ -13,20 +13,20 @@ pytestmark = [
 
 
 def make_prompts(family):
-    """The first is the longest before the compression and not after it, so the compression itself pads it."""
-    num_texts = (family.placeholders(LONG) + 9) // 5  # of 5 tokens each
+    """The first prompt is the longest before the compression but not after it, so the compression pads it."""
+    num_texts = (family.placeholders(LONG) + 9) // 5  # texts of 5 tokens each
     return [["text", LONG, "text"], ["text"] * num_texts, ["text", SHORT, "text"]]
 
 
 def random_labels(inputs, seed: int = 7) -> torch.Tensor:
-    """Labels of every column, real or not, that have nothing to do with the inputs."""
+    """Random labels for every column, including padding, independent of the inputs."""
     return torch.randint(1, 90, inputs["input_ids"].shape, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("llm_retention_ratio", [0.5, 1.0])
 def test_loss_of_a_batch_is_the_mean_over_the_tokens_of_its_samples(family, padding_side, llm_retention_ratio):
-    """With labels on every real column, the first one included, and none on padding."""
+    """Every real column has a label, including the first one; padding has none."""
     model = family.model(llm_retention_ratio=llm_retention_ratio)
     prompts = make_prompts(family)
     inputs = family.inputs(*prompts, padding_side=padding_side)
@@ -34,7 +34,7 @@ def test_loss_of_a_batch_is_the_mean_over_the_tokens_of_its_samples(family, padd
     labels = random_labels(inputs)
     batch = model(**inputs, labels=labels.masked_fill(~real, -100))
     is_padding = batch.token_index[0] < 0
-    assert real[0].all() and is_padding[0 if padding_side == "left" else -1]  # on the side of the others
+    assert real[0].all() and is_padding[0 if padding_side == "left" else -1]  # on the same side as the others
     total = expected = 0
     for row, prompt in enumerate(prompts):
         single = model(**family.inputs(prompt, seed=row), labels=labels[row, real[row]][None])
@@ -49,7 +49,7 @@ def test_loss_of_a_batch_is_the_mean_over_the_tokens_of_its_samples(family, padd
 
 @torch.no_grad()
 def test_labels_of_padding_do_not_count(family, padding_side):
-    """Padding columns are dropped like those of the video, and labels of dropped columns do not count."""
+    """Padding columns are dropped like columns of the video; labels of dropped columns do not count."""
     model = family.model()
     inputs = family.inputs(*make_prompts(family), padding_side=padding_side)
     is_padding = inputs["attention_mask"] == 0

@@ -1,4 +1,4 @@
-"""FastVID against its description as loops in float64, and what only it does."""
+"""FastVID against its description as loops in float64, and its special properties."""
 
 import math
 from fractions import Fraction
@@ -11,12 +11,12 @@ from flashvid_hf.methods.registry import make_method
 
 
 def compress(features, attention, method):
-    """Tokens by flat index, which of them are salient, and the first frames of the segments.
+    """Kept tokens by flat index, the salient ones among them, and the first frames of the segments.
 
     Args:
         features: with shape (T, N, D), float64.
         attention: with shape (T, N).
-        method: the settings.
+        method: the method with its settings.
     """
     num_frames, num_tokens, width = features.shape
     budget = method.exact_num_tokens(num_frames, num_tokens)
@@ -78,7 +78,7 @@ def cut(frames, method):
 
 
 def peaks(tokens):
-    """Density * separation of each of the tokens (N, D)."""
+    """Density times separation for each of the tokens (N, D)."""
     count, width = tokens.shape
     distance = [[math.dist(a, b) / width**0.5 for b in tokens.tolist()] for a in tokens.tolist()]
     density = []
@@ -93,7 +93,7 @@ def peaks(tokens):
 
 
 def make_video(num_frames, num_tokens, width=12, seed=0, scene=5):
-    """Scenes of `scene` frames that change slowly, and attention."""
+    """Features of scenes of `scene` frames that change slowly, and attention."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -152,7 +152,7 @@ def test_videos_of_several_chunks_are_the_same(monkeypatch):
 
 
 def test_anchors_are_counted_from_the_end_of_a_segment():
-    """Segments of 6, 1 and 5 frames: context lies in frames 1, 5, 6, 7 and 11, in shares of 3, 3, 1, 2.5 and 2.5."""
+    """Segments of 6, 1 and 5 frames: frames 1, 5, 6, 7 and 11 have context, in shares of 3, 3, 1, 2.5 and 2.5."""
     features, attention = make_video(12, 40)
     features[:6, :, 0] += 100
     features[6, :, 1] += 100
@@ -162,13 +162,13 @@ def test_anchors_are_counted_from_the_end_of_a_segment():
     assert video.segment_lengths.tolist() == [6, 1, 5]
     frame = video.indices // 40
     merged = ~video.selected.flatten()[video.indices]
-    # 48 of 120 tokens are context.
+    # Context has 48 of 120 tokens.
     assert frame[merged].bincount(minlength=12).tolist() == [0, 12, 0, 0, 0, 12, 4, 10, 0, 0, 0, 10]
     assert frame[~merged].bincount(minlength=12).tolist() == [6] * 12
 
 
 def test_a_token_goes_into_every_anchor_of_its_segment():
-    """One segment of eight frames, a single target in frames 3 and 7 each, which therefore take all other tokens."""
+    """One segment of eight frames. Frames 3 and 7 have a single target each, so these two take all other tokens."""
     features, attention = make_video(8, 10, scene=8)
     method = make_method("fastvid", retention_ratio=0.1, contextual_ratio=0.25, min_segment_num=1, segment_threshold=-1)
     video = method.compress(features, attention)

@@ -10,7 +10,7 @@ from flashvid_hf.methods.registry import make_method
 
 
 def reference_windows(still: list[list[bool]], num_frames: int, tokens_per_frame: int) -> tuple[int, list[int]]:
-    """The largest total gain, and where the windows start: of equally good last windows the longest, and so on."""
+    """The largest total gain, and where the windows start. Among equal ones the longest last window wins, and so on."""
 
     def gain(a: int, b: int) -> int:
         return sum(all(still[t][n] for t in range(a, b)) for n in range(tokens_per_frame)) * (b - a)
@@ -28,7 +28,7 @@ def reference_windows(still: list[list[bool]], num_frames: int, tokens_per_frame
 
 
 def reference(features: torch.Tensor, attention: torch.Tensor, method: HoliTom) -> tuple[dict, list[int]]:
-    """For every kept index its token and the tokens that went into it; and where the windows start."""
+    """For every kept index its token and the tokens that went into it; also where the windows start."""
     x = features.double()
     num_frames, tokens_per_frame, _ = x.shape
     num_tokens = method.exact_num_tokens(num_frames, tokens_per_frame)
@@ -110,9 +110,9 @@ def test_windows_end_where_the_scene_does():
     still = torch.ones(9, 10, dtype=torch.bool)
     still[3] = still[4] = False  # frame 4 is like none
     assert best_windows(window_gains(last_still_frames(still))).nonzero().flatten().tolist() == [0, 4, 5]
-    still[3, 0] = still[4, 0] = True  # one place is static all along: 9 tokens, less than a cut saves
+    still[3, 0] = still[4, 0] = True  # one place is always static: 9 tokens, fewer than a cut saves
     assert best_windows(window_gains(last_still_frames(still))).nonzero().flatten().tolist()[0] == 0
-    still = torch.zeros(9, 10, dtype=torch.bool)  # nothing is static: nothing to cut for
+    still = torch.zeros(9, 10, dtype=torch.bool)  # nothing is static: no reason to cut
     assert best_windows(window_gains(last_still_frames(still))).nonzero().flatten().tolist() == [0]
 
 

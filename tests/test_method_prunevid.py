@@ -33,7 +33,7 @@ def reference_segments(frame_features: torch.Tensor, num_segments: int) -> list[
 
 
 def reference(features: torch.Tensor, method: PruneVID) -> tuple[dict, list[int]]:
-    """For every kept index its token and the tokens that went into it; and where the segments start."""
+    """For every kept index its token and the tokens that went into it; also where the segments start."""
     x = features.double()
     num_frames, tokens_per_frame, _ = x.shape
     num_tokens = method.exact_num_tokens(num_frames, tokens_per_frame)
@@ -42,7 +42,7 @@ def reference(features: torch.Tensor, method: PruneVID) -> tuple[dict, list[int]
 
     unit = x / x.norm(dim=-1, keepdim=True)
     cosines = torch.einsum("snd,tnd->nst", unit, unit).tolist()
-    groups, leaving = {}, []  # the members of every static group; what may leave it, the first to leave first
+    groups, leaving = {}, []  # members of every static group; those that may leave it, in that order
     for first, end in segments:
         pairs = list(combinations(range(first, end), 2))
         for n in range(tokens_per_frame):
@@ -51,7 +51,7 @@ def reference(features: torch.Tensor, method: PruneVID) -> tuple[dict, list[int]
                 groups[first, n] = [*range(first, end)]
                 leaving += [(mean, t, n, first) for t in range(first + 1, end)]
     excess = num_tokens - (num_frames * tokens_per_frame - len(leaving))
-    # Float64 means of a group are the same number for all its members, so the order of time decides among them.
+    # In float64 the mean of a group is the same number for all its members, so their order in time decides.
     for _, t, n, first in sorted(leaving)[: max(0, excess)]:
         groups[first, n].remove(t)
 
@@ -59,7 +59,7 @@ def reference(features: torch.Tensor, method: PruneVID) -> tuple[dict, list[int]
     sets = [[(n, groups[first, n]) for n in range(tokens_per_frame) if (first, n) in groups] for first, _ in segments]
     firsts = starts + [*range(num_frames)]
     sets += [[(n, [t]) for n in range(tokens_per_frame) if (t, n) not in static] for t in range(num_frames)]
-    # Equal remainders go to the sets of earlier segments first, then to those of earlier frames.
+    # Among equal remainders the sets of earlier segments come first, then those of earlier frames.
     sizes = [len(of_set) for of_set in sets]
     small = [size if size <= 14 else 0 for size in sizes]
     if sum(small) + sum(size > 14 for size in sizes) > num_tokens:
@@ -119,9 +119,9 @@ def test_it_merges_less_where_it_would_fall_below_the_budget():
     "clusters, starts",
     [
         ([0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 2], [0, 3, 6]),
-        ([0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 2, 2], [0, 4]),  # a run of one goes to the longer neighbour
+        ([0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 2, 2], [0, 4]),  # a run of one frame joins the longer neighbour
         ([0, 0, 0, 0, 0, 0, 0, 1, 2, 2, 2, 2], [0, 8]),
-        ([0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1], [0, 8]),  # the longest run of each, between them the earlier
+        ([0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1], [0, 8]),  # the longest run of each; among equal ones the earlier
         ([0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1], [0]),  # none
         ([1], [0]),
         ([0, 0, 1, 1, 2, 1, 2, 1, 2, 1, 2, 1], [0, 2]),  # the first of the longest runs

@@ -1,7 +1,4 @@
-"""VidCom2 against a plain reference, and what is special to it; and how a budget is shared out.
-
-Legend: T frames, N tokens a frame, D width, M kept tokens.
-"""
+"""VidCom2 against a plain reference, its special properties, and the distribution of a budget over frames."""
 
 import math
 from fractions import Fraction
@@ -28,7 +25,7 @@ def redundant_video(num_frames, num_tokens, width, seed):
 
 
 def plain_shares(total, weights, capacities):
-    """Largest remainder with capacities, exactly: cut what is above its capacity until nothing is."""
+    """Largest remainder with capacities, in exact numbers: shares are cut until none is above its capacity."""
     weights = [Fraction(weight) for weight in weights]
     full = set()
     while True:
@@ -43,7 +40,7 @@ def plain_shares(total, weights, capacities):
             break
         full |= above
     result = [math.floor(share) for share in shares]
-    # Parts of a token that differ by less than a rounding error are ties.
+    # Fractions of a token that differ by less than a rounding error are ties.
     by_remainder = sorted(range(len(shares)), key=lambda i: (-round((shares[i] - result[i]) * 2**32), i))
     for i in by_remainder[: total - sum(result)]:
         result[i] += 1
@@ -84,7 +81,7 @@ def reference(features, num_tokens, temperature=0.01):
 
 
 def compress(features, **settings):
-    """The attention must not matter, so it is not even a number."""
+    """Compress with an attention of NaN, because the attention must not matter."""
     return VidCom2(**settings).compress(features, torch.full(features.shape[:2], torch.nan))
 
 
@@ -109,7 +106,7 @@ def test_long_videos_in_chunks(monkeypatch):
 
 
 def odd_frame_out(num_frames=8, num_tokens=40, odd=5):
-    """A scene that stays, but for one frame. Only the first half of the channels say so; the others vary more."""
+    """A scene that changes in one frame only. Just the first half of the channels show it; the others vary more."""
     generator = torch.Generator().manual_seed(3)
     features = 0.1 * torch.randn(num_frames, num_tokens, 16, generator=generator)
     features[:, :, 0] += 1

@@ -1,7 +1,4 @@
-"""VisionZip against a plain reference, and what is special to it.
-
-Legend: T frames, N tokens a frame, D width, M kept tokens.
-"""
+"""VisionZip against a plain reference, and its special properties."""
 
 import math
 
@@ -26,7 +23,7 @@ def redundant_video(num_frames, num_tokens, width, seed):
 
 
 def reference(features, attention, num_tokens, dominant_ratio):
-    """Tokens, their flat indices, who is dominant, and to which flat index each token went (-1 if dropped)."""
+    """Kept tokens, their flat indices, which are dominant, and the flat index that each token went to (-1: dropped)."""
     num_frames, tokens_per_frame, _ = features.shape
     tokens, indices, dominant_indices, went_to = [], [], [], {}
     for t in range(num_frames):
@@ -88,12 +85,12 @@ def test_long_videos_in_chunks(monkeypatch):
 
 
 def test_known_frame():
-    """Eight tokens, two dominant and two contextual: a sum of the target and the mean of what goes to it."""
+    """Eight tokens, two dominant and two contextual: a sum of the target and the mean of the tokens that go to it."""
     one, two, three = torch.eye(3)
     features = torch.stack([one, 5 * three, two, 2 * one, 3 * two, 6 * two, 7 * three, 4 * one])[None]
     attention = torch.tensor([[0.0, 0.9, 0.1, 0.2, 0.1, 0.0, 0.8, 0.2]])
     video = VisionZip(retention_ratio=0.5, dominant_ratio=0.5).compress(features, attention)
-    # Dominant: 1 and 6. The others are 0, 2, 3, 4, 5, 7; every third of them is a target: 0 and 4.
+    # Tokens 1 and 6 are dominant. The others are 0, 2, 3, 4, 5, 7, and every third of them is a target: 0 and 4.
     assert video.indices.tolist() == [0, 1, 4, 6]
     expected = torch.stack([one + (2 * one + 4 * one) / 2, 5 * three, 3 * two + (two + 6 * two) / 2, 7 * three])
     torch.testing.assert_close(video.tokens, expected)
@@ -105,13 +102,13 @@ def test_unlike_everything_goes_to_the_first_target():
     features = torch.eye(4)[None]
     features[0, 3] = 0
     video = VisionZip(retention_ratio=0.5, dominant_ratio=0.0).compress(features, torch.ones(1, 4))
-    # Targets 0 and 2; 1 is orthogonal to both, 3 is zero. Nothing goes to 2, to which nothing is added.
+    # The targets are 0 and 2; 1 is orthogonal to both, 3 is zero. No token goes to 2, so nothing is added to it.
     assert video.slots.tolist() == [[0, 0, 1, 0]]
     torch.testing.assert_close(video.tokens, torch.tensor([[1, 0.5, 0, 0], [0, 0, 1, 0]]))
 
 
 def test_even_budgets():
-    """The frames differ by one token at most, the first have more, and each is split 54 to 10."""
+    """The budgets of frames differ by at most one token, the first frames have more, and each is split 54 to 10."""
     features, attention = redundant_video(6, 196, 8, seed=1)
     for num_tokens in (5, 6, 20, 384, 385, 389, 700):
         video = VisionZip(retention_ratio=num_tokens / attention.numel()).compress(features, attention)

@@ -1,4 +1,4 @@
-"""What every compression method keeps to, however it chooses; see `test_method_*.py` for what each of them chooses."""
+"""Rules that hold for every compression method; `test_method_*.py` test what each of them chooses."""
 
 import math
 from contextlib import contextmanager
@@ -15,17 +15,17 @@ from flashvid_hf.methods.compression_method import SHARED_SETTINGS, CompressionM
 from flashvid_hf.methods.registry import METHODS, available_methods, make_method, register_method
 
 KEEPS_ALL = {"none"}
-# Methods that cannot go below some ratio, at 28 layers.
+# Methods that cannot go below some ratio, with 28 layers.
 LEAST_RATIO = {"fastv": 0.05}
 NUM_LAYERS = 28
-# Frames and tokens of a frame.
+# Numbers of frames, and of tokens of a frame.
 SIZES = ((1, 1), (1, 7), (2, 1), (3, 5), (8, 16), (13, 11), (40, 3), (17, 49), (5, 200))
 
 every_method = pytest.mark.parametrize("name", available_methods())
 
 
 def make_video(num_frames: int, num_tokens: int, width: int = 16, seed: int = 0, dtype: torch.dtype = torch.float32):
-    """Scenes of eight frames in which half of the tokens hardly change, and attention."""
+    """Features of scenes of eight frames in which half of the tokens hardly change, and attention."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -38,14 +38,14 @@ def make_video(num_frames: int, num_tokens: int, width: int = 16, seed: int = 0,
 
 
 def still(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """A video in which next to nothing happens, of more frames than bfloat16 counts one by one."""
+    """A video that hardly changes, with more frames than bfloat16 can count one by one."""
     features, attention = make_video(1, 4)
     noise = 1e-2 * torch.randn(300, 4, 16, generator=torch.Generator().manual_seed(0))
     return (features + noise).to(dtype), attention.expand(300, -1).to(dtype)
 
 
 def assert_same(video: CompressedVideo, expected: CompressedVideo) -> None:
-    """Two results are the same, bit for bit, in every field."""
+    """Assert that two results are equal, bit for bit, in every field."""
     for field in fields(CompressedVideo):
         ours, theirs = getattr(video, field.name), getattr(expected, field.name)
         if isinstance(theirs, torch.Tensor):
@@ -61,7 +61,7 @@ def make(name: str, ratio: float, **settings) -> CompressionMethod:
 
 
 def check_consistency(video, features, num_tokens: int) -> None:
-    """Count, order and range of the indices, and that they agree with what the other fields say."""
+    """Check count, order and range of the indices, and that the other fields agree with them."""
     num_frames, per_frame, width = features.shape
     indices, rows = video.indices, torch.arange(num_tokens)
     assert video.tokens.shape == (num_tokens, width) and video.tokens.dtype == features.dtype
@@ -69,7 +69,7 @@ def check_consistency(video, features, num_tokens: int) -> None:
     assert bool((indices.diff() > 0).all()) and 0 <= indices[0] and indices[-1] < num_frames * per_frame
     assert video.tokens.isfinite().all()
     assert video.starts.shape == (num_frames,) and video.starts.dtype == torch.bool and video.starts[0]
-    # Every kept token is in its row, those that were selected alone and unchanged.
+    # Every kept token is in its row; selected tokens are unchanged and alone in theirs.
     assert video.slots.shape == video.selected.shape == video.trees.shape == (num_frames, per_frame)
     assert bool(((video.slots >= -1) & (video.slots < num_tokens)).all())
     assert torch.equal(video.slots.flatten()[indices], rows)
@@ -83,7 +83,7 @@ def check_consistency(video, features, num_tokens: int) -> None:
 @every_method
 @pytest.mark.parametrize("ratio", [0.1, 0.15, 0.2, 0.25, 0.5])
 def test_the_average_over_the_layers_is_the_budget(name, ratio):
-    """Within 2 %; for FlashVID of the paper's budget, which is rounded up for every frame."""
+    """Within 2 %. For FlashVID it is the paper's budget, which is rounded up for every frame."""
     num_frames, num_tokens = 32, 196
     method = make(name, ratio)
     entered = len(method.compress(*make_video(num_frames, num_tokens)).indices)
@@ -112,7 +112,7 @@ def test_exactly_as_many_tokens_as_announced(name, ratio):
 @every_method
 @pytest.mark.parametrize("num_layers", [2, 3, 6, 24, 36, 80])
 def test_other_depths(name, num_layers):
-    """The average over the layers is the ratio, or below it where everything may enter and still too little is seen."""
+    """The average over the layers is the ratio; it is lower if all tokens may enter and that is still too few."""
     method = make_method(name, retention_ratio=0.6, num_layers=num_layers)
     if name in KEEPS_ALL:
         return
@@ -126,7 +126,7 @@ def test_other_depths(name, num_layers):
 @every_method
 @pytest.mark.parametrize("ratio", [0.1, 0.5])
 def test_deterministic_and_inputs_untouched(name, ratio):
-    """Bit for bit, also of views that are not contiguous."""
+    """Bit for bit, also for views that are not contiguous."""
     method = make(name, ratio)
     features, attention = make_video(9, 25)
     given = features.transpose(1, 2).contiguous().transpose(1, 2), attention.T.contiguous().T
@@ -141,7 +141,7 @@ def test_deterministic_and_inputs_untouched(name, ratio):
     assert torch.equal(features, untouched[0]) and torch.equal(attention, untouched[1])
     assert torch.equal(given[0], untouched[0]) and torch.equal(given[1], untouched[1])
     first.tokens.fill_(0.0)
-    assert torch.equal(features, untouched[0])  # the result is no view of them
+    assert torch.equal(features, untouched[0])  # the result is no view of the inputs
 
 
 @every_method
@@ -174,7 +174,7 @@ def test_extreme_features(name, kind):
 
 
 NOT_FINITE = {
-    # dtype, value, how the error calls it
+    # dtype, value, and its name in the error
     "nan": (torch.float32, float("nan"), "nan"),
     "infinite": (torch.float32, float("inf"), "inf"),
     "minus infinite": (torch.bfloat16, float("-inf"), "-inf"),
@@ -187,7 +187,7 @@ NOT_FINITE = {
 
 @pytest.fixture
 def other_device(monkeypatch):
-    """Let the CPU be treated as a device whose values are not looked at."""
+    """Make the package treat the CPU as a device whose values are not read."""
     monkeypatch.setattr(finite, "must_wait", lambda device: True)
 
 
@@ -211,7 +211,7 @@ def test_attention_that_cannot_be_computed_with_is_named(name, value):
     if METHODS[name].signals:
         with pytest.raises(ValueError, match=r"^`attention` has the value (nan|inf|2.19902e\+12): all of its values"):
             method.compress(features, changed)
-    else:  # it may be anything
+    else:  # the result may be anything
         assert_same(method.compress(features, changed), method.compress(features, attention))
 
 
@@ -225,7 +225,7 @@ def test_selection_without_attention_does_not_look_at_it():
 @pytest.mark.parametrize("where", ["features", "a frame", "all features", "attention", "all attention"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e25, -3e38])
 def test_where_the_device_is_not_waited_for(name, where, value, other_device):
-    """The indices are in order all the same, nothing waits, and whoever looks at the result is told."""
+    """The indices are still in order, nothing waits, and an error is raised when the result is read."""
     selections = TOKEN_SELECTION_METHODS if name == "flashvid" else (None,)
     for selection in selections:
         method = make(name, 0.25, **({"token_selection_method": selection} if selection else {}))
@@ -261,7 +261,7 @@ def test_the_largest_values_that_are_taken(name, behavior):
         video = method.compress(features, attention / attention.sum(-1, keepdim=True))
         assert video.tokens.isfinite().all() and video.indices[-1] < 240
         assert behavior == "released" or bool((video.indices.diff() > 0).all())
-        if selection == "attn_div_v2":  # no scale of the features changes what is selected
+        if selection == "attn_div_v2":  # the scale of the features does not change the selection
             scaled = method.compress(features * 2.0**-40, attention / attention.sum(-1, keepdim=True))
             assert torch.equal(video.selected, scaled.selected) and torch.equal(video.trees, scaled.trees)
 
@@ -276,7 +276,7 @@ def test_the_dtype_stays(name, dtype):
 
 @pytest.fixture(params=[torch.bfloat16, torch.float16, torch.float64], ids=str)
 def other_default_dtype(request):
-    """A context manager that makes it the default dtype."""
+    """A context manager that changes the default dtype."""
 
     @contextmanager
     def change():
@@ -293,7 +293,7 @@ def other_default_dtype(request):
 @every_method
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_the_default_dtype_changes_nothing(name, dtype, other_default_dtype):
-    """Bit for bit; also with more tokens in a frame than bfloat16 counts one by one."""
+    """Bit for bit; also with more tokens in a frame than bfloat16 can count one by one."""
     method = make(name, 0.25)
     for features, attention in (make_video(12, 25, dtype=dtype), make_video(3, 300, dtype=dtype)):
         expected = method.compress(features, attention)
@@ -305,7 +305,7 @@ def test_the_default_dtype_changes_nothing(name, dtype, other_default_dtype):
 @pytest.mark.parametrize("selection", TOKEN_SELECTION_METHODS)
 @pytest.mark.slow
 def test_the_default_dtype_changes_nothing_in_flashvid(selection, behavior, other_default_dtype):
-    """Also with more frames in a segment, and more tokens in a tree, than bfloat16 counts one by one."""
+    """Also with more frames in a segment, and more tokens in a tree, than bfloat16 can count one by one."""
     settings = {"token_selection_method": selection, "behavior": behavior, "min_segment_num": 1}
     for alpha in (0.0, 0.7, 1.0):
         method = make("flashvid", 0.25, alpha=alpha, **settings)
@@ -353,12 +353,12 @@ def test_waits_for_the_device_once_at_most(name, ratio, size):
     method, video = make(name, ratio), make_video(*size)
     with Operators() as seen:
         method.compress(*video)
-    assert len(seen.waiting) <= (name == "fastvid")  # which looks how long its segments are
+    assert len(seen.waiting) <= (name == "fastvid")  # which reads the lengths of its segments
 
 
 @every_method
 def test_no_more_frames_no_more_operators(name):
-    """No loop over frames or tokens; a few more where something doubles."""
+    """There is no loop over frames or tokens; the number may grow by a few operators when the size doubles."""
     counts = []
     for num_frames in (16, 128):
         method, video = make(name, 0.25), make_video(num_frames, 25)
@@ -388,7 +388,7 @@ def test_shared_settings_out_of_range_are_refused(name, field, value):
 
 @every_method
 def test_settings_are_validated(name):
-    """Each of them, with an error that names it and the value."""
+    """Each setting, with an error that names the setting and the value."""
     settings = METHODS[name].settings()
     assert not settings.keys() & SHARED_SETTINGS
     assert make_method(name, retention_ratio=0.5, **settings) == make_method(name, retention_ratio=0.5)
@@ -415,7 +415,7 @@ def test_sizes_and_shapes_are_validated(name):
 def test_the_class_says_what_it_is(name):
     method = METHODS[name]
     assert method.name == name and method.__doc__.strip()
-    with pytest.raises(AttributeError):  # settings cannot change under a model's feet
+    with pytest.raises(AttributeError):  # settings of a method cannot be changed
         make_method(name).retention_ratio = 0.5
 
 
@@ -453,7 +453,7 @@ def registered():
 
 def test_a_method_of_a_user(registered):
     assert registered is LastTokens and available_methods()[-1] == LastTokens.name
-    assert register_method(LastTokens) is LastTokens  # once more changes nothing
+    assert register_method(LastTokens) is LastTokens  # registering it again changes nothing
     features, attention = make_video(5, 8)
     video = make_method(LastTokens.name, retention_ratio=0.25).compress(features, attention)
     check_consistency(video, features, 10)
@@ -506,7 +506,7 @@ def test_fastv_cannot_go_below_its_whole_layers(ratio):
 
 @every_method
 def test_layers_that_take_in_vision_features_are_whole(name):
-    """Those of Qwen3-VL: whatever the method, no layer below the third loses a token."""
+    """In Qwen3-VL no method takes a token from a layer below the third."""
     method = make_method(name, retention_ratio=0.5, num_layers=28, first_pruning_layer=3)
     assert method.pruning is None or method.pruning.layer >= 3
 
@@ -542,5 +542,5 @@ def test_evs_keeps_the_first_frame_and_what_changes():
     features, attention = torch.ones(4, 6, 3), torch.zeros(4, 6)
     features[2, 1], features[3, 4] = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0])
     video = make_method("evs", retention_ratio=9 / 24).compress(features, attention)
-    assert video.indices.tolist() == [0, 1, 2, 3, 4, 5, 13, 19, 22]  # token 1 changes and changes back, token 4 once
+    assert video.indices.tolist() == [0, 1, 2, 3, 4, 5, 13, 19, 22]  # token 1 changes twice, token 4 once
     assert make_method("evs", retention_ratio=0.1).exact_num_tokens(4, 6) == 6

@@ -1,4 +1,4 @@
-"""Every compression method inside the models of all families, and the steps that methods take between layers."""
+"""Every compression method inside the models of all families, and the steps of methods between layers."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -28,14 +28,14 @@ def settings_of(name: str) -> dict:
 
 @cache
 def model_of(family, method: str = "flashvid", **settings):
-    """One for all tests that leave it as it is; its random weights do not depend on the settings."""
+    """One model for all tests that do not change it. Its random weights do not depend on the settings."""
     return family.model(compression_method=method, **settings)
 
 
 @each_family
 @each_method
 def test_a_call_and_a_configuration_mean_the_same(family, name):
-    """What enters and what a layer sees on average, in `forward` and `generate`. A call leaves the configuration."""
+    """As many tokens enter, and a layer sees as many on average. The call does not change the configuration."""
     settings = settings_of(name)
     configured, called = model_of(family, name, retention_ratio=settings["retention_ratio"]), model_of(family)
     inputs = family.inputs(*PROMPTS)
@@ -57,7 +57,7 @@ def test_a_call_and_a_configuration_mean_the_same(family, name):
         average = report.retained[video] * report.tokens[video] - newlines
         if name == "none":
             assert report.remained == report.tokens and not report.compressed
-        else:  # FlashVID rounds up for every frame; EVS keeps the first whole
+        else:  # FlashVID rounds up for every frame; EVS keeps the whole first frame
             budget = max(settings["retention_ratio"] * sizes[0] * sizes[1], sizes[1] if name == "evs" else 0)
             assert abs(average - budget) < (1.5 + sizes[0] if name == "flashvid" else 1.5)
             assert report.compressed
@@ -97,7 +97,7 @@ def test_ratio_one_is_upstream(family):
 @torch.no_grad()
 @each_family
 def test_no_compression_is_upstream_bit_for_bit(family):
-    """Of videos of one length; others upstream's LLaVA models cannot take."""
+    """With videos of one length, because upstream's LLaVA models cannot take others."""
     family = family.as_upstream()
     model, inputs = family.model(compression_method="none"), family.inputs(["text", LARGE, "text"], ["text", LARGE])
     upstream = family.upstream(model)
@@ -132,7 +132,7 @@ def test_settings_of_another_method_are_refused(family):
 @each_family
 @each_method
 def test_configurations_keep_their_method(family, name, tmp_path):
-    """All settings of the method included; another method of a call or a load starts from its own defaults."""
+    """With all settings of the method. Another method, in a call or when loading, begins with its own defaults."""
     given = None if name == "flashvid" else METHODS[name].settings() or None
     config = model_of(family).config.override(**settings_of(name), method_settings=given)
     config.save_pretrained(tmp_path)
@@ -141,7 +141,7 @@ def test_configurations_keep_their_method(family, name, tmp_path):
     assert loaded.override(compression_method="uniform").method_settings == (given if name == "uniform" else None)
     reloaded = family.config_class.from_pretrained(tmp_path, compression_method="random", method_settings={"seed": 3})
     assert reloaded.method.name == "random" and reloaded.method.seed == 3
-    assert reloaded.override(retention_ratio=0.3).method.seed == 3  # of the same method they stay
+    assert reloaded.override(retention_ratio=0.3).method.seed == 3  # the same method keeps its settings
 
 
 @torch.no_grad()
@@ -160,12 +160,12 @@ def test_models_keep_their_method(family, tmp_path):
     assert not torch.equal(model(**inputs, method_settings={"seed": 4}).logits, model(**inputs).logits)
 
 
-# The steps between layers, by methods that let everything enter
+# The steps between layers, tested with methods that let all tokens enter
 
 
 @dataclass(frozen=True, kw_only=True)
 class InnerStep(CompressionMethod):
-    """All tokens enter; from layer 3 on half of them are seen."""
+    """All tokens enter; the layers from 3 on see half of them."""
 
     name = "inner_step_of_a_test"
     signals = ()
@@ -214,7 +214,7 @@ def score_by_loops(attention: torch.Tensor, rows: list[int]) -> list[float]:
     ],
 )
 def test_tokens_are_ranked_as_loops_rank_them(family, batch, scored_by, bytes_at_once, inner_step, monkeypatch):
-    """By upstream's own attention weights; text is what is real and behind the last placeholder of a video."""
+    """By upstream's own attention weights. Text tokens are the real ones after the last placeholder of a video."""
     if bytes_at_once is not None:
         monkeypatch.setattr("flashvid_hf.models.layer_pruning._MAX_SCORE_BYTES", bytes_at_once)
     family = family.as_upstream()
@@ -244,7 +244,7 @@ def test_tokens_are_ranked_as_loops_rank_them(family, batch, scored_by, bytes_at
 @torch.no_grad()
 @each_family
 def test_padding_among_the_readers_ranks_nothing(family, inner_step):
-    """A sample with less text behind its video, whose first column is a token of it, is ranked as if it were alone."""
+    """A sample with less text after its video, whose first column is a video token, is ranked as if it were alone."""
     model = family.model(compression_method=inner_step, method_settings={"scored_by": "text_tokens"})
     prompts = [[LARGE, "text"], [SMALL, "text", "text"]]
     together = model(**family.inputs(*prompts)).token_index
@@ -256,7 +256,7 @@ def test_padding_among_the_readers_ranks_nothing(family, inner_step):
 
 
 def merge_by_loops(states: torch.Tensor, prunable: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """One dropped token after the other, halfway into the kept one of largest cosine as they all were in the beginning.
+    """Merge the dropped tokens one by one, each halfway into the kept token with the largest cosine before any merging.
 
     Args:
         states: of one sample, with shape (S, D).
@@ -291,7 +291,7 @@ def test_dropped_tokens_are_merged_as_loops_merge_them(share, dtype):
 
 
 def test_many_dropped_tokens_in_one():
-    """Early ones fade away, nothing overflows."""
+    """The first merged tokens fade away, and nothing overflows."""
     states = torch.ones(1, 5000, 4)
     prunable = torch.ones(1, 5000, dtype=torch.bool)
     merged = merge_dropped(states, prunable, torch.arange(5000)[None] == 17)
@@ -301,7 +301,7 @@ def test_many_dropped_tokens_in_one():
 @torch.no_grad()
 @each_family
 def test_merging_between_layers(family, inner_step):
-    """What runs through layer 3 are the states that came to it, merged; sample by sample."""
+    """Layer 3 gets the merged states of the layer below, sample by sample."""
     model = family.model(compression_method=inner_step, method_settings={"merges": True})
     layer, seen = model.model.language_model.layers[3], {}
     layer.register_forward_pre_hook(lambda _, args: seen.update(before=args[0]), prepend=True)

@@ -1,4 +1,4 @@
-"""The models of all families: what they keep, and that every form of a call gives the same; see also `scenarios.py`."""
+"""The models of all families: what they keep, and that all forms of a call give the same. See also `scenarios.py`."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ from flashvid_hf.models.upstream import CACHE
 
 # Grids in patches; 4 patches make a token.
 SMALL, LARGE, WIDE = (2, 8, 4), (4, 8, 8), (3, 4, 8)
-# Batches by what they hold, each a list of prompts.
+# Batches, each a list of prompts, by the name of their content.
 BATCHES = {
     "one video": [["text", LARGE, "text"]],
     "videos of different length": [["text", LARGE, "text"], ["text", SMALL, "text"]],
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: fami
 
 def generate(model, inputs, **kwargs):
     settings = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-    # Random weights may answer with a placeholder, which upstream too takes for one of a video when it reads it again.
+    # Random weights may answer with a placeholder. Upstream, too, takes it for one of a video when it reads it again.
     settings["suppress_tokens"] = [IMAGE, VIDEO]
     return model.generate(**inputs, **{**settings, **kwargs})
 
@@ -43,7 +43,7 @@ def logits(outputs) -> torch.Tensor:
 
 
 def assert_same(first, second):
-    """Same tokens; logits equal within the rounding of another order of summation."""
+    """Assert equal tokens, and logits equal within the rounding of another order of summation."""
     assert torch.equal(first.sequences, second.sequences)
     torch.testing.assert_close(logits(first), logits(second), atol=2e-5, rtol=1e-5)
 
@@ -77,7 +77,7 @@ def test_batch_equals_singles_and_cache_equals_none(family, batch, behavior):
 def test_padding_beside_an_image_takes_nothing_of_it(family):
     """A prompt that begins with an image is the longest, and is padded once its video is compressed.
 
-    What stands in the padding is a copy of the first column, in the LLaVA families a placeholder of the image.
+    The padding holds a copy of the first column, which is a placeholder of the image in the LLaVA families.
     """
     model = family.model()
     prompt = ["image", (1, 8, 8), (8, 8, 8), "text"]
@@ -110,7 +110,7 @@ def test_eager_equals_sdpa(family, batch):
 
 
 def test_compression_changes_the_answer(family):
-    # A compressor that does nothing would pass every test of equality.
+    # A compression that does nothing would pass every test of equality.
     inputs = family.inputs(*BATCHES["one video"])
     full, vision_only, both = (
         logits(generate(family.model(**settings), inputs))[:, 0]
@@ -135,7 +135,7 @@ def test_counts_and_cache_lengths(family):
     first = math.ceil(0.5 * (entered[0] + entered[1] - newlines[0] - newlines[1])) + newlines[0] + newlines[1]
     of_sample = [first, math.ceil(0.5 * (entered[2] - newlines[2])) + newlines[2]]
     assert [report.remained[0] + report.remained[1], report.remained[2]] == of_sample
-    # Physical cache: text and what entered or remained of the longer sample, and the 5 tokens that were fed back.
+    # The cache holds the text, the tokens of the longer sample that entered or remained, and the 5 tokens fed back.
     dropped = inputs["input_ids"].shape[1] - (inputs["attention_mask"] * (inputs["input_ids"] != VIDEO)).sum(1)
     text = inputs["input_ids"].shape[1] - dropped
     lower = max(int(text[0]) + entered[0] + entered[1], int(text[1]) + entered[2]) + 5
@@ -145,7 +145,7 @@ def test_counts_and_cache_lengths(family):
 
 
 def test_positions_and_columns_of_what_is_kept(family):
-    """Kept tokens keep their positions in the Qwen families, and are counted anew in the LLaVA families."""
+    """In the Qwen families kept tokens keep their positions; in the LLaVA families positions are counted anew."""
     model = family.model()
     inputs = family.inputs(*BATCHES["one video"])
     seen = {}
@@ -175,7 +175,7 @@ def test_inner_pruning_keeps_what_the_query_attends_to(family):
         kept = pruned(**inputs).token_index[0]
         outputs = whole(**inputs, output_attentions=True)
     entered = outputs.token_index[0]
-    attention = outputs.attentions[2][0, :, -1].mean(0)  # of the layer below the pruning layer
+    attention = outputs.attentions[2][0, :, -1].mean(0)  # attention of the layer below the pruning layer
     is_token = family.is_token(inputs, LARGE)[entered]
     best = attention.masked_fill(~is_token, -1).topk(math.ceil(0.5 * int(is_token.sum()))).indices
     expected = torch.cat([entered[~is_token], entered[best]]).sort().values
@@ -184,7 +184,7 @@ def test_inner_pruning_keeps_what_the_query_attends_to(family):
 
 @pytest.mark.parametrize("behavior", ["paper", "released"])
 def test_a_model_that_writes_the_beginning_of_a_video(family, behavior):
-    """Without a cache it reads its own answer again, where no token is one of the prompt's to drop."""
+    """Without a cache the model reads its own answer again, and must not drop tokens of the answer."""
     model, inputs = family.model(behavior=behavior), family.inputs(["text", LARGE, "text", SMALL])
     for token in (VISION_START, VISION_END):
         settings = {"prefix_allowed_tokens_fn": lambda batch, ids, token=token: [token], "suppress_tokens": None}
@@ -237,7 +237,7 @@ def test_hidden_states_and_attentions_of_all_layers(family):
     upper = lower - outputs.report.entered[0] + outputs.report.remained[0]
     assert [h.shape[1] for h in outputs.hidden_states] == [lower] * 4 + [upper] * 3
     assert [a.shape[2:] for a in outputs.attentions] == [(lower, lower)] * 3 + [(upper, upper)] * 3
-    for attention in outputs.attentions:  # causal everywhere, every row a distribution
+    for attention in outputs.attentions:  # every row is causal and a distribution
         assert attention.triu(1).abs().max() == 0
         torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention[..., 0]))
 
@@ -314,7 +314,7 @@ def test_the_cache_can_be_cropped_reordered_and_reset(family):
 @torch.no_grad()
 @pytest.mark.parametrize("waits", [False, True])
 def test_videos_that_cannot_be_computed_with_are_named(family, monkeypatch, waits):
-    """Also on a device that is waited for only after the compression."""
+    """Also on a device for which the code waits only after the compression."""
     model, inputs = family.model(), family.inputs(["text", LARGE, "text"], ["text", SMALL, "text"])
     name = "pixel_values_videos"
     broken = [video.clone() for video in inputs[name]] if isinstance(inputs[name], list) else inputs[name].clone()

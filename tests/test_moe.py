@@ -1,4 +1,4 @@
-"""Mixture of experts: the router's outputs and loss, and official checkpoints, whose experts are stored transposed."""
+"""Mixture of experts: the router's outputs and loss, and official checkpoints, which store the experts transposed."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ BATCH = [LONG, TEXT, SHORT]
 
 
 def labels(inputs) -> torch.Tensor:
-    """Of the text, the first token aside: with left padding, a row of padding would predict it."""
+    """Labels of the text except its first token, which a padding row would predict with left padding."""
     mask = inputs["attention_mask"]
     unseen = (inputs["input_ids"] == VIDEO) | (mask == 0) | (mask.cumsum(-1) == 1)
     return inputs["input_ids"].masked_fill(unseen, -100)
@@ -56,7 +56,7 @@ def test_router_outputs_are_upstreams_bit_for_bit(prompts, flashvid):
 
 
 def test_router_sees_what_its_layer_sees():
-    """Layers 1 and 4 have no experts; from layer 3 on there are fewer tokens."""
+    """Layers 1 and 4 have no experts. From layer 3 on there are fewer tokens."""
     model = FAMILY.model(text={"mlp_only_layers": [1, 4]})
     inputs = FAMILY.inputs(*BATCH)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_router_sees_what_its_layer_sees():
     entered, remained = (text + sum(counts) for counts in (outputs.report.entered, outputs.report.remained))
     assert [int(mask.sum()) for mask in base.router_masks] == [entered, entered, remained, remained]
     assert torch.equal(base.router_masks[-1].view(3, upper), outputs.token_index >= 0)
-    # Nobody asked.
+    # Without a request there are none.
     with torch.no_grad():
         assert model(**inputs).router_logits is model(**inputs).aux_loss is model.model(**inputs).router_masks is None
 
@@ -86,7 +86,7 @@ def test_padding_does_not_count_in_the_auxiliary_loss(padding_side):
     expected = load_balancing_loss_func(tuple(torch.cat(rows) for rows in layers), 8, 2, None)
     torch.testing.assert_close(together.aux_loss, expected)
     with_padding = load_balancing_loss_func(together.router_logits, 8, 2, None)
-    assert (with_padding - expected).abs() > 1e-3  # it would show
+    assert (with_padding - expected).abs() > 1e-3  # so an error would be noticed
 
 
 def test_auxiliary_loss_is_added_and_trains_every_router():
@@ -100,12 +100,12 @@ def test_auxiliary_loss_is_added_and_trains_every_router():
     outputs.aux_loss.backward()
     for layer in model.model.language_model.layers:
         assert layer.mlp.gate.weight.grad.abs().sum() > 0
-    model.config.text_config.output_router_logits = True  # asked for by the configuration
+    model.config.text_config.output_router_logits = True  # requested by the configuration
     assert_same(model(**inputs).loss, outputs.loss)
     assert model(**inputs, output_router_logits=False).aux_loss is None
 
 
-# The name of the method that transformers 5.17 has too.
+# The method has this name in transformers 5.17 too.
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 def test_gradient_checkpointing_gives_the_same_loss_and_gradients():
     model = FAMILY.model().train()
@@ -124,7 +124,7 @@ def test_gradient_checkpointing_gives_the_same_loss_and_gradients():
 
 
 def test_generate_with_router_outputs():
-    """Decoding steps and later turns have router logits too, of their new columns."""
+    """Decoding steps and later turns also have router logits, for their new columns."""
     model = FAMILY.model()
     inputs = FAMILY.inputs(*BATCH)
     settings = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": [90, 91], "return_dict_in_generate": True}
@@ -185,7 +185,7 @@ torch.save(results, f"{work}/results.pt")
 
 
 def build_official_folder(folder):
-    """An upstream checkpoint as it is published; upstream itself saves the experts as its modules hold them."""
+    """Write an upstream checkpoint as it is published. Upstream itself saves the experts as its modules hold them."""
     from flashvid_hf.tiny_models import build_processor, build_small_config, scramble
 
     processor = build_processor("qwen3_vl_moe")
@@ -219,7 +219,7 @@ def upstream(work):
 
 
 def load(loader, folder, unexpected=frozenset(), **kwargs):
-    """A model, of which nothing was missing and nothing left over but `unexpected`."""
+    """Load a model; no weight may be missing, and none left over except `unexpected`."""
     model, info = loader.from_pretrained(folder, output_loading_info=True, **kwargs)
     assert not info["missing_keys"] and not info["mismatched_keys"]
     assert info["unexpected_keys"] == set(unexpected)
@@ -227,7 +227,7 @@ def load(loader, folder, unexpected=frozenset(), **kwargs):
 
 
 def test_the_official_layout_is_transposed(work, upstream):
-    """Experts, input width, output width; a module of torch has them the other way round."""
+    """The axes are experts, input width, output width. A module of torch has the two widths the other way round."""
     weights, held = load_file(work / "official" / "model.safetensors"), upstream.state_dict()
     experts = [name for name in weights if ".mlp.experts." in name]
     assert len(experts) == 2 * 14 and "lm_head.weight" in weights
@@ -246,7 +246,7 @@ def test_official_checkpoint_by_the_package(work, upstream, tmp_path):
     assert_same(observe(model, inputs), observe(upstream, inputs))
     base = load(FlashVIDQwen3VLMoeModel, work / "official", unexpected={"lm_head.weight"})
     assert_same(state(base), state(upstream.model))
-    # Saved and loaded again, whole and as a base model, with the code beside the weights.
+    # The model and its base model are saved with their code and loaded again.
     model.save_pretrained(tmp_path / "model")
     base.save_pretrained(tmp_path / "base")
     assert_same(state(load(AutoModelForImageTextToText, tmp_path / "model")), state(upstream))

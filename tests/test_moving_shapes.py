@@ -1,4 +1,4 @@
-"""MovingShapes: the same everywhere, balanced, and right by another count and by the pixels."""
+"""MovingShapes: equal on every machine, balanced, and right by an independent count and by the pixels."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -28,7 +28,7 @@ def test_a_seed_says_everything():
 
 
 def test_scenes_do_not_drift():
-    """Published numbers rely on these very videos."""
+    """Published numbers depend on exactly these videos."""
     first = ms.make_scene(ms.video_seeds("test", 1)[0])
     assert first.kind == "dice"
     assert asdict(first.things[0]) == {
@@ -55,7 +55,7 @@ def test_splits_have_no_seed_in_common():
 
 
 def test_a_guess_is_near_chance():
-    """The most frequent answer to a question, given its text, is about as frequent as the others."""
+    """For every text of a question, the most frequent answer is about as frequent as the others."""
     answers: dict[tuple, Counter] = {}
     for scene in SCENES:
         for question, prompt in zip(
@@ -69,7 +69,7 @@ def test_a_guess_is_near_chance():
         total = counter.total()
         chance = 1 / len(possible)
         spread = (chance * (1 - chance) / total) ** 0.5
-        # Questions about one video depend on each other, hence more than the usual three.
+        # Questions about one video depend on each other, so the limit is wider than the usual three.
         assert max(counter.values()) / total < chance + 4.5 * spread, (kind, form, answer_set, counter)
 
 
@@ -91,7 +91,7 @@ def test_options_are_four_with_the_answer_once():
 
 
 def answer_from_things(scene: ms.Scene, text: str) -> set[str]:
-    """All answers that a reader of the list of things could give, found without roles."""
+    """All answers that follow from the list of things, found without their roles."""
     things, words = scene.things, text.rstrip("?").split()
     always = {t for t in things if t.end - t.first == ms.NUM_FRAMES}
 
@@ -140,7 +140,7 @@ def test_things_stay_apart_and_inside():
 
 @pytest.mark.parametrize("scene", EXAMPLES, ids=lambda scene: f"{scene.kind}-{scene.seed}")
 def test_pixels_show_the_things(scene):
-    """A colour is to be seen where its thing is, and nowhere while no thing has it."""
+    """A colour is visible where its thing is, and nowhere while no thing has it."""
     frames = ms.render(scene)
     assert frames.shape == (ms.NUM_FRAMES, ms.SIDE, ms.SIDE, 3) and frames.dtype == np.uint8
     for index, frame in enumerate(frames):
@@ -168,7 +168,7 @@ def test_dots_are_in_the_pixels():
 
 
 def test_motion_is_in_the_pixels():
-    """The middle of the pixels of a colour moves the way that is named."""
+    """The centre of the pixels of a colour moves in the named direction."""
     for scene in EXAMPLES:
         frames = ms.render(scene)
         for t in (t for t in scene.things if t.direction):
@@ -181,7 +181,7 @@ def test_motion_is_in_the_pixels():
 
 
 def test_textures_differ():
-    """No background looks like another: standard deviations of differences of neighbours tell them apart."""
+    """All backgrounds look different: the standard deviations of differences of neighbouring pixels show it."""
     scenes = [scene for scene in SCENES[:200] if scene.kind == "parade"]
     assert {scene.backgrounds[0].texture for scene in scenes} == set(ms.TEXTURES)
     for scene in scenes[:20]:

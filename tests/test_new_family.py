@@ -1,6 +1,6 @@
-"""A throw-away family in a copy of the package: its own files and one line in `families.py` are all that it takes.
+"""A throw-away family in a copy of the package: it needs only its own files and one line in `families.py`.
 
-Its classes are those of Qwen2.5-VL under other names, in a folder of their own.
+Its classes are those of Qwen2.5-VL under other names, in their own folder.
 """
 
 import shutil
@@ -13,7 +13,7 @@ from checkpoints import CLIP, assert_same, once, run_program
 import flashvid_hf
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
-# What the texts of Qwen2.5-VL's configuration and modeling file say, and what they say in the new family.
+# Texts in Qwen2.5-VL's configuration and modeling file, and their replacements in the new family.
 NAMES = {
     "FlashVIDQwen2_5_VL": "FlashVIDThrowaway",
     "flashvid_qwen2_5_vl": "flashvid_throwaway",

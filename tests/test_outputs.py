@@ -1,4 +1,4 @@
-"""What the models return: every field of upstream's outputs, and the cache under either of its names."""
+"""The outputs of the models: every field of upstream's outputs, and the cache under both of its names."""
 
 import copy
 import pickle
@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 from flashvid_hf.models.upstream import CACHE
 
 PROMPT = ["text", "image", (1, 8, 8), "text", (4, 8, 8), "text"]
-# The fields of upstream's outputs that hold what the vision tower returned, in one version or the other.
+# The fields of upstream's outputs that hold the result of the vision tower, in different versions.
 TOWERS = {"image_outputs", "video_outputs", "image_hidden_states", "video_hidden_states"}
 
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -23,7 +23,7 @@ each_part = pytest.mark.parametrize("part", ["generative model", "base model"])
 
 
 def assert_same_values(found: Any, expected: Any) -> None:
-    """Equal tensors at the same places; `found` may hold more fields."""
+    """Assert equal tensors in equal fields; `found` may have more fields."""
     if isinstance(expected, ModelOutput):
         assert expected.keys() <= found.keys()
         for name, value in expected.items():
@@ -33,7 +33,7 @@ def assert_same_values(found: Any, expected: Any) -> None:
         for mine, theirs in zip(found, expected, strict=True):
             assert_same_values(mine, theirs)
     elif isinstance(expected, torch.Tensor):
-        if isinstance(found, tuple):  # a tensor for every video, where upstream stacks videos of one length
+        if isinstance(found, tuple):  # one tensor for each video; upstream stacks videos of one length
             found = torch.stack(found)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
     elif expected is None:
@@ -57,7 +57,7 @@ def test_without_compression_every_field_of_upstreams_output_is_returned(family,
     wanted = {"output_hidden_states": True, "use_cache": True}
     with torch.no_grad():
         found, expected = model(**inputs, **wanted, **call), upstream(**theirs, **wanted)
-    if part == "generative model":  # also for what is no field, such as properties
+    if part == "generative model":  # also for properties, which are no fields
         assert isinstance(found, type(expected))
         assert [name for name in found if name in expected.keys()] == list(expected)
     assert_same_values(found, expected)
@@ -99,7 +99,7 @@ def test_outputs_can_be_copied_and_pickled(family):
 
 @each_family
 def test_the_cache_is_passed_and_read_under_either_name(family):
-    """Without a warning: those of upstream about its own old name are errors here."""
+    """Without a warning: upstream's warnings about its own old name are errors here."""
     model, inputs = family.model(), family.inputs(["text", (4, 8, 8), "text"])
     step = torch.tensor([[7]])
     with torch.no_grad():

@@ -50,7 +50,7 @@ def write_video(path: Path, frames: np.ndarray, fps: int = 4) -> Path:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory) -> SimpleNamespace:
-    """Videos and what looks like one."""
+    """Videos, and files that look like videos."""
     folder = tmp_path_factory.mktemp("videos")
     clip = write_video(folder / "clip.mp4", moving_frames(8))  # 4 temporal grids of 6 tokens
     empty, text, truncated = (folder / f"{name}.mp4" for name in ("empty", "text", "truncated"))
@@ -96,14 +96,14 @@ def upstream(upstream_folder) -> VideoTextToTextPipeline:
 
 @pytest.fixture(autouse=True)
 def no_seconds(monkeypatch):
-    """Answers can be compared here; tests/test_pipeline_stages.py looks at their times."""
+    """Remove the times, so that answers can be compared; tests/test_pipeline_stages.py tests the times."""
     postprocess = VideoTextToTextPipeline.postprocess
     monkeypatch.setattr(VideoTextToTextPipeline, "postprocess", lambda *arguments: untimed(postprocess(*arguments)))
 
 
 @pytest.fixture
 def calls(pipe, monkeypatch) -> list[SimpleNamespace]:
-    """The calls of the model's `generate`: its arguments and what it returned."""
+    """The calls of the model's `generate`: arguments and results."""
     made, generate = [], pipe.model.generate
 
     def spy(**kwargs):
@@ -116,7 +116,7 @@ def calls(pipe, monkeypatch) -> list[SimpleNamespace]:
 
 @pytest.fixture(scope="session")
 def answer(pipe, files):
-    """The answer about one clip that a direct call of `generate` gives."""
+    """The answer of a direct call of `generate` about one clip."""
     memo = {}
 
     def answer(name: str = "clip", question: str = QUESTION) -> list[dict[str, Any]]:
@@ -131,13 +131,13 @@ def answer(pipe, files):
 
 
 def chat(question: str, *parts: str | dict) -> list[dict]:
-    """A chat of one message: videos and images, or only their types, and then the question."""
+    """A chat of one message: videos and images, or only their types, followed by the question."""
     media = [{"type": part} if isinstance(part, str) else part for part in parts]
     return [{"role": "user", "content": [*media, {"type": "text", "text": question}]}]
 
 
 def generate(pipe, chats: list[list[dict]], generate_kwargs: dict | None = None, **media: Any) -> list[str]:
-    """Texts by the processor and `generate` alone."""
+    """Texts from the processor and `generate`, without the pipeline."""
     prompts = [pipe.processor.apply_chat_template(c, add_generation_prompt=True, tokenize=False) for c in chats]
     if "videos" in media:
         media["do_sample_frames"] = False
@@ -147,7 +147,7 @@ def generate(pipe, chats: list[list[dict]], generate_kwargs: dict | None = None,
 
 
 def count(pipe, *videos: tuple[int, int]) -> dict[str, int]:
-    """Video tokens of a prompt at each stage, from the temporal grids and tokens a grid of its videos."""
+    """Video tokens of a prompt at each stage. A video is given by its temporal grids and its tokens a grid."""
     config = pipe.model.config
     total = sum(grids * tokens for grids, tokens in videos)
     entered = sum(config.method.exact_num_tokens(grids, tokens) for grids, tokens in videos)
@@ -155,7 +155,7 @@ def count(pipe, *videos: tuple[int, int]) -> dict[str, int]:
 
 
 def test_the_compared_answers_say_something(pipe, answer):
-    """Every stage counts differently, and other videos and questions have other answers."""
+    """The counts of the stages differ, and other videos and questions get other answers."""
     assert count(pipe, (4, 6)) == {"total": 24, "entered": 8, "remained": 3}
     assert count(pipe, (3, 9)) == {"total": 27, "entered": 9, "remained": 3}
     texts = [
@@ -183,7 +183,7 @@ def test_chat_with_a_file(pipe, files, answer, key):
 
 
 def test_chat_of_several_messages(pipe, files):
-    """Text in either form, and earlier answers; the videos go in where they stand."""
+    """Text in both forms, and earlier answers. The videos enter at their places in the chat."""
     question, earlier = (
         chat(QUESTION, {"type": "video", "path": files.clip}),
         {"role": "assistant", "content": "A box."},
@@ -255,7 +255,7 @@ FRAMES = {
 
 @pytest.mark.parametrize("form", FRAMES.values(), ids=FRAMES.keys())
 def test_decoded_frames_with_metadata(pipe, files, answer, form):
-    """With the file's frame rate they are the file."""
+    """With the file's frame rate they are equivalent to the file."""
     frames = form(read_video(files.clip).frames)
     part = {"type": "video", "video": frames, "video_metadata": {"fps": 4.0}}
     assert pipe(chat(QUESTION, part), **GREEDY) == answer()
@@ -263,7 +263,7 @@ def test_decoded_frames_with_metadata(pipe, files, answer, form):
 
 @pytest.mark.parametrize("form", FRAMES.values(), ids=FRAMES.keys())
 def test_decoded_frames_without_metadata(pipe, files, form):
-    """They are taken as upstream's processor takes frames that nothing is known of."""
+    """They are treated as upstream's processor treats frames without metadata."""
     frames = read_video(files.clip).frames
     (text,) = generate(pipe, [chat(QUESTION, "video")], videos=[frames])
     expected = [{"generated_text": text, "video_tokens": count(pipe, (4, 6))}]
@@ -272,7 +272,7 @@ def test_decoded_frames_without_metadata(pipe, files, form):
 
 
 def test_files_and_decoded_frames_in_one_call(pipe, files, answer):
-    """What is known of one video stays known beside a video that nothing is known of, in a list and in a chat."""
+    """The metadata of a video are used also beside a video without metadata, in a list and in a chat."""
     clip = read_video(files.other)
     (frames_only,) = generate(pipe, [chat(QUESTION, "video")], videos=[clip.frames])
     expected = [answer("clip"), [{"generated_text": frames_only, "video_tokens": count(pipe, (3, 9))}]]
@@ -281,7 +281,7 @@ def test_files_and_decoded_frames_in_one_call(pipe, files, answer):
 
 
 def test_frame_rate_of_decoded_frames_reaches_the_model(pipe, calls):
-    """A temporal grid is two frames."""
+    """A temporal grid has two frames."""
     for fps, seconds in ((1.0, 2.0), (8.0, 0.25)):
         part = {"type": "video", "video": moving_frames(8), "video_metadata": {"fps": fps}}
         pipe(chat(QUESTION, part), **GREEDY)
@@ -338,13 +338,13 @@ def test_image_and_video_in_a_chat(pipe, files):
     ids=str,
 )
 def test_sampling(pipe, files, calls, sampling, grids, seconds_per_grid):
-    """The frames that are asked for arrive, two in a grid, and with them how far they are apart."""
+    """The requested frames reach the model, two in a grid, with the time between them."""
     ((answer,),) = [pipe(files.clip, text=QUESTION, **sampling, **GREEDY)]
     assert answer["video_tokens"] == count(pipe, (grids, 6))
     assert calls[0].inputs["video_grid_thw"].tolist() == [[grids, 4, 6]]
     if seconds_per_grid is not None:
         assert list(calls[0].inputs["second_per_grid_ts"]) == pytest.approx([seconds_per_grid])
-    # In a chat, and for decoded frames whose rate is known, it is the same.
+    # The same holds in a chat, and for decoded frames with a known rate.
     metadata = {"fps": 4.0}
     part = {"type": "video", "video": read_video(files.clip).frames, "video_metadata": metadata}
     assert pipe(chat(QUESTION, {"type": "video", "path": files.clip}), **sampling, **GREEDY) == [answer]
@@ -382,7 +382,7 @@ def test_beams(pipe, files, calls):
 
 
 def test_sampled_sequences(pipe, files, calls):
-    """As many dictionaries for every input, beside their own input also in a batch."""
+    """Every input gets that many dictionaries, in a batch too, grouped by input."""
     sampling = {"max_new_tokens": 5, "do_sample": True, "num_return_sequences": 2}
     clip = read_video(files.clip)
     set_seed(3)
@@ -403,7 +403,7 @@ def test_sampled_sequences(pipe, files, calls):
 
 
 def test_settings_of_the_pipeline(pipe, files, answer):
-    """Given when the pipeline is made, they hold for every call that says nothing else."""
+    """Settings of the pipeline hold for every call that does not set others."""
     made = pipeline(TASK, model=pipe.model, processor=pipe.processor, device="cpu", num_frames=4, **GREEDY)
     ((short,), (long,)) = made(files.clip, text=QUESTION), made(files.clip, text=QUESTION, num_frames=8)
     assert short["video_tokens"] == count(pipe, (2, 6))
@@ -414,7 +414,7 @@ def test_settings_of_the_pipeline(pipe, files, answer):
 
 
 def test_special_tokens_are_no_text(pipe, files, calls):
-    end = pipe.model.generation_config.eos_token_id  # which the demo checkpoint's own `suppress_tokens` forbid
+    end = pipe.model.generation_config.eos_token_id  # the demo checkpoint's own `suppress_tokens` forbid it
     (answer,) = pipe(
         files.clip, text=QUESTION, prefix_allowed_tokens_fn=lambda *_: [end], suppress_tokens=[0], **GREEDY
     )
@@ -449,7 +449,7 @@ def test_iterator_streamer(pipe, files, answer):
 
 
 def test_batch_equals_singles(pipe, files, calls):
-    """Prompts of different length, with two videos, one or none, and a batch that is not full."""
+    """Prompts of different length, with two videos, one or none; the last batch is not full."""
     clip, other = ({"type": "video", "path": path} for path in (files.clip, files.other))
     image = {"type": "image", "image": Image.fromarray(moving_frames(1, seed=2)[0])}
     chats = [
@@ -532,7 +532,7 @@ def test_ratio_one_is_the_upstream_model(upstream, upstream_folder, files):
 
 
 def test_upstream_folder_by_name(upstream, upstream_folder, files):
-    """The task is known for every model, and no code has to be trusted."""
+    """The task is known for every model, without `trust_remote_code`."""
     made = pipeline(TASK, model=str(upstream_folder), device="cpu")
     assert type(made) is VideoTextToTextPipeline
     assert type(made.model) is Qwen2_5_VLForConditionalGeneration
@@ -578,7 +578,7 @@ Path(out).write_text(json.dumps(answers))
 
 
 def test_remote_code(folder, files, tmp_path, pipe, answer):
-    """Without the package, with and without naming the task, the answers are the package's."""
+    """Without the package, with and without the name of the task, the answers equal those of the package."""
     run_program(REMOTE_PIPELINE, folder, files.clip, files.other, tmp_path / "answers.json", home=tmp_path / "home")
     answers = json.loads((tmp_path / "answers.json").read_text())
     assert list(answers) == [TASK, "None"]
@@ -662,6 +662,6 @@ def test_a_call_adds_to_the_settings_of_the_pipeline(pipe, files):
     )
     (answer,) = made(files.clip, text=QUESTION, do_sample=False)
     assert answer == pipe(files.clip, text=QUESTION, do_sample=False, num_frames=4, max_new_tokens=2)[0]
-    # One way of sampling replaces the other.
+    # A way of sampling that a call gives replaces the other one.
     (answer,) = made(files.clip, text=QUESTION, do_sample=False, fps=2)
     assert answer == pipe(files.clip, text=QUESTION, do_sample=False, fps=2, max_new_tokens=2)[0]

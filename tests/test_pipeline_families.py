@@ -21,13 +21,13 @@ def pipe(request, tmp_path_factory) -> VideoTextToTextPipeline:
 
 @pytest.fixture(autouse=True)
 def no_seconds(monkeypatch):
-    """Answers can be compared here; tests/test_pipeline_stages.py looks at their times."""
+    """Remove the times, so that answers can be compared; tests/test_pipeline_stages.py tests the times."""
     postprocess = VideoTextToTextPipeline.postprocess
     monkeypatch.setattr(VideoTextToTextPipeline, "postprocess", lambda *arguments: untimed(postprocess(*arguments)))
 
 
 def chat(question: str, *media) -> list[dict]:
-    """A chat of one message: clips and pictures, and then the question."""
+    """A chat of one message: clips and pictures, followed by the question."""
     parts = [
         {"type": "image", "image": medium}
         if isinstance(medium, Image.Image)
@@ -38,7 +38,7 @@ def chat(question: str, *media) -> list[dict]:
 
 
 def generate(pipe, question: str, *media) -> str:
-    """The answer by the processor and `generate` alone."""
+    """The answer from the processor and `generate`, without the pipeline."""
     types = [{"type": part["type"]} for part in chat(question, *media)[0]["content"][:-1]]
     messages = [{"role": "user", "content": [*types, {"type": "text", "text": question}]}]
     prompt = pipe.processor.apply_chat_template(messages, add_generation_prompt=True)
@@ -84,7 +84,7 @@ def test_decoded_frames(pipe):
 
 @pytest.mark.parametrize("as_string", [True, False])
 def test_text_only(pipe, as_string):
-    """A question is not lost in templates that know only parts."""
+    """Templates that know only parts must not lose a question."""
     content = QUESTION if as_string else [{"type": "text", "text": QUESTION}]
     answer = [{"generated_text": generate(pipe, QUESTION), "video_tokens": NO_TOKENS}]
     assert pipe([{"role": "user", "content": content}], **GREEDY) == answer
@@ -101,14 +101,14 @@ def test_image_and_video_in_a_chat(pipe):
 
 
 def test_videos_of_different_length_in_a_chat(pipe):
-    """Each is compressed by itself; their order is the chat's."""
+    """Each video is compressed separately; their order is that of the chat."""
     both, swapped = (pipe(chat(QUESTION, *clips), **GREEDY)[0] for clips in ((LONG, SHORT), (SHORT, LONG)))
     assert both["video_tokens"] == swapped["video_tokens"] == count_clip_tokens(pipe.model.config, 9, 4)
     assert both["generated_text"] != swapped["generated_text"]
 
 
 def test_videos_of_different_length_in_a_batch(pipe):
-    """Prompts with a long video, a short one, both, none, and a picture: together they are answered as alone."""
+    """Prompts with a long video, a short one, both, none, and a picture get the same answers together as alone."""
     chats = [
         chat(QUESTION, LONG),
         chat(OTHER_QUESTION, SHORT),

@@ -1,4 +1,4 @@
-"""The stages of the pipeline: what each took, where frames are processed, and reading ahead in other processes."""
+"""The stages of the pipeline: their times, where frames are processed, and reading ahead in other processes."""
 
 import time
 
@@ -49,7 +49,7 @@ def delay(monkeypatch, owner, name: str, seconds: float) -> None:
 
 
 def test_each_stage_has_its_own_time(pipe, monkeypatch):
-    """Each stage is slowed by as much as no other one."""
+    """Each stage is slowed by a different time."""
     delays = {"decode": 0.6, "preprocess": 1.2, "generate": 1.8}
     delay(monkeypatch, pipeline_flashvid, "read_video", delays["decode"])
     delay(monkeypatch, pipe, "_process", delays["preprocess"])
@@ -101,7 +101,7 @@ def test_stages_of_the_report_stand_between(pipe, monkeypatch):
 
 
 def spy(monkeypatch, pipe) -> list[tuple]:
-    """The calls of the image and video processor: what came and the device; they run on the CPU."""
+    """The calls of the image and video processor: their inputs and the device. The processors run on the CPU."""
     calls = []
     for name in ("image_processor", "video_processor"):
         processor = getattr(pipe.processor, name)
@@ -117,7 +117,7 @@ def spy(monkeypatch, pipe) -> list[tuple]:
 
 @pytest.mark.parametrize(("device", "expected"), [("cpu", "cpu"), ("cuda:1", "cuda:1"), ("mps", "cpu")])
 def test_frames_are_processed_where_the_model_is(every_pipe, monkeypatch, device, expected):
-    """8-bit frames come to the processors, with the device."""
+    """The processors get 8-bit frames and the device."""
     calls = spy(monkeypatch, every_pipe)
     monkeypatch.setattr(every_pipe, "device", torch.device(device))
     every_pipe._process([every_pipe.preprocess(CHAT, num_frames=4)["request"]])
@@ -127,7 +127,7 @@ def test_frames_are_processed_where_the_model_is(every_pipe, monkeypatch, device
 
 
 def test_many_large_frames_are_processed_on_the_cpu(every_pipe, monkeypatch):
-    """They would take the memory of the GPU: resizing computes in floats, on all frames at once."""
+    """On the GPU they would take too much memory, because resizing computes in floats on all frames at once."""
     calls = spy(monkeypatch, every_pipe)
     monkeypatch.setattr(every_pipe, "device", torch.device("cuda"))
     request = every_pipe.preprocess(CHAT, num_frames=4)["request"]
@@ -187,7 +187,7 @@ def test_errors_of_workers_are_those_of_the_reading(pipe):
 
 
 def test_workers_read_while_the_model_is_at_work(pipe, monkeypatch, tmp_path):
-    """The first input is not done before the second has been read."""
+    """The first input is finished only after the second has been read."""
     read, process = pipeline_flashvid.read_video, pipe._process
 
     def read_and_note(*args, **kwargs):

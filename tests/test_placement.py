@@ -1,6 +1,6 @@
-"""Where weights lie and how the model runs: on disk, on two ranks, recomputed, compiled, in low precision, adapted.
+"""Models on disk, on two ranks, with recomputation, compilation, low precision or adapters.
 
-Each gives what the plain model gives.
+Each gives the same as the plain model.
 """
 
 import os
@@ -29,7 +29,7 @@ each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: fam
 
 @torch.no_grad()
 def answer(model, inputs, max_new_tokens: int = 4) -> dict:
-    """Logits, the columns that are left, greedy ids, and what the reports count."""
+    """Logits, the columns that are left, greedy ids, and the counts of the reports."""
     forward = model(**inputs)
     settings = {"do_sample": False, "suppress_tokens": [IMAGE, VIDEO], "return_dict_in_generate": True}
     generated = model.generate(**inputs, **settings, max_new_tokens=max_new_tokens)
@@ -43,7 +43,7 @@ def answer(model, inputs, max_new_tokens: int = 4) -> dict:
 
 
 def assert_same(found: dict, expected: dict) -> None:
-    """The same decisions; logits equal within the rounding of another order of summation."""
+    """Assert equal decisions, and logits equal within the rounding of another order of summation."""
     assert found["counts"] == expected["counts"]
     for tokens, entered, remained, _ in expected["counts"]:
         assert all(a > b > c for a, b, c in zip(tokens, entered, remained, strict=True))
@@ -58,7 +58,7 @@ def assert_same(found: dict, expected: dict) -> None:
 def attention_plan(family) -> dict[str, str]:
     """A `tp_plan` that shards the attention heads of the language model, and those of the vision tower where it can.
 
-    Qwen's towers project queries, keys and values at once, with as many heads as their configuration says.
+    Qwen's towers project queries, keys and values together, and take the number of heads from their configuration.
     """
     linear = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise"}
     layers = "model.language_model.layers.*"
@@ -67,7 +67,7 @@ def attention_plan(family) -> dict[str, str]:
         tower = "model.vision_tower.encoder.layers.*.self_attn"
         plan |= {f"{tower}.{name}": style for name, style in {**linear, "out_proj": "rowwise"}.items()}
     if family.name == "qwen3_vl_moe" and "replicate" in ALL_PARALLEL_STYLES:
-        # Later transformers shard the experts too, and then do not load the transposed ones of checkpoints.
+        # Later transformers also shard the experts, and then cannot load the transposed experts of checkpoints.
         experts = ("experts", "experts.gate_up_proj", "experts.down_proj")
         plan |= {f"{layers}.mlp.{name}": "replicate" for name in experts}
     return plan
@@ -87,7 +87,7 @@ def local_heads(attention) -> int:
 
 
 def run_rank(rank: int, root: Path) -> None:
-    """What one process of two makes of every model with every plan, written to a file."""
+    """Write the results of one of two processes, for every model with every plan, to a file."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD_SIZE))
     torch.set_num_threads(1)
     logging.set_verbosity_error()
@@ -132,11 +132,11 @@ def ranks(tmp_path_factory) -> list[dict]:
 def test_tensor_parallel(family, plan, ranks):
     expected = answer(family.model(), family.inputs(*PROMPTS))
     for found in (of_rank[family.name, plan] for of_rank in ranks):
-        if isinstance(found, RuntimeError):  # of upstream's model too
+        if isinstance(found, RuntimeError):  # also raised by upstream's model
             assert (family.name, plan) == ("qwen3_vl_moe", "auto") and "mismatched" in str(found)
             continue
         assert_same(found, expected)
-        if (family.name, plan) != ("qwen3_vl", "auto"):  # upstream's plan shards at most the head
+        if (family.name, plan) != ("qwen3_vl", "auto"):  # upstream's plan then shards at most the head
             assert found["heads"] == 2
         assert found.get("vision heads", 1) == 1
 
@@ -161,7 +161,8 @@ def test_device_map_with_offloading(family, offloaded, tmp_path):
     assert type(model) is type(native) and any(parameter.is_meta for parameter in model.parameters())
     inputs = family.inputs(*PROMPTS)
     if family.vision_tower == "vision_tower" and not offloaded.startswith("every other"):
-        # From transformers 5.18 on `generate` encodes outside of `forward`, where upstream too finds no newline.
+        # From transformers 5.18 on `generate` encodes outside `forward`, where upstream does not find the newline
+        # either.
         with torch.no_grad():
             torch.testing.assert_close(model(**inputs).logits, native(**inputs).logits, atol=2e-5, rtol=1e-5)
     else:
@@ -196,7 +197,7 @@ def train(model, inputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return outputs.loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-# The name of the method that transformers 5.17 has too.
+# The method has this name in transformers 5.17 too.
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @each_family
@@ -205,7 +206,7 @@ def test_gradient_checkpointing_gives_the_same_loss_and_gradients(family, use_re
     expected_loss, expected = train(model, inputs)
     assert any(family.vision_tower in name for name in expected)
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-    if use_reentrant:  # which recomputes only what has an input with a gradient
+    if use_reentrant:  # the reentrant form recomputes only layers that have an input with a gradient
         model.enable_input_require_grads()
     loss, gradients = train(model, inputs)
     torch.testing.assert_close(loss, expected_loss)
@@ -253,7 +254,7 @@ def test_autocast(family):
 
 
 def assert_same_counts(found: dict, expected: dict, dtype: torch.dtype) -> None:
-    """As many tokens are kept; which may differ where scores are within the rounding."""
+    """Assert that as many tokens are kept. Which ones may differ if their scores are within the rounding."""
     assert [counts[:3] for counts in found["counts"]] == [counts[:3] for counts in expected["counts"]]
     assert found["logits"].dtype == dtype and found["logits"].isfinite().all()
 

@@ -1,4 +1,4 @@
-"""Interpreters of their own: what a program sees, how it ends, and that none leaves anything to the next."""
+"""Programs in separate interpreters: what a program sees, how it ends, and that it leaves nothing to the next one."""
 
 import os
 import subprocess
@@ -74,6 +74,6 @@ def test_a_program_that_hangs_is_killed(tmp_path):
 
 
 def test_variables_of_python_count(tmp_path):
-    """They are read when an interpreter starts, so that another one is started."""
+    """Python reads them when an interpreter starts, so another interpreter is started."""
     ended = run("import sys; print(sys.path[1])", tmp_path, PYTHONPATH=str(tmp_path))
     assert ended.output == f"{tmp_path}\n"

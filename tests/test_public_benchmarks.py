@@ -1,4 +1,4 @@
-"""The public benchmarks on small local data in their formats, and `flashvid-hf evaluate` on one of them."""
+"""The public benchmarks on small local data sets in their formats, and `flashvid-hf evaluate` on one of them."""
 
 import json
 import os
@@ -25,7 +25,7 @@ RUNS = {"no compression", "flashvid 0.1", "flashvid 0.25"}
 
 @pytest.fixture(autouse=True)
 def caches(monkeypatch, tmp_path):
-    """A cache of `datasets`, and a folder where lmms-eval would unpack videos, of the test's own."""
+    """Give the test its own cache of `datasets`, and its own folder where lmms-eval would unpack videos."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
 
@@ -36,7 +36,7 @@ def test_questions_are_those_of_the_protocol(name, tmp_path):
     write(tmp_path / "data")
     items = load_benchmark(name, str(tmp_path / "data"))
 
-    assert len(items) == len({item.id for item in items}) == num_videos  # a video once, with all its questions
+    assert len(items) == len({item.id for item in items}) == num_videos  # each video once, with all its questions
     questions = {question.id: (item, question) for item in items for question in item.questions}
     assert len(questions) == num_questions
     item, question = questions[expected.id]
@@ -78,7 +78,7 @@ def test_a_missing_video_is_told_before_anything_runs(tmp_path):
     assert str(tmp_path / "data") in str(error.value)
     assert "hf download lmms-lab/Video-MME --repo-type dataset --local-dir DIR" in str(error.value)
     assert str(tmp_path / "home" / "videomme") in str(error.value)
-    assert len(load_benchmark("videomme", str(tmp_path / "data"), limit=1)) == 1  # it is not needed
+    assert len(load_benchmark("videomme", str(tmp_path / "data"), limit=1)) == 1  # the missing one is not needed
 
 
 def test_videos_of_a_repository_are_found_where_lmms_eval_unpacks_them(tmp_path, monkeypatch):
@@ -120,7 +120,7 @@ def arguments(work: Path, output: Path, *more: str) -> list[str]:
 
 
 def run(work: Path, output: Path, *launcher: str) -> None:
-    """Evaluate in a process of its own, or in those that a launcher starts."""
+    """Evaluate in a separate process, or in the processes that a launcher starts."""
     caches = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(work / "cache"), "OMP_NUM_THREADS": "1"}
     package = {"PYTHONPATH": str(Path(flashvid_hf.__file__).parents[1])}
     done = subprocess.run(
@@ -165,9 +165,9 @@ def test_evaluation_end_to_end(work, again, tmp_path):
     path = output / "answers" / "0.jsonl"
     whole = path.read_text()
     again(output)
-    assert path.read_text() == whole  # nothing was left to answer
+    assert path.read_text() == whole  # there was nothing left to answer
 
-    # Broken off in the midst of the last line: the video of that line is asked again, and nothing else.
+    # Interrupted within the last line: only the video of that line is asked again.
     *lines, last = whole.splitlines(keepends=True)
     broken = "".join(lines) + last[:40]
     path.write_text(broken)

@@ -1,4 +1,4 @@
-"""`push`: what would be uploaded, what is refused, and that nothing is sent unless it is asked for."""
+"""`push`: what would be uploaded, what is refused, and that nothing is sent without `--upload`."""
 
 import json
 import re
@@ -21,7 +21,7 @@ REPOSITORY = "acme/FlashVID-tiny"
 
 
 class Hub:
-    """Stands in for `HfApi`, and notes what it is asked to do."""
+    """Takes the place of `HfApi`, and records its calls."""
 
     def __init__(self):
         self.calls = []
@@ -56,7 +56,7 @@ def full_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(full_folder, tmp_path) -> Path:
-    """A full folder, with what lies beside the files that are published."""
+    """A full folder, with other files beside those that are published."""
     folder = Path(shutil.copytree(full_folder, tmp_path / "full"))
     published = (".gitattributes", ".eval_results/mvbench.yaml")
     for name in (*published, "__pycache__/module.pyc", ".git/config", ".cache/huggingface/download/x.lock"):
@@ -146,7 +146,7 @@ def test_broken_folders_are_refused(change, said, folder, hub):
     ("repository", "said"),
     [
         ("acme/FlashVID-other", "does not speak of 'acme/FlashVID-other'"),
-        ("acme/FlashVID", "does not speak of 'acme/FlashVID'"),  # a part of the right one
+        ("acme/FlashVID", "does not speak of 'acme/FlashVID'"),  # a part of the right name
         ("cme/FlashVID-tiny", "does not speak of"),
         ("FlashVID-tiny", "must be 'name/of-it'"),
         ("acme/Flash VID", "Repo id must use alphanumeric chars"),
@@ -181,7 +181,7 @@ def test_an_unpinned_base_is_refused(exports, hub, tmp_path):
     assert "its base is not pinned" in str(refused.exception) and hub.calls == []
 
 
-# A full repository of a weightless folder. It runs where the base is in the cache.
+# A full repository from a weightless folder, with the base in the cache.
 
 COPY = """
 import json

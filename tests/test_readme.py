@@ -1,4 +1,4 @@
-"""The README's snippets and the examples run as they stand; the snippets on the trained demo model."""
+"""The README's snippets and the examples run unchanged. The snippets use the trained demo model."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from flashvid_hf.tiny_models import build_small_folder
 ROOT = Path(__file__).resolve().parent.parent
 UPSTREAM = "Qwen/Qwen2.5-VL-3B-Instruct"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-# An example of a family is called like it; the others serve every family.
+# The example of a family has the family's name; the others work for every family.
 EXAMPLES = {
     path.name: path.stem if path.stem in FAMILIES_BY_NAME else "llava_onevision"
     for path in sorted((ROOT / "examples").glob("*.py"))
@@ -23,7 +23,7 @@ EXAMPLES = {
 
 
 def build_workplace(folder: Path) -> None:
-    """What the README's relative paths name, models for the examples, and upstream checkpoints instead of the Hub's."""
+    """Make the README's relative paths, models for the examples, and upstream checkpoints in place of the Hub's."""
     folder.mkdir()
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "hub_configs").symlink_to(ROOT / "hub_configs")
@@ -56,12 +56,12 @@ def test_snippets_run_as_they_stand(workplace):
     promised = re.findall(r"print\(.*?  # (.*)", "\n".join(SNIPPETS))
     assert len(promised) == 5 and "blue" in promised
     for line in promised:
-        assert line in output or line.startswith("frames"), output  # a word about what comes
+        assert line in output or line.startswith("frames"), output  # such a comment describes the output
 
 
 @pytest.mark.parametrize(("example", "family"), EXAMPLES.items())
 def test_examples(example, family, workplace):
-    """Each takes a model and a video, and says how many tokens there were."""
+    """Each takes a model and a video, and prints the numbers of tokens."""
     model = f"{'upstream' if 'upstream' in example else 'demo'}/{family}"
     code = (ROOT / "examples" / example).read_text()
     output = run(code, workplace, model, "examples/clip.mp4")

@@ -1,4 +1,4 @@
-"""The commands that measure the paper's tables: all of them parse, and ask for what the paper measured."""
+"""The commands that measure the paper's tables: they parse, and measure what the paper measured."""
 
 import shlex
 
@@ -15,7 +15,7 @@ from flashvid_hf.publishing.published_accuracy import PUBLISHED
 
 
 def commands(*arguments: str) -> tuple[list[list[str]], list[str]]:
-    """The printed commands in words, and the comments."""
+    """The printed commands, split into words, and the comments."""
     shown = CliRunner().invoke(app, ["reproduce", *arguments])
     assert shown.exit_code == 0, shown.exception
     lines = shown.stdout.splitlines()

@@ -1,4 +1,4 @@
-"""Whatever upstream can do, a compressed model can do: the table of `scenarios.py`, for every family."""
+"""A compressed model can do what upstream can do: the table of `scenarios.py`, for every family."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_compressed_is_one_sample_without_a_cache(family, scenario, monkeypatch)
             single = continued(single, answer.prompt, sample)
         columns = single["input_ids" if "input_ids" in single else "inputs_embeds"].shape[1]
         query = columns - 1
-        if answer.query_index is not None:  # counted from the end, whatever the padding
+        if answer.query_index is not None:  # counted from the end, so padding does not matter
             whole = answer.prompt["input_ids" if "input_ids" in answer.prompt else "inputs_embeds"].shape[1]
             query -= whole - 1 - answer.query_index
         expected = uncached(model, single, scenario.choose, tokens, query, scenario.states)
@@ -76,7 +76,7 @@ def test_compressed_is_one_sample_without_a_cache(family, scenario, monkeypatch)
 
 @pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s.run is not plain and not s.needs_cache], **by_name)
 def test_no_cache_gives_the_same_tokens(family, scenario):
-    """As `test_model.py` asserts of plain answers."""
+    """The same as `test_model.py` asserts for plain answers."""
     model = family.model(retention_ratio=0.25, **scenario.settings)
     inputs = family.inputs(*scenario.prompts)
     cached, plainly = scenario.run(model, family, inputs), scenario.run(model, family, inputs, use_cache=False)
@@ -110,13 +110,13 @@ def test_refusals(family, name):
     run, message, before_encoding = REFUSALS[name]
     model, inputs = family.model(), family.inputs(["text", LARGE, "text"])
     if before_encoding:
-        family.remove_tower(model)  # encoding would fail differently
+        family.remove_tower(model)  # encoding would raise another error
     with pytest.raises(ValueError, match=message):
         run(model, family, inputs)
 
 
 def test_a_second_video_on_the_cache(family):
-    """`generate` of upstream has no positions for it in the Qwen families."""
+    """In the Qwen families `generate` of upstream has no positions for it."""
     model = family.model(retention_ratio=0.25, llm_retention_ratio=1.0)
     inputs = family.inputs(["text", LARGE, "text"])
     if family.name.startswith("qwen"):
@@ -135,7 +135,7 @@ def test_a_second_video_on_the_cache(family):
     ids=["image", "image beside a new video", "video"],
 )
 def test_media_of_an_earlier_turn_are_refused(family, prompt, turn):
-    """They are in the cache."""
+    """The cache already has them."""
     model = family.model(retention_ratio=0.25)
     inputs = family.inputs(prompt)
     whole = conversation(model, family, inputs, turn).prompt
@@ -165,7 +165,7 @@ def test_upstream_assists_where_nothing_is_compressed(family):
 
 
 def test_encoded_videos_say_how_they_are_ranked(family):
-    """Without a cache too, whatever the configuration of the model that takes them."""
+    """Also without a cache, and for every configuration of the model that takes them."""
     model = family.model(retention_ratio=0.25)
     whole = family.model(retention_ratio=1.0)
     inputs = family.inputs(["text", LARGE, "text"])
@@ -193,7 +193,7 @@ def test_static_cache_where_nothing_is_compressed(family):
 
 
 class NoStream:
-    """Stands in for a stream where everything runs in order."""
+    """Takes the place of a stream on devices where everything runs in order."""
 
     def wait_stream(self, stream):
         pass
@@ -224,12 +224,12 @@ def to(inputs, device):
 
 
 def same_form(inputs):
-    """Whether upstream takes the videos as they are."""
+    """Whether upstream takes the videos in this form."""
     return not isinstance(inputs.get("pixel_values_videos"), list)
 
 
 def with_ids(family, upstream, inputs):
-    """Videos of different length enter upstream's LLaVA as embeddings."""
+    """Upstream's LLaVA takes videos of different length as embeddings."""
     with torch.no_grad():
         return {**family.upstream_inputs(upstream, inputs), "input_ids": inputs["input_ids"]}
 
@@ -240,7 +240,7 @@ def rows_of(answer: Answer):
 
 
 def continued(single, whole, sample):
-    """The inputs of a sample alone, with what the batch's later turn has added to it; of text."""
+    """The inputs of a single sample, and the text that the later turn of the batch has added to it."""
     mask = whole["attention_mask"][sample].bool()
     ids = whole["input_ids"][sample][mask][None]
     inputs = {**single, "input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -1,4 +1,4 @@
-"""`serve`: OpenAI's client asks the server, and gets the pipeline's answers."""
+"""`serve`: OpenAI's client asks the server and gets the answers of the pipeline."""
 
 import base64
 import functools
@@ -55,7 +55,7 @@ def connect(port: int) -> openai.OpenAI:
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "llava_onevision"])
 def server(request, tmp_path_factory):
-    """The server of a demo model in a thread, and the pipeline on a model of its own."""
+    """The server of a demo model in a thread, and the pipeline with its own copy of the model."""
     pipe = build_pipeline(tmp_path_factory, request.param)
     served = ServedModel.load(pipe.model.name_or_path, device="cpu")
     app = build_app(served, num_frames=NUM_FRAMES, allow_local_files=True)
@@ -79,7 +79,7 @@ def answer(server: SimpleNamespace, *content: dict[str, Any], **extra: Any) -> s
 
 
 def expect(server: SimpleNamespace, *content: dict[str, Any], **options: Any) -> str:
-    """The pipeline's answer."""
+    """The answer of the pipeline."""
     options = {"max_new_tokens": 8, "do_sample": False, **options}
     if not {"num_frames", "fps"} & options.keys():
         options["num_frames"] = NUM_FRAMES
@@ -91,8 +91,8 @@ CLIP_PART = {"type": "video", "video": str(CLIP)}
 
 def test_every_form_of_a_video_gets_the_answer_of_the_pipeline(server):
     expected = expect(server, CLIP_PART, text())
-    assert expected != expect(server, CLIP_PART, text(), retention_ratio=1.0)  # it shows the compression
-    assert expected != expect(server, CLIP_PART, text(), num_frames=NUM_FRAMES - 1)  # and the frames
+    assert expected != expect(server, CLIP_PART, text(), retention_ratio=1.0)  # the answer depends on the compression
+    assert expected != expect(server, CLIP_PART, text(), num_frames=NUM_FRAMES - 1)  # and on the frames
     files = functools.partial(SimpleHTTPRequestHandler, directory=CLIP.parent)
     with ThreadingHTTPServer(("127.0.0.1", 0), files) as web:
         threading.Thread(target=web.serve_forever).start()
@@ -121,7 +121,7 @@ def test_streaming_gives_the_same_answer_and_usage(server):
 )
 def test_a_request_has_settings_of_its_own(server, request_fields, pipeline_fields):
     assert answer(server, video(), text(), **request_fields) == expect(server, CLIP_PART, text(), **pipeline_fields)
-    assert server.served.model.config.retention_ratio == RETENTION_RATIO  # for the next request
+    assert server.served.model.config.retention_ratio == RETENTION_RATIO  # unchanged for the next request
 
 
 def test_a_short_clip_gives_all_its_frames(server, tmp_path):
@@ -199,7 +199,7 @@ def test_models_and_health(server):
     ],
 )
 def test_bad_requests_say_what_is_wrong(server, content, extra, message):
-    with pytest.raises(openai.BadRequestError, match=message) as raised:  # instead of a stream, not in it
+    with pytest.raises(openai.BadRequestError, match=message) as raised:  # instead of a stream, not inside it
         ask(server, *content, stream=True, extra_body=extra)
     assert raised.value.body["type"] == "invalid_request_error"
 

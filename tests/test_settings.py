@@ -1,4 +1,4 @@
-"""A setting stands once, at its field. What has to repeat it is compared with that field here."""
+"""A setting is defined once, at its field. Texts that must repeat it are compared with the field here."""
 
 import inspect
 import json
@@ -20,7 +20,7 @@ from flashvid_hf.publishing.model_card import SETTINGS
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 
-# What the reference and the paper say, written out once more: name, default, range. A change of any of them is seen.
+# The values of the reference and the paper, written out again: name, default, range. So every change is noticed.
 EXPECTED = {
     "compression_method": ("flashvid", "a name in `flashvid_hf.available_methods()`"),
     "method_settings": (None, "a dictionary, `null`"),
@@ -40,7 +40,7 @@ EXPECTED = {
     "mm_spatial_pool_mode": ("average", "`average`, `bilinear`, `max`"),
     "mm_newline_position": ("frame", "`frame`, `grid`, `one_token`, `no_token`"),
 }
-# Where a family follows its own script of the reference.
+# Defaults of families that follow their own script of the reference.
 OF_QWEN = {"token_selection_method": "attn_div", "min_segment_num": 4}
 
 
@@ -81,7 +81,7 @@ def test_the_compression_and_the_methods_state_a_setting_once():
 
 
 def test_the_arguments_of_the_drop_in():
-    """Its signature is written out. It has the reference's own defaults in two places."""
+    """The signature is written out, and differs in two places, where it has the reference's own defaults."""
     parameters = dict(inspect.signature(flashvid).parameters)
     del parameters["model"]
     assert parameters.keys() == CALL_FIELDS
@@ -93,7 +93,7 @@ def test_the_arguments_of_the_drop_in():
 
 
 def table_rows() -> list[str]:
-    """The README's rows: name, default of the families, range and meaning."""
+    """The rows of the README's table: name, default of the families, range and meaning."""
     rows = []
     for name, found in SETTINGS.items():
         defaults: dict[str, list[str]] = {}
@@ -148,7 +148,7 @@ class Base:
 
 @dataclass(frozen=True, kw_only=True)
 class Derived(Base):
-    """Another default, the same range."""
+    """It has another default and the same range."""
 
     share: float = 0.25
 
@@ -194,7 +194,7 @@ def test_every_kind_of_setting():
 
 @pytest.mark.parametrize("name", available_methods())
 def test_a_changed_range_is_obeyed(name, monkeypatch):
-    """No method checks by a range of its own: with the record gone, everything but a combination is let through."""
+    """No method has its own ranges: without the record, everything is accepted except wrong combinations."""
     monkeypatch.setattr(Setting, "check", lambda self, name, value: None)
     method = METHODS[name]
     for field in settings_of(method).keys() - {"num_layers", "first_pruning_layer", "retention_ratio"}:

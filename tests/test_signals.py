@@ -1,4 +1,4 @@
-"""What a method asks of the vision tower: every kind of signal, in every family, against values from hooks."""
+"""The signals that a method asks for: every kind, in every family, compared with values from hooks."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: fam
 
 @dataclass(frozen=True, kw_only=True)
 class Asks(CompressionMethod):
-    """Keep the first tokens, and note what it was told."""
+    """Keep the first tokens, and record the signals that it gets."""
 
     name = NAME
     told = []
@@ -46,7 +46,7 @@ def asks() -> Iterator[type[Asks]]:
 
 
 def ask(monkeypatch, family, *signals: Signal, prompts=(["text", LARGE, "text"],), **kwargs):
-    """The model, its inputs, and for every video what the method was told."""
+    """The model, its inputs, and for every video the signals that the method got."""
     monkeypatch.setattr(Asks, "signals", signals)
     Asks.told.clear()
     model, inputs = family.model(), family.inputs(*prompts)
@@ -64,7 +64,7 @@ def attention_of(layer) -> torch.nn.Module:
 
 
 def observe(family, inputs, **kwargs) -> dict[str, list[torch.Tensor]]:
-    """By kind, for every layer what hooks see of a run without compression, with shape (patches, width)."""
+    """By kind, the values of every layer that hooks see without compression, with shape (patches, width)."""
     model = family.model(retention_ratio=1.0)
     layers = layers_of(family, model)
     seen: dict[str, list] = {kind: [[] for _ in layers] for kind in ("attention", "keys", "hidden_states")}
@@ -100,7 +100,7 @@ def observe(family, inputs, **kwargs) -> dict[str, list[torch.Tensor]]:
 
 
 def expected_signal(family, inputs, patches: torch.Tensor) -> torch.Tensor:
-    """Of all tokens of all videos, with shape (tokens, width), one channel after the other."""
+    """The signal of all tokens of all videos, with shape (tokens, width), computed channel by channel."""
     channels = [family.pooled_attention(channel.contiguous(), inputs) for channel in patches.unbind(-1)]
     return torch.stack(channels, dim=-1)
 
@@ -109,7 +109,7 @@ def expected_signal(family, inputs, patches: torch.Tensor) -> torch.Tensor:
 @each_family
 @torch.no_grad()
 def test_every_kind_of_every_layer(family, chunk, asks, monkeypatch):
-    """Of several videos in a batch, also where chunks of frames end inside of them and hold several."""
+    """For several videos in a batch, also if chunks of frames end inside videos or hold several of them."""
     prompts = (["text", LARGE, "text", (3, 4, 8)], ["text", SMALL, "text"])
     _, inputs, told = ask(monkeypatch, family, *EVERYTHING, prompts=prompts, vision_chunk_size=chunk)
     observed = observe(family, inputs)
@@ -131,7 +131,7 @@ def test_every_kind_of_every_layer(family, chunk, asks, monkeypatch):
 @each_family
 @torch.no_grad()
 def test_layers_differ(family, asks, monkeypatch):
-    """So that a signal of a wrong layer would be seen."""
+    """Otherwise a signal of a wrong layer would not be noticed."""
     _, _, (told,) = ask(monkeypatch, family, *EVERYTHING)
     for kind in ("attention", "keys", "hidden_states"):
         assert not torch.allclose(told[Signal(kind, 0)], told[Signal(kind, 1)], rtol=0.01)
@@ -144,7 +144,7 @@ def test_negative_layers_count_from_the_one_that_makes_the_features(family, asks
     for feature_layer in (-1, -2, 1):
         _, inputs, (told,) = ask(monkeypatch, family, *wanted, vision_feature_layer=feature_layer)
         observed = observe(family, inputs)
-        layer = feature_layer if feature_layer < 0 else feature_layer - 1  # upstream counts the embeddings
+        layer = feature_layer if feature_layer < 0 else feature_layer - 1  # upstream counts the embeddings too
         for signal in wanted:
             expected = expected_signal(family, inputs, observed[signal.kind][layer])
             torch.testing.assert_close(told[signal].view_as(expected), expected, atol=2e-6, rtol=1e-4)
@@ -184,7 +184,7 @@ def test_a_choice_by_a_signal_enters_the_language_model(family, monkeypatch):
 @each_family
 @torch.no_grad()
 def test_nothing_is_computed_or_kept_that_nobody_asks_for(family, chunk, asks, monkeypatch):
-    """Projections of an attention run once more for its own signals alone, and each result is kept by itself."""
+    """The projections of an attention run again only for its own signals, and each result is kept separately."""
 
     def count(calls, index, *args):
         calls[index] += 1
@@ -301,7 +301,7 @@ def test_signals_that_do_not_fit_the_video_are_refused(asks, monkeypatch):
 
 
 def refusal(namespace: dict, base: type = CompressionMethod) -> str:
-    """What `register_method` says of such a method."""
+    """The error of `register_method` for such a method."""
     made = type("Old", (base,), {"__doc__": "A method.", "name": "old_of_a_test", **namespace})
     with pytest.raises(ValueError) as error:
         register_method(dataclass(frozen=True, kw_only=True)(made))

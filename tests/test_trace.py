@@ -39,7 +39,7 @@ def trace(qwen) -> VideoTrace:
 
 
 def make_inputs(processor, *clips) -> dict:
-    """The inputs of as many prompts as clips."""
+    """The inputs of one prompt for each clip."""
     content = [{"type": "video"}, {"type": "text", "text": "What happens in this video?"}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(
@@ -67,7 +67,7 @@ def test_fates_partition_the_tokens_and_agree_with_the_report(family, behavior):
     outputs = call(family.model, inputs, **settings)
     report, (video,) = outputs.report, outputs.report.videos
 
-    # One fate for each token, as the compressed video has it.
+    # Each token has one fate, as in the compressed video.
     num_frames, num_tokens = made.fate.shape
     assert num_tokens == made.height * made.width and made.fate.shape == video.selected.shape
     assert sum(made.count(fate) for fate in Fate) == made.fate.size
@@ -79,7 +79,7 @@ def test_fates_partition_the_tokens_and_agree_with_the_report(family, behavior):
     np.testing.assert_array_equal(made.fate == Fate.DROPPED, slots < 0)
     assert all(made.count(fate) for fate in (Fate.SELECTED, Fate.ROOT, Fate.MERGED))
 
-    # Where they went.
+    # Where the tokens went.
     places = np.arange(made.fate.size).reshape(made.fate.shape)
     np.testing.assert_array_equal(made.went_to[kept], places[kept])
     merged = made.fate == Fate.MERGED
@@ -87,13 +87,13 @@ def test_fates_partition_the_tokens_and_agree_with_the_report(family, behavior):
     np.testing.assert_array_equal(made.trees, video.trees.numpy())
     assert tuple(np.bincount(made.segments)[1:]) == tuple(length for length in report.segment_lengths[0] if length)
 
-    # The totals are the report's, and those of the tokens differ by the newlines alone.
+    # The totals equal those of the report. The totals of tokens differ from them only by the newlines.
     assert (made.tokens, made.entered, made.remained) == (*report.tokens, *report.entered, *report.remained)
     assert made.rows_entered.sum() == len(video.indices) and made.settings["behavior"] == behavior
     rows = [made.rows_per_frame(fate).sum() for fate in (Fate.SELECTED, Fate.ROOT)]
     assert sum(rows) == len(video.indices) and (made.rows_remained <= made.rows_entered).all()
 
-    # What remained, by the input columns that the output names.
+    # The tokens that remained, found by the input columns that the output names.
     columns = (inputs["input_ids"][0] == family.model.config.video_token_id).nonzero()[:, 0].tolist()
     left = np.array([columns.index(c) for c in outputs.token_index[0].tolist() if c in columns])
     newline_every = {"llava_onevision": made.fate.size, "llava_video": num_tokens}.get(family.name)
@@ -140,7 +140,7 @@ def test_decoded_frames_without_times(qwen, tmp_path):
 
 
 def test_npz_round_trip(trace, tmp_path):
-    trace.save_npz(tmp_path / "trace")  # the name stays as it is given
+    trace.save_npz(tmp_path / "trace")  # the name is not changed
     loaded = VideoTrace.load(tmp_path / "trace")
     for name in ARRAYS:
         found, expected = getattr(loaded, name), getattr(trace, name)
@@ -217,7 +217,7 @@ def test_the_same_trace_gives_the_same_bytes(trace, tmp_path, suffix):
     assert first == second
 
 
-# Runs in a fresh interpreter, whose hashes differ.
+# Runs in a fresh interpreter, which has other hash values.
 DRAW = """
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The trained demo model in `hub_configs/`: what its card says is true, and it answers about real files."""
+"""The trained demo model in `hub_configs/`: its card is right, and it answers about real files."""
 
 import json
 import re
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "hub_configs" / "flashvid-demo"
 CLIP = ROOT / "examples" / "moving_shapes.mp4"
 CLIP_SEED = ms.video_seeds("test", 7)[6]
-VIDEOS = 12  # of the test split
+VIDEOS = 12  # number of videos of the test split
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_the_card_says_which_versions_it_needs_and_which_were_tested():
 
 @pytest.mark.slow
 def test_answers_without_compression_are_right_as_often_as_measured(pipe):
-    """`generate` in a batch, on other videos than any training saw, against what the training's own test found."""
+    """`generate` in a batch, on videos that no training used, compared with the result of the training's own test."""
     runs = [Run("none", {"compression_method": "none"})]
     items = load_benchmark("moving_shapes", limit=VIDEOS)
     answered = answer_items(pipe.model, pipe.processor, items, runs, num_frames=ms.NUM_FRAMES, batch_size=8)
@@ -90,7 +90,7 @@ def test_real_files_decode_to_the_scene(backend, tmp_path):
 
 @pytest.mark.slow
 def test_the_pipeline_is_right_about_real_files(pipe, tmp_path):
-    """Compressed to a tenth, from mp4 files; the share that is right is measured in `benchmarks/`."""
+    """With videos from mp4 files, compressed to a tenth. `benchmarks/` has the measured share of right answers."""
     right = []
     for seed in ms.video_seeds("test", 6):
         scene = ms.make_scene(seed)
@@ -100,7 +100,7 @@ def test_the_pipeline_is_right_about_real_files(pipe, tmp_path):
             (answer,) = pipe(str(path), text=prompt.text, num_frames=ms.NUM_FRAMES, max_new_tokens=4)
             assert answer["video_tokens"] == {"total": 512, "entered": 64, "remained": 32}
             right.append(answer["generated_text"].strip() == prompt.answer)
-    assert sum(right) / len(right) > 0.5, right  # guessing: a quarter and less
+    assert sum(right) / len(right) > 0.5, right  # guessing gives at most a quarter
 
 
 def test_the_demos_answer_is_right_by_remote_code_too(tmp_path):

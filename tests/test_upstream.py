@@ -1,6 +1,6 @@
-"""The contract with transformers: each assumption about it, as a test of a few lines.
+"""The contract with transformers: each assumption about it is a test of a few lines.
 
-When a new release breaks something, the name of the failing test says what changed. Nothing is generated here, so the
+If a new release breaks something, the name of the failing test says what has changed. No test generates text, so the
 whole file takes seconds. Run it first: `python -m pytest -n 0 tests/test_upstream.py`.
 """
 
@@ -68,7 +68,7 @@ def takes_others(function: Any) -> bool:
 
 
 def upstream_of(model: type) -> Any:
-    """The class of transformers that one of ours is made from."""
+    """The class of transformers from which a class of ours derives."""
     return next(base for base in model.__mro__ if base.__module__.startswith("transformers.models."))
 
 
@@ -115,7 +115,7 @@ def test_forward_takes_what_upstreams_takes_in_its_order(model):
 
 @each_model
 def test_every_argument_of_upstreams_forward_means_something_to_us(model):
-    """An argument that a new version adds is refused with compressed videos until `known_inputs` has it."""
+    """If a new version adds an argument, it is refused for compressed videos until `known_inputs` has it."""
     base = next(m for m in MODELS if m.__module__ == model.__module__ and hasattr(m, "known_inputs"))
     theirs = {"cache" if name == CACHE else name for name in parameters(upstream_of(model).forward)}
     own = {"self", "kwargs", "labels", "logits_to_keep", "output_router_logits"}
@@ -305,7 +305,7 @@ def test_configurations_keep_the_attention_of_each_tower(family):
 
 
 def test_remote_code_may_import_the_files_beside_it(tmp_path):
-    """The loader copies what `from .name import` names, also through other files, and nothing else."""
+    """The loader copies the files that `from .name import` names, directly or through other files, and no others."""
     (tmp_path / "first.py").write_text("from .second import a\nimport torch\n")
     (tmp_path / "second.py").write_text("from .third import a\n")
     (tmp_path / "third.py").write_text("a = 1\n")
@@ -360,7 +360,7 @@ def test_either_name_of_the_cache_is_renamed():
 
 
 class Upstream:
-    """Stands for a model of transformers."""
+    """Takes the place of a model of transformers."""
 
     def forward(self, first=None, cache=None, labels=None, keep=0, **kwargs) -> tuple:
         raise NotImplementedError
@@ -415,7 +415,7 @@ def test_a_pipeline_prepares_the_arguments_of_generate():
 
 
 def test_versions_are_compared_nowhere_else():
-    """What differs between versions of transformers stands in `upstream.py`.
+    """Differences between versions of transformers are handled in `upstream.py` only.
 
     `versions.py` reads the versions that cards state, for `check`.
     """

@@ -1,4 +1,4 @@
-"""Every clip written here shows each frame's own number, so that the tests know which frame they were given."""
+"""Reading videos. Every frame of the clips shows its own number, so that a test knows which frame it got."""
 
 import base64
 import contextlib
@@ -29,13 +29,13 @@ from flashvid_hf.video.reading import DEFAULT_NUM_FRAMES, VideoClip, available_b
 av = pytest.importorskip("av")
 
 BITS = 8
-# Decoders differ in who converts the colours. Measured with PyAV 18 and decord 0.6 on all clips below: no difference at
-# all. The tolerance is for builds whose conversion rounds differently.
+# Decoders convert colours with different libraries. PyAV 18 and decord 0.6 gave equal frames for all clips below. The
+# tolerance is for builds whose conversion rounds differently.
 PIXEL_TOLERANCE = 2
 
 
 def numbered_frame(index, height=96, width=128, seed=None):
-    """A frame with shape (H, W, 3) whose lower half is `BITS` bars: the binary digits of `index`, bright for 1."""
+    """A frame with shape (H, W, 3). Its lower half has `BITS` bars, the binary digits of `index`, bright for 1."""
     frame = np.full((height, width, 3), 30, np.uint8)
     if seed is not None:
         frame[: height // 2] = np.random.default_rng([seed, index]).integers(0, 256, (height // 2, width, 3))
@@ -55,7 +55,7 @@ def numbers_of(frames):
 def write_clip(
     path, num_frames=40, size=(96, 128), fps=24, codec="libx264", pix_fmt="yuv420p", times=None, seed=None, **k
 ):
-    """`times`: of each frame, in milliseconds. Remaining arguments: `options` of the codec, `container_options`."""
+    """Write a clip. `times` has the time of each frame in milliseconds; `options` are those of the codec."""
     with av.open(str(path), "w", options=k.get("container_options", {})) as container:
         stream = container.add_stream(codec, rate=fps, options={"threads": "1", **k.get("options", {})})
         stream.height, stream.width = size
@@ -72,7 +72,7 @@ def write_clip(
 
 
 def remux(source, target, start=0, avoid_negative="auto"):
-    """Copies the packets from the keyframe before frame `start` on, with that frame at time 0."""
+    """Copy the packets, beginning with the keyframe before frame `start`, and set that frame to time 0."""
     with av.open(str(source)) as old, av.open(str(target), "w", options={"avoid_negative_ts": avoid_negative}) as new:
         stream = old.streams.video[0]
         copy = new.add_stream_from_template(stream)
@@ -128,13 +128,13 @@ CLIPS = {
     "one frame": dict(name="one.mp4", num_frames=1),
     "two frames": dict(name="two.mp4", num_frames=2),
 }
-INDEXED = ["mp4", "mov", "mkv", "webm", "one", "two"]  # containers in which every backend finds its frames
+INDEXED = ["mp4", "mov", "mkv", "webm", "one", "two"]  # containers in which every backend finds the frames
 DECORD_REFUSES = ["mkv", "webm", "mp4, fragmented", "mp4, AV1"]
 
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory):
-    """A function: the path of the clip with that name in `CLIPS`."""
+    """A function that gives the path of a clip by its name in `CLIPS`."""
     folder, made = tmp_path_factory.mktemp("clips"), {}
 
     def make(key):
@@ -148,7 +148,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def damaged(tmp_path_factory):
-    """Files that are no (whole) video, by name."""
+    """Files that are no video or no complete video, by name."""
     folder = tmp_path_factory.mktemp("damaged")
     noise = dict(num_frames=120, seed=0, options={"g": "25"})
     whole = {
@@ -219,7 +219,7 @@ def test_backends_give_the_same_frames_or_refuse(clip, key, backend):
     assert numbers_of(result.frames) == result.metadata.frames_indices
     assert result.metadata.frames_indices == expected.metadata.frames_indices
     difference = np.abs(result.frames.astype(int) - expected.frames)
-    # Colours of 10 bits differ by more where they change: not all builds of FFmpeg enlarge them alike.
+    # Colours of 10 bits may differ more at edges, because builds of FFmpeg enlarge the colour planes differently.
     worst = difference.mean() if "10 bits" in key else difference.max()
     assert worst <= PIXEL_TOLERANCE, f"{difference.max()=}, {difference.mean()=}"
     assert result.metadata.video_backend == backend
@@ -244,7 +244,7 @@ def test_files_get_the_metadata_of_the_source(clip, backend):
 
 
 def test_fps_of_files_keeps_the_time_between_frames(clip, backend):
-    result = read_video(clip("mp4, several GOPs"), fps=2, backend=backend)  # 200 frames at 24 fps: 8.33 s
+    result = read_video(clip("mp4, several GOPs"), fps=2, backend=backend)  # 200 frames at 24 fps take 8.33 s
     assert len(result.frames) == 16
     assert numbers_of(result.frames) == result.metadata.frames_indices
     assert result.metadata.frames_indices[:4] == [0, 12, 25, 37]
@@ -276,7 +276,7 @@ def test_rotation_is_applied(clip, backend, tmp_path, quarters):
 
 
 def add_sound(source, target, seconds):
-    """A copy of a clip with silence beside it."""
+    """Copy a clip and add a silent sound track."""
     with av.open(str(source)) as old, av.open(str(target), "w") as new:
         stream = old.streams.video[0]
         copy, sound = new.add_stream_from_template(stream), new.add_stream("aac", rate=44100)
@@ -295,7 +295,7 @@ def add_sound(source, target, seconds):
 @pytest.mark.parametrize("key", ["mp4", "mkv", "MPEG-TS", "mp4, variable rate"])
 @pytest.mark.parametrize("seconds", [0.5, 12])
 def test_sound_changes_nothing(clip, tmp_path, key, seconds):
-    """Also where it ends before the pictures, or goes on after them."""
+    """Also if the sound ends before the pictures, or goes on after them."""
     path = add_sound(clip(key), tmp_path / f"sound{clip(key).suffix}", seconds)
     for backend in (None, "pyav"):
         silent, result = (read_video(file, num_frames=9, backend=backend) for file in (clip(key), path))
@@ -336,7 +336,7 @@ def test_frames_that_an_edit_list_hides_do_not_count(clip, backend, tmp_path):
 
 @pytest.mark.parametrize("ending", [".mp4", ".mkv"])
 def test_frames_that_were_cut_from_what_they_are_drawn_from_do_not_count(clip, tmp_path, ending):
-    """A cut without encoding anew leaves the first frames of an open group of pictures behind, undecodable."""
+    """A cut without new encoding keeps the first frames of an open group of pictures, which cannot be decoded."""
     path = remux(clip("mp4, open GOP"), tmp_path / f"cut{ending}", start=60)
     result = read_video(path, num_frames=10)
     assert result.metadata.total_num_frames == 140
@@ -358,7 +358,7 @@ def test_real_clips(name, size, total, fps, backend):
     metadata = result.metadata
     assert (metadata.total_num_frames, metadata.fps, metadata.height, metadata.width) == (total, fps, *size)
     assert result.frames.shape == (8, *size, 3)
-    # An independent reading: every frame in order, with nothing skipped.
+    # An independent reader: it decodes every frame in order and skips none.
     with av.open(str(real_clip(f"{name}.mp4"))) as container:
         for index, frame in enumerate(container.decode(video=0)):
             if index in metadata.frames_indices:
@@ -367,12 +367,12 @@ def test_real_clips(name, size, total, fps, backend):
     assert index + 1 == total
 
 
-# --- forms of the same file ---
+# --- other forms of the same file ---
 
 
 @contextlib.contextmanager
 def serving(respond):
-    """The address of a web server on this machine that answers with `respond(handler)`."""
+    """The address of a local web server that answers with `respond(handler)`."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -512,7 +512,7 @@ def test_metadata_of_decoded_frames():
         video_backend=None,
         frames_indices=list(range(0, 50, 5)),
     )
-    # Frames that are every tenth of a longer video: a frame a second, and places in that video.
+    # Every tenth frame of a longer video: one frame a second, with its places in that video.
     source = VideoMetadata(total_num_frames=500, fps=10, frames_indices=np.arange(0, 500, 10), video_backend="other")
     result = read_video(frames, fps=0.5, video_metadata=source)
     assert numbers_of(result.frames) == list(range(0, 50, 2))
@@ -648,7 +648,7 @@ def test_unreadable_files(damaged, name, reason):
 
 @pytest.mark.parametrize("key", ["mp4", "mp4, fragmented", "mkv", "webm"])
 def test_every_cut_is_noticed(clip, tmp_path, key):
-    """Also of less than a second, and of a file that does not say how many frames it has."""
+    """Also a cut of less than a second, and a file that does not state its number of frames."""
     whole = read_video(clip(key), num_frames=40)
     content = clip(key).read_bytes()
     path = tmp_path / clip(key).name
@@ -660,7 +660,7 @@ def test_every_cut_is_noticed(clip, tmp_path, key):
             assert str(path) in str(error)
             continue
         total = result.metadata.total_num_frames
-        # Between two fragments, of ten frames each, a file may end: such a recording was stopped, not cut.
+        # A file may end between two fragments of ten frames: such a recording was stopped, not cut.
         assert total == 40 or (key == "mp4, fragmented" and total % 10 == 0)
         np.testing.assert_array_equal(result.frames, whole.frames[:total])
 
@@ -737,7 +737,7 @@ def test_pyav_comes_first_and_decord_next(clip, monkeypatch):
     monkeypatch.setattr(video_io, "available_backends", lambda: ["pyav", "decord"])
     monkeypatch.setitem(video_io.BACKENDS, "pyav", failing(RuntimeError("no such codec")))
     assert read_video(clip("mp4")).metadata.video_backend == "decord"
-    # Far into a long video decord would have to seek, and miss.
+    # Far into a long video decord would have to seek, and would give wrong frames.
     monkeypatch.setattr(video_decoders, "MAX_FRAMES_IN_ONE_PASS", 10)
     assert read_video(clip("mp4"), num_frames=1).metadata.video_backend == "decord"
     with pytest.raises(ValueError, match="pyav: no such codec; decord: .* exact only in one pass"):
@@ -780,7 +780,7 @@ def test_damage_is_not_left_to_a_decoder_that_hides_it(damaged, monkeypatch):
 
 
 def packets_of(path):
-    """Each packet of pictures in the order of decoding: its timestamp, and where in the file it stands."""
+    """Each picture packet in decoding order: its timestamp, and its place in the file."""
     content = path.read_bytes()
     with av.open(str(path)) as container:
         packets = [(packet.pts, bytes(packet)) for packet in container.demux(video=0) if packet.size]
@@ -788,7 +788,7 @@ def packets_of(path):
 
 
 def overwrite(path, target, packet, size, seed):
-    """A copy of the file with `size` bytes of a packet replaced, from its middle on at the latest."""
+    """Copy the file and replace `size` bytes of a packet, beginning at the middle of the packet or before."""
     random = np.random.default_rng(seed)
     _, start, length = packet
     content = bytearray(path.read_bytes())
@@ -800,7 +800,7 @@ def overwrite(path, target, packet, size, seed):
 
 
 def read_or_refuse(path, whole, **kwargs):
-    """What becomes of a damaged file: "refused", "same" or "altered"."""
+    """The result of reading a damaged file: "refused", "same" or "altered"."""
     try:
         frames = read_video(path, num_frames=len(whole), **kwargs).frames
     except ValueError as error:
@@ -810,7 +810,7 @@ def read_or_refuse(path, whole, **kwargs):
     return "same" if np.array_equal(frames, whole) else "altered"
 
 
-# Formats whose decoder notices such damage. In HEVC, VP8, VP9, FFV1 and GIF much of it decodes to another picture.
+# Formats whose decoder notices such damage. In HEVC, VP8, VP9, FFV1 and GIF it often decodes to another picture.
 @pytest.mark.parametrize("key", ["mp4, several GOPs", "mkv", "mp4, MPEG-4 part 2"])
 @pytest.mark.parametrize("num_frames", [None, 8])
 def test_damaged_pictures_never_pass_silently(clip, tmp_path, key, num_frames):
@@ -825,7 +825,7 @@ def test_damaged_pictures_never_pass_silently(clip, tmp_path, key, num_frames):
 
 
 def test_damaged_pictures_pass_decord(clip, tmp_path):
-    """The trial above can fail."""
+    """The test above can fail: decord does not notice the damage."""
     if "decord" not in available_backends():
         pytest.skip("decord is not installed")
     packets = packets_of(clip("mp4"))
@@ -835,7 +835,7 @@ def test_damaged_pictures_pass_decord(clip, tmp_path):
 
 
 def test_a_frame_drawn_from_a_damaged_later_one_is_an_error(clip, tmp_path):
-    """A B frame is decoded after, and shown before, a frame that it is drawn from."""
+    """A B frame is decoded after a frame that it refers to, and is shown before it."""
     packets = packets_of(clip("mp4"))
     whole = read_video(clip("mp4"), num_frames=40).frames
     times = sorted(time for time, *_ in packets)
@@ -855,7 +855,7 @@ def test_a_frame_drawn_from_a_damaged_later_one_is_an_error(clip, tmp_path):
 
 @pytest.mark.parametrize("ending", [".mp4", ".mkv"])
 def test_a_frame_that_is_missing_is_an_error(tmp_path, ending):
-    """HEVC leaves frames out that it cannot decode, without a word; in these containers each packet is one."""
+    """HEVC silently leaves out frames that it cannot decode; in these containers each packet is one frame."""
     path = write_clip(
         tmp_path / f"whole{ending}", num_frames=60, codec="libx265", options={"x265-params": "keyint=12:log-level=none"}
     )
@@ -865,7 +865,7 @@ def test_a_frame_that_is_missing_is_an_error(tmp_path, ending):
 
 
 def wrap_containers(monkeypatch, **methods):
-    """Let containers that PyAV opens have these methods, each of which gets the real container first."""
+    """Replace methods of the containers that PyAV opens. Each replacement gets the real container first."""
     open_file = av.open
 
     class Container:
@@ -897,7 +897,7 @@ def test_few_frames_are_reached_without_decoding_the_rest(clip, monkeypatch):
         return container.demux()
 
     wrap_containers(monkeypatch, decode=decode, demux=demux)
-    result = read_video(clip("mp4, several GOPs"), num_frames=2)  # the first and the last: of 8 GOPs of 25 frames
+    result = read_video(clip("mp4, several GOPs"), num_frames=2)  # the first and the last frame of 8 GOPs of 25 frames
     assert numbers_of(result.frames) == [0, 199]
     assert len(decoded) <= 26 and len(demuxed) == 1
 
@@ -927,7 +927,7 @@ def test_only_what_transformers_brings_is_mandatory():
 
 @pytest.mark.parametrize("video", [b"bytes", "data:video/mp4;base64,AAAA", "http://host/a.mp4", "https://host/a.mp4"])
 def test_published_code_reads_files_only(video, monkeypatch):
-    """The package fills the table; a folder's own copy of the code has an empty one."""
+    """The package fills the table. In a folder's own copy of the code it is empty."""
     monkeypatch.setattr(video_io, "FETCHERS", {})
     with pytest.raises(ValueError, match="reads files and decoded frames only. Save the video as a file"):
         read_video(video)
@@ -943,7 +943,7 @@ def test_demo_clip(backend):
     assert result.frames.shape == (192, 252, 336, 3)
     assert result.metadata.fps == 24
     assert result.metadata.duration == 8
-    # Four scenes: the three largest changes are the cuts, and tower above the rest.
+    # Four scenes: the three largest changes are the cuts, far larger than the others.
     changes = np.abs(np.diff(result.frames.astype(np.int16), axis=0)).mean((1, 2, 3))
     assert sorted(np.argsort(changes)[-3:] + 1) == [48, 96, 144]
     assert np.sort(changes)[-3] > 4 * np.sort(changes)[-4]

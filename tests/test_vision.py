@@ -1,4 +1,4 @@
-"""Inside the vision towers: received attention, chunks of frames, memory."""
+"""The vision towers: received attention, deepstack features, chunks of frames, memory."""
 
 import itertools
 from contextlib import nullcontext
@@ -29,7 +29,7 @@ each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: fam
 
 @each_family
 def test_received_attention_equals_that_of_the_used_block(family):
-    """Recomputed scores against the weights that an attention function of our own sees."""
+    """Recomputed scores, compared with the weights that our own attention function sees."""
     model = family.model()
     seen, compressed = {}, []
 
@@ -58,9 +58,10 @@ def test_received_attention_equals_that_of_the_used_block(family):
 
 @torch.no_grad()
 def test_received_attention_is_in_the_order_of_the_output():
-    """Qwen2.5-VL's tower sorts its tokens by windows and its output does not, here by an order that is no swap.
+    """Qwen2.5-VL's tower sorts its tokens by windows, but its output is not sorted. The order here is no mere swap.
 
-    The order is read off upstream's tower: which row of the merger's output, still sorted, each row of its own is.
+    The order is read from upstream's tower: for each row of its output, the row of the merger's output, which is still
+    sorted.
     """
     family = next(family for family in FAMILIES if family.name == "qwen2_5_vl")
     part = (2, 8, 12)
@@ -102,14 +103,14 @@ def with_deepstack() -> list:
 @pytest.mark.parametrize("family", with_deepstack(), ids=lambda family: family.name)
 @torch.no_grad()
 def test_deepstack_rows_of_a_kept_token_are_those_of_its_own_place(family, chunk):
-    """They are not merged: upstream's rows at the kept indices of every video."""
+    """Deepstack features are not merged: they are upstream's rows at the kept indices of every video."""
     model, inputs = family.model(), family.inputs(["text", LARGE, "text", (3, 4, 8)], ["text", SMALL, "text"])
     ours = family.video_features(model, inputs, vision_chunk_size=chunk)
     whole = family.video_features(family.upstream(model), inputs, return_dict=True)
     sizes = [len(video) for video in whole.pooler_output]
     assert len(ours.deepstack_features) == len(whole.deepstack_features) == 3
     for level, expected in zip(ours.deepstack_features, whole.deepstack_features, strict=True):
-        # Before transformers 5.18 a level is one tensor for all videos.
+        # Before transformers 5.18 a level has one tensor for all videos.
         expected = expected if isinstance(expected, torch.Tensor) else torch.cat(tuple(expected))
         for rows, video, of_video in zip(level, ours.videos, expected.split(sizes), strict=True):
             assert 0 < len(video.indices) < len(of_video)
@@ -120,7 +121,7 @@ def test_deepstack_rows_of_a_kept_token_are_those_of_its_own_place(family, chunk
 @pytest.mark.parametrize("family", with_deepstack(), ids=lambda family: family.name)
 @torch.no_grad()
 def test_deepstack_rows_are_added_to_the_columns_of_their_tokens(family, padding_side):
-    """What the language model takes beside the embeddings: at every column that entered, upstream's rows."""
+    """The language model gets upstream's rows beside the embeddings, at every column that entered."""
     prompts = [
         ["text", "image", (1, 8, 8), "text", LARGE, "text"],
         [SMALL, "image", (1, 4, 8), "text", (3, 4, 8)],
@@ -148,7 +149,7 @@ def test_deepstack_rows_are_added_to_the_columns_of_their_tokens(family, padding
 
 @pytest.mark.parametrize("budget", [1, 500, 3 * 4 * 16**2, 10**9])
 def test_received_attention_in_pieces(monkeypatch, budget):
-    """Some queries of a frame at once, one frame, several frames: always the same, and never more than the budget."""
+    """Some queries of a frame, one frame or several frames at once give the same, and stay within the budget."""
     lengths = [16, 16, 16, 4, 16, 1]
     query, key = torch.randn(2, 3, sum(lengths), 8).unbind()
     frames = zip(query.split(lengths, dim=1), key.split(lengths, dim=1), strict=True)
@@ -160,17 +161,17 @@ def test_received_attention_in_pieces(monkeypatch, budget):
     torch.testing.assert_close(found, expected)
     assert found.sum() == pytest.approx(len(lengths))
     assert sum(sizes) == 4 * 3 * sum(length**2 for length in lengths)
-    assert max(sizes) <= max(budget, 4 * 3 * 16)  # at least the weights of one query
+    assert max(sizes) <= max(budget, 4 * 3 * 16)  # the weights of one query are the minimum
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_recording_attention_takes_no_memory_worth_mentioning(monkeypatch, dtype):
     """The last block of Qwen2.5-VL on 160 frames of 1,024 patches, all at once, with and without the record.
 
-    Nothing is computed: "meta" tensors have sizes only. The attention function needs no memory of its own, which is
-    less than any real one does.
+    Nothing is computed, because "meta" tensors have sizes only. The attention function of the test needs no memory,
+    which is less than any real one needs.
     """
-    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # knows no "meta"
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # it does not know "meta"
     monkeypatch.setitem(
         ALL_ATTENTION_FUNCTIONS, "free", lambda module, query, *args, **kwargs: (query.transpose(1, 2), None)
     )
@@ -210,7 +211,7 @@ def test_every_frame_is_in_one_chunk(num_frames, size):
 @each_family
 @torch.no_grad()
 def test_chunks_change_nothing(family):
-    """Chunks that end inside of videos and that hold several of them."""
+    """Chunks that end inside videos, and chunks that hold several videos."""
     model = family.model()
     calls = []
     family.tower(model).register_forward_pre_hook(lambda tower, args: calls.append(args))
@@ -233,7 +234,7 @@ def test_chunks_change_nothing(family):
 @torch.no_grad()
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_chunks(family):
-    """Beyond what grows with every video (its features and pixels) only a chunk is in memory."""
+    """Apart from features and pixels, which grow with every video, memory holds only one chunk."""
     model = family.model()
     peaks = {}
     for size, num_frames in itertools.product((4, None), (16, 64)):
@@ -270,7 +271,7 @@ def test_the_report_tells_the_seconds_of_every_stage(family):
     outputs = model(**inputs)
     assert list(outputs.report.seconds) == ["vision", "compression", "prefill"]
     assert all(seconds > 0 for seconds in outputs.report.seconds.values())
-    # Videos that were encoded once keep the time of that; the language model's is each call's own.
+    # Videos that are encoded once keep the time of their encoding. The time of the language model belongs to each call.
     encoded = {"video": family.video_features(model, inputs)}
     media = {name for names in model.model.encoder_inputs.values() for name in names if name.startswith("pixel")}
     inputs = {name: value for name, value in inputs.items() if name not in media}

@@ -1,4 +1,4 @@
-"""vLLM's engine with FlashVID against the transformers classes: `make test-vllm`."""
+"""vLLM's engine with FlashVID, compared with the transformers classes: `make test-vllm`."""
 
 import pytest
 
@@ -25,8 +25,8 @@ from flashvid_hf.models.configuration import FlashVIDConfigMixin
 from flashvid_hf.tiny_models import build_small_folder
 from flashvid_hf.video.batching import convert_to_tensors
 
-pytestmark = pytest.mark.filterwarnings("default")  # vLLM's deprecations are not ours to mend
-# The engine's CPU attention wants heads of 32.
+pytestmark = pytest.mark.filterwarnings("default")  # this project cannot fix vLLM's deprecations
+# The engine's CPU attention needs heads of 32 channels.
 ROPE = {
     "qwen2_5_vl": {"mrope_section": [4, 6, 6]},
     "qwen3_vl": {"mrope_section": [6, 5, 5]},
@@ -34,7 +34,7 @@ ROPE = {
     "llava_onevision": {},
 }
 WITH_EXPERTS = tuple(ROPE)
-FAMILIES = tuple(family for family in WITH_EXPERTS if family != "qwen3_vl_moe")  # its vision side is Qwen3-VL's
+FAMILIES = tuple(family for family in WITH_EXPERTS if family != "qwen3_vl_moe")  # its vision part is that of Qwen3-VL
 # Pixels: a side of a token, or a fifth of a frame.
 SIZES = {"qwen2_5_vl": 28, "qwen3_vl": 32, "qwen3_vl_moe": 32, "llava_onevision": 26}
 FPS = 2.0
@@ -43,7 +43,7 @@ MAX_TOKENS = 8
 
 @pytest.fixture(scope="session", autouse=True)
 def vllm_cache(tmp_path_factory):
-    """What vLLM learnt about our classes in another run would be read again: it looks at the file of a class alone."""
+    """A fresh cache: vLLM reuses what another run learnt about a class if the class's own file is unchanged."""
     with pytest.MonkeyPatch().context() as patch:
         patch.setenv("VLLM_CACHE_ROOT", str(tmp_path_factory.mktemp("vllm")))
         yield
@@ -51,7 +51,7 @@ def vllm_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Makes the folder of a family's small model, once."""
+    """Makes the folder of a family's small model, once for all tests."""
     made = {}
 
     def make(family: str):
@@ -60,7 +60,7 @@ def folder(tmp_path_factory):
             text = {**record.small.text, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
             text["rope_parameters"] = {**text["rope_parameters"], **ROPE[family]}
             if "num_experts" in text:
-                text["norm_topk_prob"] = True  # published checkpoints have it; transformers knows no other way
+                text["norm_topk_prob"] = True  # published checkpoints set it; transformers always does it
             record = dataclasses.replace(record, small=dataclasses.replace(record.small, text=text))
             made[family] = build_small_folder(tmp_path_factory.mktemp(family) / "model", record)
             publish_experts(made[family] / "model.safetensors")
@@ -70,7 +70,7 @@ def folder(tmp_path_factory):
 
 
 def publish_experts(file):
-    """Experts as published checkpoints have them: transformers transposes them, and vLLM knows no other layout."""
+    """Store experts as published checkpoints do. transformers transposes them; vLLM reads no other layout."""
     weights = load_file(file)
     if experts := {name: weight for name, weight in weights.items() if ".experts." in name}:
         turned = {name: weight.transpose(1, 2).contiguous() for name, weight in experts.items()}
@@ -78,7 +78,7 @@ def publish_experts(file):
 
 
 def make_video(num_frames: int, height: int, width: int, seed: int) -> np.ndarray:
-    """A random picture that moves, with a block that changes at once: (frames, height, width, 3), uint8."""
+    """A random picture that moves, with a block that changes suddenly: (frames, height, width, 3), uint8."""
     generator = np.random.default_rng(seed)
     picture = generator.integers(0, 255, (height, width, 3), dtype=np.uint8)
     frames = np.stack([np.roll(picture, 3 * t, axis=1) for t in range(num_frames)])
@@ -87,7 +87,7 @@ def make_video(num_frames: int, height: int, width: int, seed: int) -> np.ndarra
 
 
 def make_request(family: str, *media: tuple, text: str = "What happens?") -> dict:
-    """A request for the engine; media are ("video", frames, rows, columns, seed) and ("image", rows, columns, seed)."""
+    """A request for the engine. Media are ("video", frames, rows, columns, seed) or ("image", rows, columns, seed)."""
     side, videos, images, marks = SIZES[family], [], [], []
     for kind, *numbers, seed in media:
         if kind == "video":
@@ -113,7 +113,7 @@ def make_request(family: str, *media: tuple, text: str = "What happens?") -> dic
 
 
 def engine_positions(inputs: dict, config) -> torch.Tensor:
-    """Qwen2.5-VL's positions as the original model has them: text follows the largest position before it."""
+    """Qwen2.5-VL's positions as in the original model: text begins after the largest position before it."""
     ids = inputs["input_ids"][0].tolist()
     image_grids, video_grids = (iter(inputs.get(f"{kind}_grid_thw", ())) for kind in ("image", "video"))
     seconds = iter(inputs.get("second_per_grid_ts", ()))
@@ -140,7 +140,7 @@ def engine_positions(inputs: dict, config) -> torch.Tensor:
 
 @torch.no_grad()
 def answer_with_transformers(folder, family: str, request: dict, **settings) -> Answer:
-    """What the transformers class answers, with the positions of the engine."""
+    """The answer of the transformers class, with the positions of the engine."""
     model = AutoModelForImageTextToText.from_pretrained(folder, **settings).eval()
     processor = AutoProcessor.from_pretrained(folder)
     data, kwargs = request.get("multi_modal_data", {}), {}
@@ -190,7 +190,7 @@ def assert_same(answer: Answer, expected: Answer, tolerance: float = 1e-3) -> No
 
 
 def entering(ratio: float) -> dict:
-    """The fields with which the transformers class lets the same tokens in, and keeps them in all layers."""
+    """The fields with which the same tokens enter the transformers class, and stay in all layers."""
     return {"retention_ratio": ratio, "expansion": 1.0, "pruning_layer": 14, "llm_retention_ratio": 1.0}
 
 
@@ -219,7 +219,7 @@ def test_the_engine_answers_like_the_transformers_class(folder, family, ratio):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_how_the_prompt_is_cut_does_not_change_the_answers(folder, family):
-    """Chunks that end inside a video, and hits in the prefix cache inside and past it."""
+    """Chunks that end inside a video, and hits in the prefix cache that end inside a video or after it."""
     requests = requests_of(family)
     longer = [{**request, "prompt": request["prompt"] + "Well, let me see. " * 4} for request in requests]
     options = {"model": str(folder(family)), "hf_overrides": {"retention_ratio": 0.35}}
@@ -230,12 +230,12 @@ def test_how_the_prompt_is_cut_does_not_change_the_answers(folder, family):
     for answers, expected in zip(cut, (*plain, plain[0]), strict=True):
         for answer, other in zip(answers, expected, strict=True):
             assert answer.prompt == other.prompt
-            assert_same(answer._replace(positions=None), other)  # those of cached columns are not placed again
+            assert_same(answer._replace(positions=None), other)  # cached columns get no new positions
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_requests_that_start_again_answer_the_same(folder, family):
-    """The cache is too small for all at once: some lose their place, and are computed again with what they said."""
+    """The cache is too small for all requests: some lose their place, and are computed again with their answers."""
     requests = 2 * requests_of(family)
     options = {"model": str(folder(family)), "hf_overrides": {"retention_ratio": 0.35}, "max_tokens": 96}
     options |= {"block_size": 32, "max_model_len": 512}
@@ -300,7 +300,7 @@ def test_upstream_checkpoints_are_compressed_by_overrides(folder, tmp_path):
 
 
 def upstream_copy(folder, copy):
-    """The same model as upstream would have saved it."""
+    """Write the same model as upstream would save it."""
     config = json.loads((folder / "config.json").read_text())
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.py"))
     ours = {field.name for field in dataclasses.fields(FlashVIDConfigMixin)} | {"auto_map", "custom_pipelines"}
@@ -311,7 +311,7 @@ def upstream_copy(folder, copy):
     return copy
 
 
-# Runs with the package. A folder without weights, whose base is in the cache.
+# Runs with the package. Builds a folder without weights, whose base is in the cache.
 EXPORT = """
 from flashvid_hf.publishing.export import export_model
 
@@ -321,7 +321,7 @@ export_model("acme/base", arguments[0], retention_ratio=0.25)
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weightless_folders_read_from_their_base(folder, family, tmp_path, monkeypatch):
-    """Without a flag, by Hub ids, offline."""
+    """Without flags, by Hub ids, and offline."""
     home, commit, pinned = tmp_path / "home", "a" * 40, "b" * 40
     add_repository(home, "acme/base", main=(commit, lambda copy: upstream_copy(folder(family), copy)))
     run_program(EXPORT, tmp_path / "export", home=home, with_package=True)
@@ -335,7 +335,7 @@ def test_weightless_folders_read_from_their_base(folder, family, tmp_path, monke
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_bfloat16_keeps_every_position(folder, family):
-    """Past position 256, where bfloat16 has no odd numbers any more."""
+    """Beyond position 256, where bfloat16 cannot represent odd numbers."""
     requests = [
         {**request, "prompt": "Once more. " * 30 + request["prompt"]}
         for request in (
@@ -349,7 +349,8 @@ def test_bfloat16_keeps_every_position(folder, family):
         expected = answer_with_transformers(folder(family), family, request, **entering(0.4), dtype=torch.bfloat16)
         positions, expected = torch.tensor(answer.positions), torch.tensor(expected.positions)
         assert expected.max() > 257
-        # Rounding decides which of two tokens is kept: their places may differ, those of the text may not.
+        # Rounding may decide which of two tokens is kept. So positions of video tokens may differ, but those of text
+        # may not.
         assert positions.shape == expected.shape
         is_text = (expected == expected[0]).all(0) & (positions == positions[0]).all(0)
         assert is_text.sum() > 50
@@ -359,7 +360,7 @@ def test_bfloat16_keeps_every_position(folder, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_count_is_always_what_was_promised(folder, family):
-    """Videos of any size, several at once: a wrong count stops the engine."""
+    """For several videos of any size: a wrong count would stop the engine."""
     generator = np.random.default_rng(0)
     sizes = [
         [("video", int(2 * generator.integers(2, 13)), *generator.integers(2, 9, 2).tolist(), seed + 10 * number)

@@ -30,7 +30,8 @@ def feature(offset: int, length: int, span: int) -> SimpleNamespace:
     return SimpleNamespace(mm_position=SimpleNamespace(offset=offset, length=length), span=span)
 
 
-# Two words, a video of four rows that spans seven positions, a word, an image of two rows that spans two, two words.
+# Two words, a video of four rows that spans seven positions, a word, an image of two rows that spans two positions,
+# two words.
 IDS = [9, 9, VIDEO, VIDEO, VIDEO, VIDEO, 9, IMAGE, IMAGE, 9, 9]
 FEATURES = [feature(7, 2, 2), feature(2, 4, 7)]  # in any order
 WHOLE = torch.tensor([0, 1, 2, 3, 5, 8, 9, 10, 11, 12, 13]).expand(3, -1)
@@ -49,9 +50,9 @@ def test_text_is_placed_before_videos_are_encoded():
 
 @pytest.mark.parametrize("cut", range(len(IDS)))
 def test_rows_are_placed_in_chunks_and_again(cut):
-    """In two chunks, cut anywhere; then from the beginning, as after a preemption."""
+    """In two chunks with any cut; then again from the beginning, as after a preemption."""
     start, delta = text_positions(len(IDS), FEATURES, lambda feature: feature.span)
-    video, image = min(max(cut - 2, 0), 4), min(max(cut - 7, 0), 2)  # rows that enter with the first chunk
+    video, image = min(max(cut - 2, 0), 4), min(max(cut - 7, 0), 2)  # rows that enter in the first chunk
     chunks = [(0, [ROWS[0][:video], ROWS[1][:image]]), (cut, [ROWS[0][video:], ROWS[1][image:]]), (0, ROWS)]
     positions = start
     for num_computed, rows in chunks:
@@ -67,7 +68,7 @@ def test_positions_of_a_grid():
 
 
 def test_positions_of_frames_with_timestamps():
-    is_video = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1, 0]).bool()  # two frames of 1 x 2 tokens
+    is_video = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1, 0]).bool()  # two frames with 1 x 2 tokens each
     assert uncompressed_positions(is_video, 1, 2).tolist() == [
         [0, 1, 2, 2, 4, 5, 6, 6, 8],
         [0, 1, 2, 2, 4, 5, 6, 6, 8],

@@ -24,12 +24,12 @@ START_SECONDS = 240
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    """A client of a server that runs until the tests of this file are done."""
+    """A client of a server that runs until all tests of this file are done."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("server")
-    # The command `vllm` asks for a distribution of that name, which builds for CPUs do not have.
+    # The command `vllm` needs an installed distribution of that name, and builds for CPUs have another name.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     model = ["--model", ROOT / "hub_configs/flashvid-demo", "--served-model-name", "flashvid-demo"]
     options = ["--port", str(port), "--max-model-len", "2048", "--enforce-eager"]
@@ -69,7 +69,7 @@ def ask(client: OpenAI, *urls: str, question: str = QUESTION):
 def test_a_file_is_answered_about(client):
     answer = ask(client, VIDEO.as_uri())
     assert answer.choices[0].message.content == "blue"
-    assert answer.usage.prompt_tokens < 100  # 512 tokens has the video
+    assert answer.usage.prompt_tokens < 100  # the video alone has 512 tokens
 
 
 def test_a_video_inside_the_request_is_answered_about(client):

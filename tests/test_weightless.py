@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration, load_processor
 from flashvid_hf.publishing.export import export_model
 
-# Runs with the package or without it, which has to give the same.
+# Runs with the package and without it; the results must be equal.
 LOAD = """
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def fill_loaded(folder: Path, exports: Path) -> None:
 
 @pytest.fixture(scope="session")
 def loaded(tmp_path_factory, exports) -> Path:
-    """What `LOAD` wrote for each door."""
+    """The results of `LOAD` for each door."""
     return once(tmp_path_factory, "weightless-loaded", lambda folder: fill_loaded(folder, exports))
 
 
@@ -154,7 +154,7 @@ def test_both_doors_are_the_same(family, loaded):
 @each_family
 @pytest.mark.parametrize("door", ["package", "remote"])
 def test_what_is_saved_is_whole(family, door, loaded):
-    """The model of a weightless folder, saved: with weights, and without a word of the base."""
+    """The saved model of a weightless folder has weights, and does not mention the base."""
     saved = loaded / f"{family}-saved-{door}"
     config = json.loads((saved / "config.json").read_text())
     assert not {"base_model_name_or_path", "base_model_revision"} & config.keys()
@@ -176,7 +176,7 @@ def test_quantized_placed_and_with_other_settings(results):
 
 
 def test_revisions_of_the_folder(results):
-    """`revision` says which commit of the folder; the base stays at the commit that this one names."""
+    """`revision` chooses the commit of the folder. The base stays at the commit that this folder names."""
     ratio, observed, weights = results["hub", "v1"]
     assert ratio == 0.1
     assert_same(observed, results["qwen2_5_vl", "base"]["observed"])
@@ -200,7 +200,7 @@ def test_a_recipe_is_not_loaded(local_base):
 
 
 def test_a_configuration_does_not_lead_away_from_weights(local_base, exports):
-    """The pointer belongs to the folder: beside another checkpoint the configuration only brings settings."""
+    """The pointer to the base belongs to the folder: with another checkpoint, the configuration only gives settings."""
     config_class = FlashVIDQwen2_5_VLForConditionalGeneration.config_class
     config = config_class.from_pretrained(exports / "qwen2_5_vl-base")
     model = FlashVIDQwen2_5_VLForConditionalGeneration.from_pretrained(local_base, config=config)
@@ -211,7 +211,7 @@ def test_a_configuration_does_not_lead_away_from_weights(local_base, exports):
 
 
 def test_another_base_may_be_named(local_base, exports):
-    """A copy of the base on this machine, for example."""
+    """For example, a local copy of the base."""
     model = AutoModelForImageTextToText.from_pretrained(
         exports / "qwen2_5_vl-base", base_model_name_or_path=str(local_base)
     )

@@ -1,8 +1,9 @@
-"""Runs vLLM's engine in a process of its own: an engine leaves threads, hooks and process groups behind.
+"""Runs vLLM's engine in a separate process, because an engine leaves threads, hooks and process groups behind.
 
     python tests/vllm_engine.py job.pickle answers.pickle
 
-The job is a dictionary: the arguments of `LLM` as "options", and "rounds" of requests, each round in one call.
+The job is a dictionary: "options" has the arguments of `LLM`, and "rounds" has lists of requests, one list for each
+call.
 """
 
 import os
@@ -25,12 +26,13 @@ TWO_RANKS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}  # one core each
 
 
 class Answer(NamedTuple):
-    """Of one request.
+    """The answer to one request.
 
     Args:
-        prompt: its ids as the engine saw them.
-        tokens, logprobs: what was generated.
-        positions: (3, prompt), as the model placed them last; `None` where it has no such axes, or no video.
+        prompt: the ids of the prompt as the engine saw them.
+        tokens, logprobs: the generated tokens and their log-probabilities.
+        positions: the last positions that the model set, with shape (3, prompt); `None` if the model has no such axes,
+            or there is no video.
         interrupted: whether the request lost its place in the cache, and was computed once more.
     """
 
@@ -43,7 +45,7 @@ class Answer(NamedTuple):
 
 def run_engine(*rounds: list[dict[str, Any]], max_tokens: int = 8, **options: Any) -> list[list[Answer]]:
     """Answers to rounds of requests, as `LLM.generate` takes them, by an engine with these options."""
-    # What the prefix cache has, a model does not place again: `Answer.positions` would be those of the rest alone.
+    # A model sets no positions for what the prefix cache has: `Answer.positions` would have those of the rest only.
     options = {"enable_prefix_caching": False, **options}
     options = {
         "dtype": "float32",
@@ -72,7 +74,7 @@ PLACED: dict[tuple[int, ...], list[list[int]]] = {}
 
 
 def record_positions(model: Any) -> None:
-    """Note in `PLACED` where a model places the rows of a prompt, by its ids."""
+    """Note in `PLACED` the positions that a model gives the rows of a prompt, by the ids of the prompt."""
     place = getattr(model, "recompute_mrope_positions", None)
     if place is None:
         return
@@ -86,13 +88,13 @@ def record_positions(model: Any) -> None:
 
 
 def record_interruptions() -> set[str]:
-    """Ids of the requests that the engine in this process puts back to wait, noted as it does."""
+    """The ids of the requests that the engine in this process puts back to wait, collected as it does."""
     from vllm.v1.core.sched.scheduler import Scheduler
 
     interrupt, interrupted = Scheduler._preempt_request, set()
 
     def note_and_interrupt(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
-        interrupted.add(request.request_id.split("-")[0])  # the engine adds a suffix to the id of the output
+        interrupted.add(request.request_id.split("-")[0])  # the engine adds a suffix to the id in the output
         interrupt(self, request, *args, **kwargs)
 
     Scheduler._preempt_request = note_and_interrupt
@@ -104,7 +106,7 @@ def main() -> None:
 
     job, interrupted = pickle.loads(Path(sys.argv[1]).read_bytes()), record_interruptions()
     engine = LLM(limit_mm_per_prompt={"image": 2, "video": 3}, **job["options"])
-    if job["options"].get("tensor_parallel_size", 1) == 1:  # the model is in this process
+    if job["options"].get("tensor_parallel_size", 1) == 1:  # then the model is in this process
         engine.apply_model(record_positions)
     sampling = SamplingParams(temperature=0, max_tokens=job["max_tokens"], ignore_eos=True, logprobs=0)
     rounds = []

@@ -1,1 +1,1 @@
-"""What is needed to measure how well a model answers, with compression and without it."""
+"""Measures how well a model answers, with compression and without it: benchmarks, studies, tables and pictures."""

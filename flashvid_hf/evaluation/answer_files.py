@@ -1,7 +1,7 @@
-"""The folder of an evaluation while it is measured: what is evaluated, and the answers so far.
+"""The folder of an evaluation in progress: its settings, and the answers so far.
 
-`evaluation.json` has the settings. `answers/` has a file of JSON lines for each process, with a line for each video and
-run.
+`evaluation.json` has the settings. `answers/` has one file of JSON lines for each process, with one line for each video
+and run.
 """
 
 import json
@@ -17,7 +17,7 @@ _SETTINGS = "evaluation.json"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that the answers depend on, but for the versions of the libraries."""
+    """Everything that the answers depend on, except the versions of the libraries."""
 
     model: str
     benchmark: str
@@ -31,17 +31,17 @@ class Evaluation:
 
 
 def answers_folder(output: Path) -> Path:
-    """Where the answers of an evaluation lie."""
+    """The folder that holds the answers of an evaluation."""
     return output / "answers"
 
 
 def check_output(output: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse a folder with answers to something else.
+    """Refuse a folder whose answers belong to other settings.
 
     Args:
         output: the folder of an evaluation; it may be missing.
-        settings: fields of `Evaluation`, all of them or those that are known yet. Of `runs` those count that the folder
-            has too.
+        settings: fields of `Evaluation`, all of them or those that are already known. Of `runs`, only those are
+            compared that the folder has too.
 
     Raises:
         ValueError: the folder has answers with other settings, or is no folder.
@@ -63,7 +63,7 @@ def check_output(output: Path, settings: Mapping[str, Any]) -> None:
 
 
 def prepare_output(output: Path, evaluation: Evaluation) -> None:
-    """Note what is evaluated, so that answers to something else are not mixed in.
+    """Write down what is evaluated, so that answers with other settings are never mixed in.
 
     Raises:
         ValueError: the folder has answers with other settings.
@@ -77,7 +77,7 @@ def prepare_output(output: Path, evaluation: Evaluation) -> None:
 
 
 def read_answers(folder: Path) -> list[Answer]:
-    """All answers in a folder; a last line that was broken off does not count."""
+    """All answers in a folder; an incomplete last line does not count."""
     answers = {}
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text().splitlines():
@@ -90,7 +90,7 @@ def read_answers(folder: Path) -> list[Answer]:
 
 
 def end_last_line(path: Path) -> None:
-    """End a last line that was broken off, so that the next answers get a line of their own."""
+    """Put a line break after an incomplete last line, so that the next answers begin a new line."""
     if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
         with path.open("a") as file:
             file.write("\n")

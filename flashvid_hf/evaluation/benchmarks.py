@@ -1,4 +1,4 @@
-"""The benchmarks: one line each, beside a file of its own."""
+"""The list of the benchmarks. Each has one line here and a file of its own."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,9 +19,9 @@ class Benchmark(NamedTuple):
 
     Args:
         load: makes its items from `source`, a folder or a repository of `datasets` (`None`: the published one), and
-            `limit`, the number of videos to take from the start (`None`: all, of MovingShapes 200).
-        num_frames: frames taken from a video. For the public ones the number that FlashVID's scripts give
-            LLaVA-OneVision and Qwen; LLaVA-Video gets 64.
+            `limit`, the number of videos to take from the start (`None`: all videos; for MovingShapes 200).
+        num_frames: frames taken from a video. The public benchmarks have the number that FlashVID's scripts give to
+            LLaVA-OneVision and Qwen; for LLaVA-Video these scripts take 64.
     """
 
     load: Callable[[str | None, int | None], list[VideoItem]]

@@ -1,6 +1,6 @@
 """EgoSchema (arXiv 2308.09126), subset: 500 first-person videos of three minutes, a question with five options each.
 
-The subset's answers are public; those of all 5031 are not. In the words of lmms-eval 0.7.3
+The answers of the subset are public; those of all 5031 questions are not. The prompts are those of lmms-eval 0.7.3
 (`tasks/egoschema/egoschema_subset.yaml` and `utils.py`).
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 from .items import Question, VideoItem
 from .public_dataset import PublicDataset, letters
 
-# lmms-eval 0.7.3 names "lmms-eval/egoschema", earlier versions this one.
+# lmms-eval 0.7.3 reads "lmms-eval/egoschema", earlier versions read this repository.
 DATASET = PublicDataset(
     "lmms-lab/egoschema",
     ("question_idx", "video_idx", "question", "option", "answer"),
@@ -21,7 +21,7 @@ DATASET = PublicDataset(
 
 
 def make_prompt(question: str, options: Sequence[str]) -> str:
-    """The question with its options, which begin with their letters."""
+    """The question with its options, which already begin with their letters."""
     return "\n".join([question, *options, "Answer with the option's letter from the given choices directly."])
 
 
@@ -40,6 +40,6 @@ def load_egoschema(source: str | None = None, limit: int | None = None) -> list[
 
 def _question(row: dict[str, Any]) -> Question:
     options = row["option"]
-    answer = letters(options)[int(row["answer"])]  # an index
+    answer = letters(options)[int(row["answer"])]  # the data set gives the index of the option
     prompt = make_prompt(row["question"], options)
     return Question(f"{row['video_idx']}-{row['question_idx']}", prompt, answer, "subset", letters=letters(options))

@@ -1,4 +1,4 @@
-"""The machine, the code and the versions that a measurement belongs to."""
+"""The machine, the code and the versions with which a measurement was made."""
 
 import platform
 import subprocess
@@ -14,7 +14,7 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def environment(device: str) -> dict[str, Any]:
-    """The date, the hardware and the versions that a result belongs to.
+    """The date, the hardware and the versions with which a result was measured.
 
     Args:
         device: as torch names it, e.g. "cuda:1" or "cpu".
@@ -47,7 +47,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the code, marked where files differ from it; `None` outside of the project's git checkout."""
+    """The commit of the code, marked if files differ from it; `None` outside of the project's git checkout."""
     if not (_REPOSITORY / ".git").exists():  # an installed package may lie in a checkout of another project
         return None
     git = ["git", "-C", str(_REPOSITORY)]

@@ -5,10 +5,11 @@
     accelerate launch -m flashvid_hf.cli evaluate ...               # or several GPUs
     flashvid-hf evaluate MODEL --study ablation ...                 # what each part of FlashVID contributes
 
-Deterministic, whatever the number of processes. The answers go to OUTPUT/answers as they come, and a run that was
-broken off goes on where it stopped. At the end OUTPUT has `results.json` with all settings, `table.md` and
-`accuracy.png`. The `difference` of a run is that from the study's first line at the same ratio, for that line itself
-that from no compression. Intervals hold 95 % by a bootstrap over videos, paired for differences.
+The results are deterministic and do not depend on the number of processes. Each answer is written to OUTPUT/answers at
+once, and an interrupted run resumes where it stopped. At the end OUTPUT has `results.json` with all settings,
+`table.md` and `accuracy.png`. The `difference` of a run compares it with the study's first line at the same ratio; for
+the first line itself it compares with no compression. The intervals are 95 % intervals from a bootstrap over videos,
+which is paired for differences.
 """
 
 import importlib.util
@@ -32,8 +33,8 @@ from .items import VideoItem
 from .runner import Run, answer_items
 from .studies import REFERENCE, STUDIES, find_references, plan_runs
 
-RATIOS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5)
-_LIBRARIES = {"scipy": "eval", "matplotlib": "bench"}  # that the results need at the end, and the extras with them
+RATIOS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5)  # the default: the paper's ratios, and some below and above them
+_LIBRARIES = {"scipy": "eval", "matplotlib": "bench"}  # needed by the results at the end; the extra of each
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,14 @@ class EvaluationOptions:
         output: folder of the answers and results.
         benchmark: one of `BENCHMARKS`.
         source: folder or repository of the benchmark; `None`: the published one.
-        limit: videos, from the start; `None`: all, of MovingShapes 200.
-        num_frames: frames of a video; `None`: the benchmark's.
+        limit: number of videos, from the start; `None`: all, for MovingShapes 200.
+        num_frames: frames of a video; `None`: the number of the benchmark.
         max_new_tokens: longest answer, in tokens.
-        batch_size: questions about a video at once.
+        batch_size: questions about a video that are answered together.
         study: what is compared, one of `STUDIES`.
-        methods: of the study's lines only these; `None`: all.
-        ratios: of the video tokens, on average, each in (0, 1].
-        dtype: of the weights, as torch names it; "auto": the checkpoint's.
+        methods: the lines of the study that are measured; `None`: all.
+        ratios: average shares of the video tokens, each in (0, 1].
+        dtype: dtype of the weights, as torch names it; "auto": the checkpoint's.
 
     Raises:
         ValueError: an option is out of range, or the study has no such line.
@@ -96,7 +97,7 @@ class EvaluationOptions:
             )
 
     def command(self) -> str:
-        """The command that measures the same again. Where the results go is left out."""
+        """The command that repeats the measurement, without the folder of the results."""
         words = ["flashvid-hf", "evaluate", self.model]
         for option in fields(self):
             value = getattr(self, option.name)
@@ -111,14 +112,14 @@ def evaluate_model(options: EvaluationOptions, say: Callable[[str], Any] = lambd
     """Ask the model all questions in every run of the study, and write the results.
 
     Args:
-        say: is told, in the main process, what is left out.
+        say: called in the main process with a message about each run that is left out.
 
     Returns:
-        The tables of `table.md`; `None` in other processes than the main one.
+        The tables of `table.md` in the main process; `None` in the others.
 
     Raises:
         ValueError: the benchmark or a video cannot be read, or the folder has answers with other settings.
-        ImportError: a library is missing that the results need.
+        ImportError: a library that the results need is missing.
     """
     for library, extra in _LIBRARIES.items():
         if importlib.util.find_spec(library) is None:
@@ -127,7 +128,7 @@ def evaluate_model(options: EvaluationOptions, say: Callable[[str], Any] = lambd
     known = ("model", "benchmark", "source", "limit", "max_new_tokens", "batch_size")
     settings = {**{name: getattr(options, name) for name in known}, "num_frames": num_frames}
     check_output(options.output, settings)
-    items = load_benchmark(options.benchmark, options.source, options.limit)  # first: its videos may be missing
+    items = load_benchmark(options.benchmark, options.source, options.limit)  # first: videos may be missing
 
     state = PartialState(cpu=not torch.cuda.is_available())
     device = str(state.device) if state.device.type != "cuda" else f"cuda:{state.local_process_index}"
@@ -158,13 +159,13 @@ def evaluate_model(options: EvaluationOptions, say: Callable[[str], Any] = lambd
 def answer_benchmark(
     model: Any, processor: Any, items: Sequence[VideoItem], runs: Sequence[Run], evaluation: Evaluation, output: Path
 ) -> None:
-    """Ask what the folder has no answer to yet, and write the answers there. Every process takes a share of videos."""
+    """Ask the questions that are not answered yet, and write the answers. Each process takes a share of videos."""
     state = PartialState()
     done = frozenset((answer.run, answer.video) for answer in read_answers(answers_folder(output)))
     own = items[state.process_index :: state.num_processes]
     pending = sum((run.name, item.id) not in done for item in own for run in runs)
     path = answers_folder(output) / f"{state.process_index}.jsonl"
-    state.wait_for_everyone()  # all have read what is done
+    state.wait_for_everyone()  # until all processes have read which answers exist
     end_last_line(path)
     with path.open("a") as file, tqdm(total=pending, unit="video", disable=not state.is_main_process) as bar:
         answered = answer_items(
@@ -181,8 +182,8 @@ def write_results(output: Path, facts: dict[str, Any], items: Sequence[VideoItem
     """Write `results.json`, `table.md` and `accuracy.png` from the answers in the folder.
 
     Args:
-        facts: what `results.json` says beside the results.
-        lines: the runs of every line, by its name.
+        facts: what `results.json` holds beside the results.
+        lines: the runs of every line, by the name of the line.
 
     Returns:
         The tables.

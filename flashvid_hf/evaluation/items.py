@@ -1,4 +1,4 @@
-"""What a benchmark is made of: videos with questions whose answers are known."""
+"""The parts of a benchmark: videos with questions whose answers are known."""
 
 import re
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ..video.reading import VideoClip
 
-FORMS = ("choice", "open")  # of questions
+FORMS = ("choice", "open")  # forms in which a question is asked
 
 _LETTER = re.compile(r"\b([A-Z])\b")
 
@@ -17,12 +17,12 @@ class Question:
 
     Args:
         id: unique within the benchmark.
-        prompt: what the model is asked, options and instruction included.
+        prompt: the text that the model gets, options and instruction included.
         answer: the right answer: the letter of an option, or words.
-        type: what the question tests, by which results are broken down.
-        form: "choice", where the first letter of the options that the model writes counts, or "open", where its whole
-            answer has to be the right one up to case, articles and punctuation.
-        letters: the letters of the options; "" if they have none, and the whole answer counts.
+        type: what the question tests; results are also given for each type.
+        form: "choice": the first letter of an option that the model writes counts. "open": the whole answer has to be
+            right, except for case, articles and punctuation.
+        letters: the letters of the options; "" if the options have none, so that the whole answer counts.
     """
 
     id: str
@@ -33,7 +33,7 @@ class Question:
     letters: str = "ABCD"
 
     def is_correct(self, text: str) -> bool:
-        """Whether what a model wrote answers the question."""
+        """Whether the text that a model wrote is the right answer."""
         if self.form == "open" or not self.letters:
             return _normalize(text) == _normalize(self.answer)
         return next((letter for letter in _LETTER.findall(text) if letter in self.letters), None) == self.answer
@@ -44,8 +44,8 @@ class VideoItem:
     """A video of a benchmark with all its questions.
 
     Args:
-        id: unique within the benchmark, and part of no other id's.
-        load: reads so many frames, spread evenly; called only when the video is needed.
+        id: unique within the benchmark, and not contained in another id.
+        load: reads the given number of frames, spread evenly; called only when the video is needed.
         questions: at least one.
     """
 

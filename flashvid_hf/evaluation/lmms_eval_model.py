@@ -1,10 +1,10 @@
-"""The model `flashvid` of lmms-eval: every family, through this package's pipeline.
+"""The model `flashvid` of lmms-eval. It runs every family through this package's pipeline.
 
     pip install "flashvid-hf[lmms-eval]"
     python -m lmms_eval --model flashvid --model_args pretrained=Qwen/Qwen2.5-VL-7B-Instruct,retention_ratio=0.1 ...
 
-lmms-eval finds it by the entry point `lmms_eval.models` (its 0.7 series). Nothing else in the package imports this
-module or lmms-eval. Tested with random weights on local tasks; nothing has been run on real weights.
+lmms-eval (0.7 series) finds the model by the entry point `lmms_eval.models`. Nothing else in the package imports this
+module or lmms-eval. It is tested with random weights on local tasks; nothing has been run on real weights.
 """
 
 import json
@@ -25,6 +25,7 @@ from ..loading import load_model
 from ..video.pipeline_flashvid import TASK
 
 MANIFEST = ModelManifest("flashvid", chat_class_path="flashvid_hf.evaluation.lmms_eval_model.FlashVIDForLmmsEval")
+# The arguments of the model; the others are fields of FlashVID.
 _OWN = ("attn_implementation", "batch_size", "device", "device_map", "dtype", "num_frames", "pretrained", "revision")
 _STAGES = ("total", "entered", "remained")
 
@@ -32,25 +33,26 @@ _STAGES = ("total", "entered", "remained")
 class FlashVIDForLmmsEval(lmms):
     """Answers the chat requests of lmms-eval, greedily unless a task asks for sampling.
 
-    Each process of `torchrun` or `accelerate launch` has a model of its own, on the accelerator of its number or on the
-    CPU, and its part of the samples. The results have, under `throughput`, the seconds in `generate` and the means over
-    the answers of the first process, `avg_video_tokens_total`, `_entered` and `_remained`.
+    Each process of `torchrun` or `accelerate launch` has its own model, on the accelerator of its number or on the CPU,
+    and its part of the samples. Under `throughput` the results have the seconds in `generate`, and
+    `avg_video_tokens_total`, `_entered` and `_remained`: means over the answers of the first process.
 
     Args:
         pretrained: folder or Hub id of a FlashVID or an upstream checkpoint.
-        num_frames: of every video, spread evenly; all where it has fewer. FlashVID's scripts give LLaVA-Video 64.
-        dtype: of the weights; "auto" is the checkpoint's.
-        device: of the model where there is one process, as torch names it; "auto" spreads it over the accelerators.
-        device_map: the same, under the name that other models of lmms-eval have; it goes first.
+        num_frames: frames of every video, spread evenly; a shorter video gives all of its frames. FlashVID's scripts
+            give LLaVA-Video 64.
+        dtype: dtype of the weights; "auto" is the checkpoint's.
+        device: device of the model if there is one process, as torch names it; "auto" spreads it over the accelerators.
+        device_map: the same, under the name that other models of lmms-eval use; it takes precedence over `device`.
         attn_implementation: as in `from_pretrained`; `None` for its default.
         revision: branch, tag or commit of a model on the Hub.
         batch_size: answers that are generated together (`--batch_size`).
-        max_batch_size: lmms-eval's; not used.
+        max_batch_size: passed by lmms-eval; not used.
         settings: FlashVID's fields that differ from the checkpoint's, `method_settings` as JSON. "None" is `None`.
 
     Raises:
-        ValueError: an argument is missing, unknown or out of range; told before the weights are loaded, but for what
-            the configuration has to be known for.
+        ValueError: an argument is missing, unknown or out of range. The error comes before the weights are loaded,
+            unless the check needs the configuration.
     """
 
     is_simple = False
@@ -75,7 +77,7 @@ class FlashVIDForLmmsEval(lmms):
                 "`pretrained` is missing: `--model_args pretrained=FOLDER_OR_ID,...` names the checkpoint."
             )
         check_number("num_frames", num_frames, least=1, integer=True)
-        self.batch_size: Any = int(batch_size) if str(batch_size).isdigit() else batch_size  # of the shell: text
+        self.batch_size: Any = int(batch_size) if str(batch_size).isdigit() else batch_size  # the shell passes text
         check_number("batch_size", self.batch_size, least=1, integer=True)
         self.num_frames = num_frames
         hub = {} if revision is None else {"revision": revision}
@@ -94,7 +96,7 @@ class FlashVIDForLmmsEval(lmms):
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The answers, each cut before the first of the strings in `until`."""
-        groups: dict[str, list[int]] = {}  # requests with the same arguments of generation
+        groups: dict[str, list[int]] = {}  # requests with the same generation arguments
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[2], sort_keys=True, default=str), []).append(i)
         texts = [""] * len(requests)
@@ -107,7 +109,7 @@ class FlashVIDForLmmsEval(lmms):
                 for number, (i, (answer,)) in enumerate(zip(members, answers, strict=True)):
                     new_tokens += len(self.pipe.tokenizer(answer["generated_text"])["input_ids"])
                     counts.append(answer["video_tokens"])
-                    if number % self.batch_size == 0:  # answers of a batch have its time
+                    if number % self.batch_size == 0:  # all answers of a batch have its time
                         seconds += answer["seconds"]["generate"]
                     texts[i] = _cut(answer["generated_text"], until)
                     self.cache_hook.add_partial("generate_until", (requests[i].args[0], requests[i].args[2]), texts[i])
@@ -182,7 +184,7 @@ def _read_settings(given: dict[str, Any], fields: frozenset[str]) -> dict[str, A
 
 
 def _read_generation(given: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Where answers end, and the arguments of `generate`, from a task's `generation_kwargs`."""
+    """The strings that end an answer, and the arguments of `generate`, from a task's `generation_kwargs`."""
     generation = dict(given)
     until = generation.pop("until", None) or ()
     temperature = generation.get("temperature")

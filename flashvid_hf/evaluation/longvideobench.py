@@ -1,7 +1,7 @@
 """LongVideoBench (arXiv 2407.15754), validation split: 1337 questions with up to five options, videos of up to an hour.
 
-Asked without subtitles, in the words of lmms-eval 0.7.3 (`tasks/longvideobench/longvideobench_val_v.yaml` and
-`utils.py`).
+The questions are asked without subtitles, with the prompts of lmms-eval 0.7.3
+(`tasks/longvideobench/longvideobench_val_v.yaml` and `utils.py`).
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ DATASET = PublicDataset(
 
 
 def make_prompt(question: str, options: Sequence[str]) -> str:
-    """The question with its options, which get their letters here."""
+    """The question with its options, to which the letters are added here."""
     lines = [f"{letter}. {text}" for letter, text in zip(letters(options), options, strict=True)]
     return "\n".join([question, *lines, "Answer with the option's letter from the given choices directly.\n"])
 
 
 def load_longvideobench(source: str | None = None, limit: int | None = None) -> list[VideoItem]:
-    """The videos; the type of a question is the duration group of its video, by its longest duration in seconds.
+    """The videos; the type of a question is its video's duration group, named by the longest duration in seconds.
 
     Args:
         source, limit: see `Benchmark`.

@@ -1,8 +1,8 @@
 """MLVU (arXiv 2406.04264), multiple choice: videos from three minutes to two hours, nine tasks.
 
-In the words of lmms-eval 0.7.3 (`tasks/mlvu/`). Its `mlvu_test`, which FlashVID's scripts run, has no instruction after
-the question, which its issue 1065 calls an oversight; here it has none either. MLVU's own mean is over tasks; `all` in
-the results is over questions.
+The prompts are those of lmms-eval 0.7.3 (`tasks/mlvu/`). FlashVID's scripts run its `mlvu_test`, which has no
+instruction after the question. Issue 1065 of lmms-eval calls that an oversight; the prompts here have none either. MLVU
+itself averages over tasks; `all` in the results averages over questions.
 """
 
 import re
@@ -40,7 +40,7 @@ def _load(dataset: PublicDataset, source: str | None, limit: int | None, instruc
 
 
 def _question(number: int, row: dict[str, Any], instruction: str) -> Question:
-    text = row["question"]  # with its options, in lines like "(A) red"
+    text = row["question"]  # the question and its options, in lines like "(A) red"
     found = _OPTION.findall(text) or "ABCD"
     return Question(
         f"{row['task_type']}-{number:04}",

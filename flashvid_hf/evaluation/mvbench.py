@@ -1,7 +1,7 @@
 """MVBench (arXiv 2311.17005): 20 tasks of 200 questions each, about clips of a few seconds from eleven sources.
 
-In the words of lmms-eval 0.7.3 (`tasks/mvbench/`). Like lmms-eval it takes the repository's branch `video`, where clips
-are cut to the part that the question is about.
+The prompts are those of lmms-eval 0.7.3 (`tasks/mvbench/`). As in lmms-eval, the clips come from the repository's
+branch `video`, where they are cut to the part that the question is about.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,8 +18,8 @@ DATASET = PublicDataset(
     folders=("", "video", "data0613", "video/data0613"),
     suffixes=(".mp4", ".avi", ".webm"),
 )
-# The configurations of the repository, which are the tasks, and the folders of their videos (`DATA_LIST` of
-# lmms-eval's `tasks/mvbench/utils.py`).
+# The folder of the videos for each task; a task is a configuration of the repository. From `DATA_LIST` of lmms-eval's
+# `tasks/mvbench/utils.py`.
 FOLDERS = {
     "action_sequence": "star/Charades_segment",
     "moving_count": "clevrer/video_validation",
@@ -45,7 +45,7 @@ FOLDERS = {
 
 
 def make_prompt(question: str, candidates: Sequence[str]) -> str:
-    """The question with its options, which get their letters here."""
+    """The question with its options, to which the letters are added here."""
     options = "".join(f"({letter}) {text}\n" for letter, text in zip(letters(candidates), candidates, strict=True))
     return f"Question:{question}\nOption:\n{options}Only give the best option.\n"
 
@@ -57,7 +57,7 @@ def load_mvbench(source: str | None = None, limit: int | None = None) -> list[Vi
         source, limit: see `Benchmark`.
 
     Raises:
-        ValueError: see `PublicDataset.read` and `gather`, or an answer is none of the options.
+        ValueError: see `PublicDataset.read` and `gather`; also if an answer is none of the options.
     """
     return DATASET.gather(source, _questions(source), limit)
 

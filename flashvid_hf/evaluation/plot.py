@@ -8,21 +8,22 @@ from .items import FORMS
 from .plot_style import STYLE
 from .statistics import ALL
 
-_COLUMNS = 3
-_MARKERS = "osD^vP*X<>"
-_TICKS = (2, 5, 10, 15, 25, 50)
+_COLUMNS = 3  # panels side by side
+_MARKERS = "osD^vP*X<>"  # one for each line
+_TICKS = (2, 5, 10, 15, 25, 50)  # per cent of the video tokens
 
 
 def plot_accuracy(
     results: Mapping[str, Any], path: str | Path, *, lines: Mapping[str, list[str]], reference: str | None = None
 ) -> None:
-    """Draw accuracy against retained tokens, in all and by type of question, with confidence intervals.
+    """Draw accuracy against retained tokens, for all questions and by type, with confidence intervals.
 
     Args:
         results: what `summarize` returns.
         path: `.png` or `.svg`.
-        lines: names of the runs of every line, by its label. The first line is drawn on top, in the strongest colour.
-        reference: the run without compression, drawn as a level.
+        lines: names of the runs of every line, by the label of the line. The first line is drawn on top, in the
+            strongest colour.
+        reference: the run without compression, drawn as a horizontal line.
     """
     import matplotlib
 
@@ -32,7 +33,7 @@ def plot_accuracy(
     groups = [group for group in next(iter(results.values()))["accuracy"] if group not in FORMS]
     groups.sort(key=lambda group: (group != ALL, group))
     rows = -(-len(groups) // _COLUMNS)
-    others = [plt.get_cmap("tab10")(i) for i in range(10) if i != 3]  # its red is too near
+    others = [plt.get_cmap("tab10")(i) for i in range(10) if i != 3]  # its red is too close to the first line's
     colours = ["#c0392b", *others, "#222222"]
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(
@@ -53,7 +54,7 @@ def plot_accuracy(
                 panel.plot(
                     x, y, marker=_MARKERS[i % len(_MARKERS)], markersize=4, linewidth=width, label=label, **style
                 )
-                if group == ALL or i == 0:  # bands of all lines in small panels would hide each other
+                if group == ALL or i == 0:  # in small panels the bands of all lines would hide each other
                     panel.fill_between(x, low, high, alpha=0.12, linewidth=0, **style)
             total = next(iter(results.values()))["accuracy"][group]["total"]
             panel.set(title=f"{group} ({total:,} questions)", xscale="log", ylim=(0, 102))

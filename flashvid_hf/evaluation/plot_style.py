@@ -14,5 +14,5 @@ STYLE: Any = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "font.size": 10,
-    "svg.hashsalt": "flashvid",  # the same picture for the same results
+    "svg.hashsalt": "flashvid",  # the same results give the same file
 }

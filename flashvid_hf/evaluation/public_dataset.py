@@ -1,10 +1,10 @@
-"""What the public benchmarks share: their annotations, their video files, and questions gathered by video.
+"""Shared by the public benchmarks: reading annotations, finding video files, and grouping questions by video.
 
 Nothing here has been run on the real repositories, only on small local data sets in their formats.
 
-Formats and prompts are those of lmms-eval 0.7.3 (`lmms_eval/tasks/` of github.com/EvolvingLMMs-Lab/lmms-eval), which
-the paper's numbers were measured with. Answers are judged the same way in all of them, by `Question.is_correct`;
-lmms-eval's tasks each parse somewhat differently, and some guess at random where they find no option.
+Formats and prompts are those of lmms-eval 0.7.3 (`lmms_eval/tasks/` of github.com/EvolvingLMMs-Lab/lmms-eval). The
+paper's numbers were measured with lmms-eval. Here `Question.is_correct` judges the answers of all benchmarks in the
+same way; in lmms-eval each task parses a little differently, and some tasks guess at random if they find no option.
 """
 
 import os
@@ -18,7 +18,7 @@ from typing import Any
 from ..video.reading import VideoClip, read_video
 from .items import Question, VideoItem
 
-_SHOWN = 3  # of the missing videos
+_SHOWN = 3  # names of missing videos that the error lists
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class PublicDataset:
 
     Args:
         repository: id on the Hub.
-        columns: those that are read.
+        columns: the columns that are read.
         cache: the folder below HF_HOME where lmms-eval unpacks the videos.
-        split: of the annotations.
-        revision: of the repository; `None` for its default.
+        split: the split of the annotations.
+        revision: revision of the repository; `None` for its default.
         folders: where the videos may lie within a folder, in the order in which they are tried.
         suffixes: endings that are tried instead of a video's own.
     """
@@ -52,7 +52,7 @@ class PublicDataset:
             config: the repository's configuration, `None` for its only one.
 
         Raises:
-            ValueError: `datasets` is not installed, or `source` has not the format.
+            ValueError: `datasets` is not installed, or `source` does not have the format.
         """
         try:
             from datasets import load_dataset
@@ -77,10 +77,11 @@ class PublicDataset:
     def gather(
         self, source: str | None, questions: Iterable[tuple[str, Question]], limit: int | None
     ) -> list[VideoItem]:
-        """Items of the questions, each beside its video's path within the folder of videos.
+        """Group questions by video. Each question comes with its video's path within the folder of videos.
 
         Args:
-            source: see `read`; if it is a folder, the videos lie there, and else where lmms-eval unpacks them.
+            source: see `read`. If it is a folder, the videos lie there; otherwise they lie where lmms-eval unpacks
+                them.
             limit: the number of videos to take from the start, `None` for all.
 
         Raises:
@@ -102,7 +103,7 @@ class PublicDataset:
         return [VideoItem(path, partial(_load, found[path]), tuple(of_video[path])) for path in paths]
 
     def cache_folder(self) -> Path:
-        """Where lmms-eval unpacks the videos."""
+        """The folder into which lmms-eval unpacks the videos."""
         return Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / self.cache
 
     def _find(self, root: Path, path: str) -> Path | None:
@@ -122,7 +123,7 @@ class PublicDataset:
 
 
 def letters(options: Sequence[Any]) -> str:
-    """The letters of so many options: "ABC" of three."""
+    """The letters of the options: "ABC" for three of them."""
     return "".join(chr(ord("A") + i) for i in range(len(options)))
 
 

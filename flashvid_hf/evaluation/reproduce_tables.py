@@ -1,12 +1,12 @@
-"""The commands that measure the paper's tables, and the published figures to compare with: `flashvid-hf reproduce`.
+"""The commands that measure the paper's tables, and the published figures beside them: `flashvid-hf reproduce`.
 
     flashvid-hf reproduce --family qwen2_5_vl                    # for `flashvid-hf evaluate`
     flashvid-hf reproduce --family qwen2_5_vl --tool lmms_eval   # for lmms-eval, with the model `flashvid`
     flashvid-hf reproduce --family qwen2_5_vl | bash
 
-None of them has been run on the real weights and data. Expect differences of a few tenths of a point: frames are read
-and resized by the checkpoint's processor, and the chat template is the checkpoint's, where the paper used those of
-lmms-eval's own model classes.
+None of the commands has been run on the real weights and data. Expect differences of a few tenths of a point: here the
+checkpoint's own processor reads and resizes the frames, and the chat template is the checkpoint's, while the paper used
+those of lmms-eval's model classes.
 """
 
 import shlex
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..compression.validation import check_choice
 from ..publishing.published_accuracy import PAPER_NAME, PUBLISHED
 
-RATIOS = (0.1, 0.15, 0.2, 0.25)
+RATIOS = (0.1, 0.15, 0.2, 0.25)  # of the paper's tables
 BEHAVIORS = ("released", "paper")
 
 
@@ -25,8 +25,8 @@ class Setup(NamedTuple):
 
     Args:
         model: id on the Hub.
-        num_frames: of every video.
-        videomme: the benchmark of `flashvid-hf evaluate` that asks in the words that lmms-eval has for the family.
+        num_frames: frames of every video.
+        videomme: the benchmark of `flashvid-hf evaluate` with the prompts that lmms-eval has for the family.
     """
 
     model: str
@@ -35,7 +35,7 @@ class Setup(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A column of the tables: the task of lmms-eval, its longest answer in tokens, the field of `Accuracy`."""
+    """A column of the tables: the task of lmms-eval, its longest answer in tokens, and the field of `Accuracy`."""
 
     task: str
     max_new_tokens: int
@@ -57,7 +57,7 @@ TABLES = {
 
 
 def evaluate_commands(family: str, behavior: str, output: str) -> Iterator[list[str]]:
-    """One command for each benchmark; it measures the model without FlashVID and at all ratios."""
+    """One command for each benchmark. Each measures the model without FlashVID and at all ratios."""
     setup = SETUPS[family]
     for name, table in TABLES.items():
         yield [
@@ -70,7 +70,7 @@ def evaluate_commands(family: str, behavior: str, output: str) -> Iterator[list[
 
 
 def lmms_eval_commands(family: str, behavior: str, output: str) -> Iterator[list[str]]:
-    """One command for each ratio, after one without FlashVID; it measures all benchmarks."""
+    """One command without FlashVID, and one for each ratio. Each measures all benchmarks."""
     setup = SETUPS[family]
     settings = {"vanilla": "compression_method=none"}
     settings |= {f"{ratio}": f"retention_ratio={ratio},behavior={behavior}" for ratio in RATIOS}
@@ -106,12 +106,12 @@ def reproduction_lines(
     behavior: str = "released",
     output: str = "build/tables",
 ) -> Iterator[str]:
-    """For each family the commands that measure the tables, and the published figures as comments.
+    """The commands that measure the tables of each family, and the published figures as comments.
 
     Args:
-        families: of `SETUPS`; `None` takes all.
-        tool: what measures, one of `COMMANDS`.
-        behavior: "released" as the released code, which the paper's figures come from, or "paper".
+        families: names in `SETUPS`; `None` takes all.
+        tool: the tool that measures, one of `COMMANDS`.
+        behavior: "released" for that of the released code, which the paper's figures come from, or "paper".
         output: folder of the results.
 
     Raises:

@@ -1,6 +1,6 @@
 """Ask a model the questions of a benchmark, under several settings of the compression.
 
-Every video is decoded and preprocessed once, and encoded and compressed once for each setting for all its questions.
+Every video is decoded and preprocessed once. For each setting it is encoded and compressed once, for all its questions.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,13 +32,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered.
+    """The answer of a model to one question.
 
     Args:
-        run, video, question: names of the run and ids of the video and the question.
-        type, form: of the question.
-        text: what the model wrote.
-        correct: whether that is right.
+        run, video, question: name of the run, and ids of the video and the question.
+        type, form: type and form of the question.
+        text: the text that the model wrote.
+        correct: whether that text is right.
         tokens, entered, remained: video tokens before the compression, those that entered the language model, and
             those that its last layers saw.
         retained: share of the video tokens that a layer saw, averaged over the layers.
@@ -75,7 +75,7 @@ def answer_items(
         num_frames: frames taken from every video, spread evenly.
         max_new_tokens: longest answer, in tokens.
         batch_size: questions about a video that are answered together.
-        done: names of runs with ids of videos that are not asked again.
+        done: pairs of a run's name and a video's id that are not asked again.
 
     Yields:
         The answers about one video in one run.

@@ -12,27 +12,28 @@ from scipy.stats import bootstrap
 
 from .runner import Answer
 
-ALL = "all"
-CONFIDENCE = 0.95
-_RESAMPLES = 2000
-_SEED = 0
+ALL = "all"  # the group of all questions
+CONFIDENCE = 0.95  # share of the resampled values inside an interval
+_RESAMPLES = 2000  # of the bootstrap
+_SEED = 0  # of the bootstrap: the same answers give the same intervals
 
 
 def summarize(answers: Iterable[Answer], references: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    """What every run reached.
+    """Accuracy and token counts of every run.
 
     Args:
-        answers: of all runs, each with the same questions.
-        references: for some runs, the name of the run that each is compared with, question by question.
+        answers: the answers of all runs, which have the same questions.
+        references: for some runs, the name of the run with which it is compared, question by question.
 
     Returns:
         For every run `retained`, `entered` and `remained` (shares of the video tokens, means over the videos) and
-        `accuracy`: for "all", for every type of question and for every form, `correct`, `total`, and `value` with its
-        interval `low` to `high`. Where it has one, also `reference`, and in each group `difference`, its own value
-        minus the reference's, with `difference_low` to `difference_high`.
+        `accuracy`. `accuracy` has a group for "all", for every type of question and for every form, each with
+        `correct`, `total`, and `value` with its interval from `low` to `high`. A run with a reference also has
+        `reference`, and in each group `difference`, its own value minus the reference's, with the interval from
+        `difference_low` to `difference_high`.
 
     Raises:
-        ValueError: a run has other questions than its reference, or there is no such run.
+        ValueError: a run and its reference have different questions, or there is no such run.
     """
     runs: dict[str, list[Answer]] = defaultdict(list)
     for answer in answers:
@@ -59,7 +60,7 @@ def summarize(answers: Iterable[Answer], references: Mapping[str, str] | None = 
 
 
 def _count(answers: Sequence[Answer]) -> dict[str, dict[str, tuple[int, int]]]:
-    """Correct answers and questions of every video, for every group of questions."""
+    """Numbers of correct answers and of questions for every video, in every group of questions."""
     counts: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
     for answer in sorted(answers, key=lambda answer: (answer.video, answer.question)):
         for group in dict.fromkeys((ALL, answer.type, answer.form)):
@@ -93,7 +94,7 @@ def _difference(of_videos: dict[str, tuple[int, int]], theirs: dict[str, tuple[i
 
 
 def _bootstrap(samples: tuple, statistic: Any) -> tuple[float, float]:
-    """Bounds of the interval; the value itself where there is a single video."""
+    """Bounds of the interval; if there is a single video, both are the value itself."""
     if len(samples[0]) < 2:
         return (float(statistic(*samples)),) * 2
     interval = bootstrap(

@@ -1,4 +1,4 @@
-"""What an evaluation compares: the lines of a study, each FlashVID's settings under a name, and their runs."""
+"""What an evaluation compares: a study has named lines with settings of FlashVID, and each line has its runs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,16 +13,16 @@ class Study(NamedTuple):
     """Settings to compare.
 
     Args:
-        question: what it is to answer.
-        lines: FlashVID's fields that differ from the model's configuration, by the name of the line; the first is the
-            one that the others are compared with.
+        question: the question that the study answers.
+        lines: FlashVID's fields that differ from the model's configuration, by the name of the line. The other lines
+            are compared with the first.
     """
 
     question: str
     lines: dict[str, dict[str, Any]]
 
 
-# No pruning inside the language model: what enters stays, so nothing is expanded.
+# No pruning inside the language model: all that enters stays, so the budget needs no expansion.
 _NO_PRUNING = {"expansion": 1.0, "llm_retention_ratio": 1.0}
 
 STUDIES = {
@@ -73,13 +73,13 @@ def plan_runs(
     ratios: Sequence[float],
     say: Callable[[str], Any] = lambda text: None,
 ) -> dict[str, list[Run]]:
-    """The runs of every line, by its name. A method that cannot keep so little is left out at that ratio.
+    """The runs of every line, by the name of the line. A method that cannot reach a ratio has no run at that ratio.
 
     Args:
         model_config: FlashVID's configuration of the model, whose `override` refuses what cannot be met.
-        names: of the study's lines only these; `None` takes all.
+        names: the lines of the study that are measured; `None` takes all.
         ratios: average shares of the video tokens, in (0, 1].
-        say: is told what is left out, and why.
+        say: called with a message that says what is left out, and why.
     """
     lines: dict[str, list[Run]] = {}
     for name, settings in study.lines.items():
@@ -98,7 +98,7 @@ def plan_runs(
 
 
 def find_references(lines: dict[str, list[Run]]) -> dict[str, str]:
-    """The name of the run that each is compared with: the first line at the same ratio, or else no compression."""
+    """For each run the name of its reference: the first line at the same ratio, otherwise no compression."""
     first = {run.settings["retention_ratio"]: run.name for run in next(iter(lines.values()))}
     references = {}
     for run in (run for of_line in lines.values() for run in of_line):

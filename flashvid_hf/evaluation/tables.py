@@ -7,6 +7,7 @@ from .runner import Run
 from .statistics import ALL
 from .studies import REFERENCE
 
+# The fields of a value's interval.
 BOUNDS = {"value": ("low", "high"), "difference": ("difference_low", "difference_high")}
 
 
@@ -17,7 +18,7 @@ def percent(cell: dict[str, Any], key: str = "value", sign: str = "") -> str:
 
 
 def make_overview(results: dict[str, Any], lines: dict[str, list[Run]]) -> str:
-    """The accuracy on all questions as Markdown: one row for each line, one column for each ratio."""
+    """A Markdown table of the accuracy on all questions: one row for each line, one column for each ratio."""
     ratios = sorted({run.settings["retention_ratio"] for of_line in lines.values() for run in of_line})
     rows = [f"| | {' | '.join(f'{100 * ratio:g}%' for ratio in ratios)} |", "|---|" + "---|" * len(ratios)]
     for name, of_line in lines.items():
@@ -27,7 +28,7 @@ def make_overview(results: dict[str, Any], lines: dict[str, list[Run]]) -> str:
 
 
 def make_table(results: dict[str, Any], lines: dict[str, list[Run]]) -> str:
-    """What every run reached as Markdown: shares of the tokens, accuracy, and accuracy by type of question."""
+    """A Markdown table of every run: shares of the tokens, accuracy, and accuracy by type of question."""
     types = sorted(next(iter(results.values()))["accuracy"].keys() - {ALL, *FORMS})
     rows = [
         f"| run | entered / remained / average | {ALL} | difference | {' | '.join(types)} |",

@@ -1,7 +1,7 @@
 """Video-MME (arXiv 2405.21075): 900 videos of up to an hour, three questions with four options about each.
 
-Asked without subtitles, in the words of lmms-eval 0.7.3 (`tasks/videomme/videomme.yaml` and `utils.py`), which has
-words of its own for two models. FlashVID's scripts name those, so LLaVA-Video and Qwen3-VL were asked in theirs.
+The questions are asked without subtitles, with the prompts of lmms-eval 0.7.3 (`tasks/videomme/videomme.yaml` and
+`utils.py`). lmms-eval has separate prompts for two models, LLaVA-Video and Qwen3-VL, and FlashVID's scripts use them.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from ..compression.validation import check_choice
 from .items import Question, VideoItem
 from .public_dataset import PublicDataset, letters
 
-# lmms-eval 0.7.3 names "lmms-eval/Video-MME", earlier versions this one.
+# lmms-eval 0.7.3 reads "lmms-eval/Video-MME", earlier versions read this repository.
 DATASET = PublicDataset(
     "lmms-lab/Video-MME",
     ("videoID", "question_id", "duration", "question", "options", "answer"),
@@ -32,7 +32,7 @@ PROMPTS = {
 
 
 def make_prompt(question: str, options: Sequence[str], prompt: str = "default") -> str:
-    """The question with its options, which begin with their letters."""
+    """The question with its options, which already begin with their letters."""
     return PROMPTS[prompt].format(question=question, options="\n".join(options))
 
 
@@ -44,7 +44,7 @@ def load_videomme(source: str | None = None, limit: int | None = None, prompt: s
         prompt: one of `PROMPTS`.
 
     Raises:
-        ValueError: see `PublicDataset.read` and `gather`, or there is no such prompt.
+        ValueError: see `PublicDataset.read` and `gather`; also if there is no such prompt.
     """
     check_choice("prompt", prompt, tuple(PROMPTS))
     questions = (

@@ -24,20 +24,20 @@ class FlashVIDLlavaOnevisionProcessor(CompressedVideoProcessorMixin, LlavaOnevis
     def num_rows(self, method: CompressionMethod, video: Any) -> int:
         vision = self.info.get_hf_config().vision_config
         side = pooled_side("bilinear", vision.image_size // vision.patch_size)
-        return method.exact_num_tokens(len(video["pixel_values_videos"].data), side**2) + 1  # the newline
+        return method.exact_num_tokens(len(video["pixel_values_videos"].data), side**2) + 1  # 1 for the newline
 
 
 @MULTIMODAL_REGISTRY.register_processor(
     FlashVIDLlavaOnevisionProcessor, info=LlavaOnevisionProcessingInfo, dummy_inputs=LlavaOnevisionDummyInputsBuilder
 )
 class FlashVIDLlavaOnevision(LlavaOnevisionForConditionalGeneration):
-    """vLLM's LLaVA-OneVision, compressing its videos. Positions are consecutive."""
+    """vLLM's LLaVA-OneVision with compressed videos. Positions are consecutive."""
 
-    # transformers 5 writes the vision tower's names without "vision_model", older checkpoints have it.
+    # Names of the vision tower's weights: transformers 5 writes them without "vision_model", older checkpoints with it.
     hf_to_vllm_mapper = LlavaOnevisionForConditionalGeneration.hf_to_vllm_mapper | WeightsMapper(
         orig_to_new_regex={re.compile(r"^(model\.)?vision_tower\.(?!vision_model\.)"): "vision_tower.vision_model."}
     )
-    supports_multimodal_pruning = True  # vLLM then encodes one video at a time
+    supports_multimodal_pruning = True  # makes vLLM encode one video at a time
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -59,6 +59,6 @@ class FlashVIDLlavaOnevision(LlavaOnevisionForConditionalGeneration):
             attention = features.new_zeros(features.shape[:2])
         newline = self.image_newline[None].to(features)
         compressed = [*map(self.method.compress, features.split(num_frames), attention.split(num_frames))]
-        for video in compressed:  # when all videos are on their way through the device
+        for video in compressed:  # waits for the device, so only after all videos were given to it
             video.check()
         return [torch.cat([video.tokens, newline]) for video in compressed]

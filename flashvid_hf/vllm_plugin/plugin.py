@@ -1,4 +1,4 @@
-"""What vLLM calls in every one of its processes: our architectures, and how their configurations become engine options.
+"""vLLM calls this in each of its processes: our architectures are registered, their configurations set engine options.
 
 The entry point `vllm.general_plugins` names `register`.
 """
@@ -9,16 +9,16 @@ from ..families import FAMILIES
 from .settings import engine_method, flashvid_config
 from .weightless import lead_to_base
 
-# What vLLM imports when a checkpoint's `architectures` name a class, as "module:class".
+# The class that vLLM imports for a name in a checkpoint's `architectures`, as "module:class".
 ARCHITECTURES = {family.generative_model.__name__: family.vllm for family in FAMILIES if family.vllm is not None}
-# Rates that come from a ratio differ in the last digits.
+# A rate that was computed from a ratio may differ in the last digits.
 _TOLERANCE = 1e-6
-# Ways of speculative decoding that do not look at embeddings.
+# Methods of speculative decoding that do not read embeddings.
 _BLIND_DRAFTERS = ("ngram", "ngram_gpu", "suffix")
 
 
 def register() -> None:
-    """Make our architectures known to vLLM; calling it again changes nothing."""
+    """Register our architectures in vLLM; a second call changes nothing."""
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
@@ -30,14 +30,14 @@ def register() -> None:
 
 
 class EngineOptions:
-    """vLLM's hook on the options of an engine that runs one of our architectures."""
+    """The hook that vLLM calls with the options of an engine that runs one of our architectures."""
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
         """Derive the pruning rate from the model's configuration, and find the files of a weightless folder.
 
         Raises:
-            ValueError: a field of the configuration is outside of its range, or an option contradicts it.
+            ValueError: a field of the configuration is out of range, or an option contradicts the configuration.
         """
         config = flashvid_config(model_config.hf_config, model_config.architecture)
         if config is not model_config.hf_config:
@@ -55,10 +55,10 @@ class EngineOptions:
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
-        """Refuse what would give wrong results.
+        """Refuse options that would give wrong results.
 
         Raises:
-            ValueError: with the option and what to choose instead.
+            ValueError: such an option is set; the message names it and what to choose instead.
         """
         model_config = vllm_config.model_config
         options = model_config.multimodal_config
@@ -93,7 +93,7 @@ class EngineOptions:
 
 
 def _let_the_cpu_runner_prune() -> None:
-    """On CPUs, tell vLLM's model runner that pruning is on: up to vLLM 0.32 only the one for GPUs asks."""
+    """Tell the model runner for CPUs that pruning is on: up to vLLM 0.32 only the runner for GPUs looks by itself."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():

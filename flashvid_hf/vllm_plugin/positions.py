@@ -1,8 +1,8 @@
 """Three-axis positions of prompts with compressed videos.
 
-Positions of text follow from the sizes of images and videos, so they are exact from the start, and with them a hit in
-the prefix cache. Only those of the rows inside an image or a video wait for the encoder: they ride behind the
-embeddings, relative to the first, and are put in place when the rows enter.
+Positions of text follow from the sizes of images and videos alone. They are exact from the start, also after a hit in
+the prefix cache. Only the positions of the rows inside an image or a video are known after the encoder has run. They
+travel in additional channels of the embeddings, relative to the first row, and become absolute when the rows enter.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,20 +10,21 @@ from typing import Any
 
 import torch
 
-# Digits of a position, so that every dtype of embeddings holds them: bfloat16 has all integers up to 256.
+# A position is stored as digits in this base, which every dtype of embeddings represents exactly: bfloat16 has all
+# integers up to 256.
 _BASE = 256
 _NUM_DIGITS = 3
 NUM_CHANNELS = 3 * _NUM_DIGITS
 
 
 def append_positions(rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Rows of an image or a video, (R, D), with their relative positions (3, R) behind: (R, D + `NUM_CHANNELS`)."""
+    """Append relative positions (3, R) to the rows (R, D) of an image or a video: (R, D + `NUM_CHANNELS`)."""
     digits = [positions // _BASE**digit % _BASE for digit in range(_NUM_DIGITS)]
     return torch.cat([rows, torch.cat(digits).T.to(rows)], dim=1)
 
 
 def split_positions(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `append_positions` joined."""
+    """The rows (R, D) and the positions (3, R) that `append_positions` joined."""
     digits = rows[:, -NUM_CHANNELS:].long().unflatten(1, (_NUM_DIGITS, 3))
     scale = torch.tensor([_BASE**digit for digit in range(_NUM_DIGITS)], device=rows.device)
     return rows[:, :-NUM_CHANNELS], (digits * scale[:, None]).sum(1).T
@@ -33,13 +34,13 @@ def text_positions(num_tokens: int, features: Sequence[Any], span: Callable[[Any
     """Positions of a prompt before its images and videos are encoded.
 
     Args:
-        num_tokens: of the prompt.
-        features: vLLM's descriptions of its images and videos.
-        span: by how many positions the text after one of them moves on.
+        num_tokens: S, tokens of the prompt.
+        features: vLLM's descriptions of the images and videos of the prompt.
+        span: gives the number of positions by which the text after an image or a video moves on.
 
     Returns:
-        Positions with shape (3, num_tokens), those of a row inside an image or a video being that of its beginning, and
-        what a position of a generated token adds to its index.
+        Positions with shape (3, S), in which every row of an image or a video has the position where it begins; and
+        the difference between the position and the index of a generated token.
     """
     positions = torch.empty(num_tokens, dtype=torch.long)
     position = column = 0
@@ -62,17 +63,18 @@ def place_positions(
     num_computed: int,
     media_tokens: Sequence[int],
 ) -> tuple[list[torch.Tensor], torch.Tensor, int]:
-    """Put the positions of rows that enter in place.
+    """Set the positions of the rows that enter now.
 
     Args:
-        input_ids: of the whole prompt, with shape (S,); every row of an image or a video is one of `media_tokens`.
-        rows: those of the images and videos that enter now, in order, as `append_positions` made them.
-        positions: of the whole prompt, with shape (3, S).
-        num_computed: columns that entered before.
+        input_ids: token ids of the whole prompt, with shape (S,). The id at a row of an image or a video is one of
+            `media_tokens`.
+        rows: the rows of the images and videos that enter now, in order, as `append_positions` made them.
+        positions: positions of the whole prompt, with shape (3, S).
+        num_computed: number of columns that entered before.
 
     Returns:
-        The rows without their positions, the positions with shape (3, S), and what a position of a generated token
-        adds to its index.
+        The rows without their positions, the positions with shape (3, S), and the difference between the position and
+        the index of a generated token.
     """
     device = positions.device
     ids = torch.as_tensor(input_ids, dtype=torch.long, device=device)

@@ -1,4 +1,4 @@
-"""The placeholders of a compressed video: as many as rows enter, known before the video is encoded."""
+"""The placeholders of a compressed video: one for each row that enters. Their number is known before the encoding."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from .settings import engine_method
 
 
 class CompressedVideoProcessorMixin:
-    """A multimodal processor of vLLM that replaces a video by one placeholder for every row that enters."""
+    """Makes a multimodal processor of vLLM replace a video by one placeholder for each row that enters."""
 
     info: Any
 
     def num_rows(self, method: CompressionMethod, video: Any) -> int:
-        """Rows that enter for one video, given vLLM's description of it."""
+        """Number of rows that enter for one video, given vLLM's description of it."""
         raise NotImplementedError
 
     def _get_prompt_updates(

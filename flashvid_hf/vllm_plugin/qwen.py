@@ -1,4 +1,4 @@
-"""What the Qwen families share inside vLLM: positions ride with the rows of images and videos."""
+"""Shared by the Qwen families inside vLLM: positions travel with the rows of images and videos."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +14,10 @@ from .settings import engine_method
 
 
 class FlashVIDQwenMixin:
-    """A Qwen model of vLLM, compressing its videos.
+    """Makes a Qwen model of vLLM compress its videos.
 
-    A family says how the rows of a video are laid out, and in which order its vision tower has the tokens.
+    A family defines the layout of a video's rows (`lay_out`), and the order of the tokens inside its vision tower
+    (`restore_order`).
     """
 
     config: Any
@@ -27,27 +28,29 @@ class FlashVIDQwenMixin:
         self.method = engine_method(self.config)
 
     def restore_order(self, attention: torch.Tensor, grid: list[int]) -> torch.Tensor:
-        """From the order of a video's tokens inside the vision tower to that of its output; the same in most."""
+        """Reorder a video's tokens from the order inside the vision tower to that of its output, if they differ."""
         return attention
 
     def lay_out(
         self, rows: torch.Tensor, video: CompressedVideo, grid: list[int], video_input: Any, index: int
     ) -> torch.Tensor:
-        """The rows of a compressed video that enter, with their positions behind.
+        """The rows of a compressed video that enter, with their positions appended.
 
         Args:
-            rows: of all its tokens, with shape (T * N, width).
-            grid: its temporal grids, height and width in patches.
-            video_input: vLLM's description of all videos of the call, of which this is number `index`.
+            rows: the rows of all its tokens, with shape (T * N, width).
+            video: the compressed video.
+            grid: its temporal grids, and its height and width in patches.
+            video_input: vLLM's description of all videos of the call.
+            index: the number of this video among them.
         """
         raise NotImplementedError
 
     def num_positions(self, feature: Any) -> int:
-        """By how many positions the text after an image or a video moves on, given vLLM's description of it."""
+        """Number of positions by which the text after an image or a video moves on, given vLLM's description of it."""
         raise NotImplementedError
 
     def merged_grid(self, grid: list[int]) -> tuple[int, int, int]:
-        """Temporal grids, height and width in tokens."""
+        """Temporal grids, and height and width in tokens (`grid` has them in patches)."""
         frames, height, width = grid
         side = self.visual.spatial_merge_size
         return frames, height // side, width // side
@@ -72,12 +75,12 @@ class FlashVIDQwenMixin:
             video = self.method.compress(features, of_frames)
             compressed.append(self.lay_out(rows, video, grid, video_input, index))
             checks.append(video.check)
-        for check in checks:  # when all videos are on their way through the device
+        for check in checks:  # waits for the device, so only after all videos were given to it
             check()
         return tuple(compressed)
 
     def _postprocess_video_embeds_evs(self, videos: tuple[torch.Tensor, ...], video_input: Any) -> Any:
-        return videos  # they are complete
+        return videos  # their rows are complete already
 
     def _postprocess_image_embeds_evs(self, images: tuple[torch.Tensor, ...], image_input: Any) -> Any:
         if self.method is None:

@@ -30,13 +30,14 @@ class FlashVIDQwen2_5_VLProcessor(CompressedVideoProcessorMixin, Qwen2_5_VLMulti
     FlashVIDQwen2_5_VLProcessor, info=Qwen2_5_VLProcessingInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
 )
 class FlashVIDQwen2_5_VL(FlashVIDQwenMixin, Qwen2_5_VLForConditionalGeneration):
-    """vLLM's Qwen2.5-VL, compressing its videos.
+    """vLLM's Qwen2.5-VL with compressed videos.
 
-    Positions are vLLM's, which are those of the original model: the text after a video follows its largest position.
+    Positions are vLLM's, which are those of the original model: the text after a video begins after its largest
+    position.
     """
 
     def restore_order(self, attention: torch.Tensor, grid: list[int]) -> torch.Tensor:
-        # The vision tower sorts its tokens by attention windows.
+        # Inside the vision tower the tokens are sorted by attention windows.
         window_index, _ = self.visual.get_window_index_thw(*grid)
         return attention[window_index.to(attention.device).argsort()]
 

@@ -1,7 +1,7 @@
 """Qwen3-VL with FlashVID, inside vLLM.
 
-Every frame of a video has a timestamp before and marks around its tokens. How many tokens of a frame are kept is known
-only once the video is encoded, so the text between the frames enters with the rows of the video.
+Every frame of a video has a timestamp before its tokens, and marks around them. The number of kept tokens of a frame is
+known only after the video is encoded, so the text between the frames enters as rows of the video.
 """
 
 from typing import Any
@@ -50,9 +50,9 @@ class FlashVIDQwen3VLProcessor(CompressedVideoProcessorMixin, Qwen3VLMultiModalP
     FlashVIDQwen3VLProcessor, info=Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
 )
 class FlashVIDQwen3VL(FlashVIDQwenMixin, Qwen3VLForConditionalGeneration):
-    """vLLM's Qwen3-VL, compressing its videos. A kept token takes the deepstack features of its own place."""
+    """vLLM's Qwen3-VL with compressed videos. A kept token has the deepstack features of its own place."""
 
-    supported_video_pruning_methods = ("evs",)  # whatever our method is: vLLM knows no other name for "on"
+    supported_video_pruning_methods = ("evs",)  # for every method of ours: vLLM has no other name that turns pruning on
 
     def lay_out(
         self, rows: torch.Tensor, video: CompressedVideo, grid: list[int], video_input: Any, index: int

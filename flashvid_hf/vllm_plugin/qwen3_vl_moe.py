@@ -11,4 +11,4 @@ from .qwen3_vl import FlashVIDQwen3VL, FlashVIDQwen3VLProcessor
     FlashVIDQwen3VLProcessor, info=Qwen3VLMoeProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
 )
 class FlashVIDQwen3VLMoe(FlashVIDQwen3VL, Qwen3VLMoeForConditionalGeneration):
-    """vLLM's Qwen3-VL with experts, compressing its videos as Qwen3-VL does."""
+    """vLLM's Qwen3-VL with experts, with videos compressed as in Qwen3-VL."""

@@ -1,4 +1,4 @@
-"""The attention that every patch receives in the last block of a vision tower that vLLM runs."""
+"""The attention that every patch receives in the last block of vLLM's vision tower."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from ..models.vision_signals import mean_received_attention
 
 
 class Recording:
-    """Queries and keys that an attention kernel of vLLM got.
+    """Queries and keys that were passed to an attention kernel of vLLM.
 
     Args:
-        attention: the kernel; `None` for none.
+        attention: the kernel; `None` if nothing is recorded.
     """
 
     def __init__(self, attention: Any):
@@ -27,21 +27,22 @@ class Recording:
         """Attention that each patch receives, mean over all heads and queries, with shape (patches,).
 
         Args:
-            lengths: patches of every frame; no frame sees another.
+            lengths: number of patches of every frame; frames do not attend to each other.
         """
         shape = (sum(lengths), self.attention.num_heads, -1)  # the heads of this rank
         query, key = (states.reshape(shape).transpose(0, 1) for states in (self.query, self.key))
         received = mean_received_attention(query, key, lengths, self.attention.scale)
         ranks = get_tensor_model_parallel_world_size()
-        # Ranks that scored tokens by their own heads would keep different tokens.
+        # If each rank scored tokens by its own heads only, the ranks would keep different tokens.
         return tensor_model_parallel_all_reduce(received) / ranks if ranks > 1 else received
 
 
 @contextmanager
 def recorded(attention: nn.Module | None) -> Iterator[Recording]:
-    """Record what the attention kernel `attention` of a vision tower gets in the calls inside; nothing for `None`.
+    """Record the queries and keys that an attention kernel of a vision tower gets inside the `with` block.
 
-    The blocks around it are called past their hooks; the kernel is not.
+    `attention` is the kernel; with `None` nothing is recorded. The hook is on the kernel, because vLLM calls the blocks
+    around it without running their hooks.
     """
     recording = Recording(attention)
     if attention is None:

@@ -1,8 +1,8 @@
-"""From a model's configuration to what an engine can run of it.
+"""Turns a model's configuration into what an engine can run.
 
 An engine fixes the length of a prompt before it runs the first layer, keeps the keys of all layers in one paged cache,
-and may prefill in chunks that do not reach the question: dropping tokens inside the language model has no place there.
-`retention_ratio` therefore means the share of the video tokens that enters, unless `vllm_ratio` says otherwise.
+and may prefill in chunks that do not reach the question. So it cannot drop tokens inside the language model, and
+`retention_ratio` means the share of the video tokens that enters, unless `vllm_ratio` says otherwise.
 """
 
 from typing import Any
@@ -13,16 +13,18 @@ from ..compression.validation import check_choice
 from ..methods.compression_method import RECEIVED_ATTENTION, CompressionMethod
 from ..models.configuration import FlashVIDConfigMixin
 
-# What `retention_ratio` is: "entering", the share that enters the language model; "layer_average", the average that
-# the transformers classes keep over the layers. As many tokens enter as there, and none are dropped later.
+# The meaning of `retention_ratio`. "entering": the share that enters the language model. "layer_average": the average
+# over the layers, as in the transformers classes; then as many tokens enter as there, but none are dropped later.
 RATIOS = ("entering", "layer_average")
 
 
 def flashvid_config(hf_config: Any, architecture: str) -> Any:
-    """The configuration of our own class, from an upstream checkpoint with overrides; ours is returned as it is.
+    """The configuration as our own class.
+
+    A configuration of upstream's class, with overrides, is converted. One of our class is returned unchanged.
 
     Raises:
-        ValueError: a field is outside of its range.
+        ValueError: a field is out of range.
     """
     if isinstance(hf_config, FlashVIDConfigMixin):
         return hf_config
@@ -35,14 +37,14 @@ def flashvid_config(hf_config: Any, architecture: str) -> Any:
 
 
 def engine_method(config: Any) -> CompressionMethod | None:
-    """What compresses the videos inside an engine; `None` if nothing does.
+    """The method that compresses videos inside an engine; `None` if nothing is compressed.
 
     Args:
-        config: of one of our families; its `vllm_ratio`, one of `RATIOS`, is "entering" by default.
+        config: configuration of one of our families. Its `vllm_ratio` is one of `RATIOS`, by default "entering".
 
     Raises:
-        ValueError: a field is outside of its range, the method acts inside the language model alone, its count is not
-            known before the video is encoded, or it asks for a signal that is not recorded inside vLLM.
+        ValueError: a field is out of range; or the method acts only inside the language model, keeps a number of tokens
+            that is not known before the video is encoded, or asks for a signal that is not recorded inside vLLM.
     """
     ratio = getattr(config, "vllm_ratio", RATIOS[0])
     check_choice("vllm_ratio", ratio, RATIOS)
@@ -50,7 +52,7 @@ def engine_method(config: Any) -> CompressionMethod | None:
     method = config.method if ratio == "layer_average" else entering
     if not method.compresses:
         return None
-    method.exact_num_tokens(1, 1)  # raises where the count depends on the video
+    method.exact_num_tokens(1, 1)  # raises if the count depends on the video
     for signal in method.signals:
         if signal != RECEIVED_ATTENTION:
             raise ValueError(

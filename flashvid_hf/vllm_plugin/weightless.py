@@ -6,14 +6,14 @@ from transformers import ProcessorMixin
 
 from ..hub.weightless import follow_base, read_config
 
-# What `processor_config.json` of a weightless folder may have.
+# The fields that `processor_config.json` of a weightless folder may have.
 _HONOURED = {"processor_class", "auto_map", "video_processor"}
 
 
 def lead_to_base(model_config: Any) -> None:
-    """Let the options of an engine point at the base, if their model is a weightless folder.
+    """Make the options of an engine point at the base, if their model is a weightless folder.
 
-    What the folder says of video processing becomes `mm_processor_kwargs`, where those do not say otherwise.
+    The folder's settings for processing videos become `mm_processor_kwargs`, unless those already set them.
 
     Raises:
         ValueError: the folder changes another part of its base's processor.
@@ -33,13 +33,14 @@ def lead_to_base(model_config: Any) -> None:
     if model_config.tokenizer == model_config.model:
         model_config.tokenizer, model_config.tokenizer_revision = _path_of(source, revision), revision
     model_config.model, model_config.revision = _path_of(source, revision), revision
-    # vLLM has already looked for a tokenizer in the folder, found none and noted that there is nothing but text.
+    # vLLM has already looked for a tokenizer in the folder. It found none, and concluded that the model is for text
+    # only.
     vars(model_config).pop("_supports_multimodal_inputs_cache", None)
     options.mm_processor_kwargs = {**own.get("video_processor", {}), **(options.mm_processor_kwargs or {})}
 
 
 def _path_of(source: str, revision: str) -> str:
-    """Where vLLM looks for a repository: offline it wants the folder in the cache."""
+    """The path or name by which vLLM finds a repository: offline it needs the folder in the cache."""
     from huggingface_hub import constants
     from vllm.transformers_utils.repo_utils import get_model_path
 

@@ -1,8 +1,8 @@
 """The models that the benchmarks measure: upstream's classes in published sizes, with random weights.
 
-Speed does not depend on the values of the weights, so nothing is downloaded. The sizes are to be those of `config.json`
-and of the processor's configuration in the named repository on the Hub. They are noted by hand, and have not been
-compared with these files.
+Speed does not depend on the values of the weights, so nothing is downloaded. The sizes are meant to be those of
+`config.json` and of the processor's configuration in the named repository on the Hub. They were written by hand, and
+have not been compared with these files.
 """
 
 from collections.abc import Callable
@@ -30,9 +30,9 @@ class Architecture(NamedTuple):
     """A model to measure.
 
     Args:
-        source: the repository whose sizes these are, or what else they are.
-        config: makes upstream's configuration. transformers has no LLaVA-Video: "upstream" is this package's class with
-            `retention_ratio=1.0` there, which runs upstream's code on all tokens.
+        source: the repository whose sizes these are, or another description of them.
+        config: makes upstream's configuration. transformers has no LLaVA-Video; for that family "upstream" is this
+            package's class with `retention_ratio=1.0`, which runs upstream's code on all tokens.
         video_processor: makes the family's video processor with the published settings.
     """
 
@@ -45,7 +45,7 @@ ROPE = {"rope_type": "default", "rope_theta": 1e6}
 
 
 def text(hidden: int, intermediate: int, layers: int, heads: int, key_heads: int, **fields: Any) -> dict[str, Any]:
-    """Fields of a language model of the Qwen2 kind."""
+    """Configuration fields of a language model like Qwen2."""
     sizes = {
         "hidden_size": hidden,
         "intermediate_size": intermediate,
@@ -68,7 +68,7 @@ def siglip(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str,
 
 
 SO400M = siglip(1152, 4304, 26, 16)  # google/siglip-so400m-patch14-384 without its last layer, which LLaVA does not use
-QWEN2 = {"model_type": "qwen2", "vocab_size": 152000}  # padded by llava-hf
+QWEN2 = {"model_type": "qwen2", "vocab_size": 152000}  # llava-hf pads the vocabulary to this size
 QWEN2_5_VISION = {
     "depth": 32,
     "hidden_size": 1280,
@@ -97,7 +97,7 @@ HALF = [0.5, 0.5, 0.5]
 llava_pixels = partial(
     LlavaOnevisionVideoProcessor, size={"height": 384, "width": 384}, image_mean=HALF, image_std=HALF
 )
-# `cap_pixels_per_frame` is said explicitly, as upstream's default is going to change.
+# `cap_pixels_per_frame` is set explicitly, because upstream's default is going to change.
 qwen2_5_pixels = partial(
     Qwen2VLVideoProcessor, size={"shortest_edge": 3136, "longest_edge": 12845056}, cap_pixels_per_frame=False
 )
@@ -111,7 +111,7 @@ qwen3_pixels = partial(
 
 
 def tiny(family: Family) -> Architecture:
-    """The shape of `flashvid_hf.tiny_models`' small models: for trying the benchmarks, not for numbers."""
+    """The shape of the small models of `flashvid_hf.tiny_models`, to try the benchmarks. Their numbers mean nothing."""
 
     def config() -> Any:
         fields = upstream_fields(build_tokenizer(family), family)
@@ -211,11 +211,11 @@ ARCHITECTURES = {
 def build_upstream(architecture: Architecture, device: str, dtype: Any, attn_implementation: str) -> PreTrainedModel:
     """Upstream's model with its own random initialization, made on the device."""
     set_seed(0)
-    # The context of a device makes the weights there: a 7B model never passes through the memory of the CPU.
+    # The weights are created on the device itself, so a 7B model never passes through the CPU's memory.
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(
             architecture.config(), dtype=dtype, attn_implementation=attn_implementation
         )
-    model.generation_config.eos_token_id = None  # answers have the length that is asked for
+    model.generation_config.eos_token_id = None  # answers always have the requested length
     model.generation_config.pad_token_id = 0
     return model.eval()

@@ -4,9 +4,9 @@ python scripts/benchmarks/bench_compression.py                           the def
 python scripts/benchmarks/bench_compression.py --frames 32 --dtype bfloat16 --device cpu
 python scripts/benchmarks/bench_compression.py --plot benchmarks/compression-....json    draw again, measure nothing
 
-The yardstick is three batched float32 products: the inner products within each frame, for the selection and again for
-the clustering, and those of neighbouring frames for the links. The video is synthetic: four scenes in which every token
-drifts at a pace of its own, under noise.
+The time is compared with that of three batched float32 products: the inner products within each frame, once for the
+selection and once for the clustering, and those of neighbouring frames for the links. The video is synthetic: four
+scenes with noise, in which every token drifts at its own pace.
 """
 
 import argparse
@@ -29,7 +29,8 @@ from flashvid_hf.compression.compress_video import CompressionConfig, compress_v
 from flashvid_hf.compression.token_selection import TOKEN_SELECTION_METHODS
 from flashvid_hf.evaluation.environment import environment
 
-# The functions that `compress_video` calls, by stage. The rest: float32 copy, frame means, bookkeeping of rows.
+# The functions that `compress_video` calls, by stage. The rest of its time goes to the float32 copy, frame means and
+# the bookkeeping of rows.
 STAGES = {
     "segmentation": ["segment_video"],
     "selection": ["_select"],
@@ -82,7 +83,7 @@ def make_video(
 
 @contextlib.contextmanager
 def stage_clock(device: str) -> Iterator[dict[str, float]]:
-    """Seconds by stage of what is compressed inside of the block: every stage waits for the device at both ends."""
+    """Seconds of each stage of the compressions in the `with` block; each stage waits for the device at both ends."""
     spent: dict[str, float] = {}
 
     def timed(stage: str, function: Callable) -> Callable:
@@ -105,7 +106,7 @@ def stage_clock(device: str) -> Iterator[dict[str, float]]:
 
 
 def measure(num_frames: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All numbers of one size. What is counted, timed and weighed are runs of their own."""
+    """All numbers of one size. Operators, time and memory are measured in separate runs."""
     device, dtype = arguments.device, getattr(torch, arguments.dtype)
     video = make_video(num_frames, arguments.tokens, arguments.width, dtype, device)
     config = CompressionConfig(retention_ratio=arguments.retention_ratio, token_selection_method=arguments.method)
@@ -151,7 +152,7 @@ def measure(num_frames: int, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def print_table(results: list[dict[str, Any]]) -> None:
     def milliseconds(summary: dict[str, float] | None) -> str:
-        if summary is None:  # a stage that these settings do without
+        if summary is None:  # these settings skip the stage
             return "-"
         return f"{1e3 * summary['median']:.4g} ({1e3 * summary['min']:.4g} - {1e3 * summary['max']:.4g})"
 

@@ -4,21 +4,22 @@
     python scripts/benchmarks/bench_generation.py --architecture qwen2.5-vl-7b --frames 16 32 64 --ratios 0.1 0.25
     python scripts/benchmarks/bench_generation.py --plot benchmarks/generation-....json    draw again
 
-The weights are random (see architectures.py) and the clip is moving noise: neither changes how long anything takes.
-All runs take turns in every round. Measured for every number of frames, in seconds and bytes:
+The weights are random (see architectures.py) and the clip is moving noise; neither changes how long anything takes.
+In every round, all runs take turns. Measured for every number of frames, in seconds and bytes:
 
 - decode: `read_video` of an H.264 file of that many frames, or of `--video`; absent without PyAV to make the file.
 - preprocess: the family's video processor with its published settings, on the CPU and on the GPU.
 - time_to_first_token: the model's `forward`, from pixels (decode and preprocess come before) to the first logits.
 - per_token: every further token, as a `forward` on the cache.
-- stages, from runs of their own in which the device is waited for around each: vision (tower and projector or merger,
-  and LLaVA's pooling; with FlashVID it also takes down the attention that is selected by), compression (what else
-  `get_video_features` does), prefill (the language model) and rest (embeddings, positions, checks, logits).
-- peak_memory: of one `generate`, beyond the weights and the inputs; on the CPU what `PeakMemory` sees.
-- floor: what no method can go below that keeps as many video tokens. Upstream's vision, then upstream's language model
-  on a prompt of the text and of random rows, as many as FlashVID's layers see on average: selecting them is free.
+- stages, from separate runs that wait for the device before and after each stage: vision (tower and projector or
+  merger, and LLaVA's pooling; with FlashVID also the recording of attention for the selection), compression (the rest
+  of `get_video_features`), prefill (the language model) and rest (embeddings, positions, checks, logits).
+- peak_memory: of one `generate`, beyond the weights and the inputs; on the CPU as measured by `PeakMemory`.
+- floor: the lower bound for every method that keeps as many video tokens. It runs upstream's vision tower, then
+  upstream's language model on the text and on random rows, as many as FlashVID's layers see on average, so that the
+  selection costs nothing.
 
-What was not measured is absent. A point that does not fit on the GPU has `out_of_memory`.
+Values that were not measured are absent. A point that does not fit on the GPU has `out_of_memory`.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from tqdm.auto import tqdm
 from flashvid_hf import read_video
 from flashvid_hf.evaluation.environment import environment
 
-LIMIT_STEP, LIMIT_MOST = 32, 32768  # frames of --find-limit: its resolution, and where it stops
+LIMIT_STEP, LIMIT_MOST = 32, 32768  # frames: the resolution of --find-limit, and where it stops
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -78,7 +79,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 
 def measure_input(frames: np.ndarray, process: Callable, arguments: Any) -> Point:
-    """Seconds of decoding and preprocessing, which are the same with and without FlashVID."""
+    """Seconds of decoding and preprocessing, which do not depend on FlashVID."""
     runs: dict[str, Callable[[], Any]] = {"preprocess_cpu": lambda: process(frames)}
     if arguments.device.startswith("cuda"):
         runs["preprocess_gpu"] = lambda: process(frames, device=arguments.device)
@@ -93,12 +94,12 @@ def measure_input(frames: np.ndarray, process: Callable, arguments: Any) -> Poin
 
 @torch.no_grad()
 def find_limit(model: Any, compressed: Any, pixels: dict[str, torch.Tensor], **settings: Any) -> Point:
-    """The most frames, a multiple of `LIMIT_STEP`, of which `model` generates a token: by doubling, then by bisection.
+    """The most frames, a multiple of `LIMIT_STEP`, for which `model` can generate a token: by doubling, then bisection.
 
     FlashVID takes the pixels from the CPU, chunk by chunk; upstream needs all of them on the GPU.
 
     Args:
-        pixels: of `LIMIT_STEP` frames, which are repeated.
+        pixels: the pixels of `LIMIT_STEP` frames, which are repeated.
     """
 
     def fits(steps: int) -> bool:

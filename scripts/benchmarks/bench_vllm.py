@@ -5,10 +5,10 @@
     python scripts/benchmarks/bench_vllm.py --model Qwen/Qwen2.5-VL-7B-Instruct --frames 64 --size 448 --options '{}'
     python scripts/benchmarks/bench_vllm.py --plot benchmarks/vllm-cpu.json    draw again, measure nothing
 
-Every engine runs in a process of its own, one after the other, `--rounds` times in turn. A round measures, after a
-warm-up, the time to the first token of single requests, and tokens per second of all requests at once; every request
-has a video of its own, and nothing is taken from a cache. EVS keeps as many tokens as FlashVID does, and never fewer
-than one frame has. Memory is the most that the process held, and what the engine's cache has room for. Writes JSON to
+The engines run one after the other, each in its own process, and this is repeated `--rounds` times. After a warm-up, a
+round measures the time to the first token of single requests, and the tokens per second of all requests at once. Every
+request has its own video, and no result comes from a cache. EVS keeps as many tokens as FlashVID does, and never fewer
+than one frame has. Memory is the peak of the process, and the capacity of the engine's cache. The script writes JSON to
 `--output`, and a picture beside it.
 """
 
@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", default=str(REPOSITORY / "benchmarks" / f"vllm-{default_device()}.json"))
     parser.add_argument("--plot", metavar="RESULTS.json", help="only draw these")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # a job of this script: measure one engine
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # used by this script itself: measures one engine
     return parser.parse_args()
 
 
@@ -69,7 +69,7 @@ def engine_options(name: str, architecture: str, rounds: dict[str, list[dict[str
         return {"hf_overrides": {"architectures": [architecture], "retention_ratio": float(ratio or 1)}}
     off, ours = rounds["off"][0], rounds[f"flashvid {ratio}"][0]
     num_dropped = off["prompt_tokens"] - ours["prompt_tokens"]
-    rate = (num_dropped - 0.5) / off["video_tokens"]  # vLLM rounds what is kept down
+    rate = (num_dropped - 0.5) / off["video_tokens"]  # vLLM rounds the number of kept tokens down
     return {"hf_overrides": {"architectures": [UPSTREAM[architecture]]}, "video_pruning_rate": rate}
 
 
@@ -96,7 +96,7 @@ def make_requests(arguments: argparse.Namespace, first_seed: int, count: int) ->
 
 
 def measure(job: Path, arguments: argparse.Namespace) -> None:
-    """Measure one engine, and write what it took beside the job."""
+    """Measure one engine, and write the results beside the job."""
     from vllm import LLM, SamplingParams
 
     engine = LLM(
@@ -125,7 +125,7 @@ def measure(job: Path, arguments: argparse.Namespace) -> None:
         "video_tokens": prompt.count(engine.model_config.hf_config.video_token_id),
         "time_to_first_token_s": first,
         "generated_tokens_per_s": count * arguments.new_tokens / taken,
-        # An engine in this process; Linux counts in KiB.
+        # The engine runs in this process; Linux gives KiB.
         "peak_memory_bytes": torch.cuda.max_memory_allocated()
         if on_gpu
         else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
@@ -191,7 +191,7 @@ def main() -> None:
 
 
 def draw(path: Path) -> None:
-    """The picture next to a results file: time to the first token and tokens per second by what enters."""
+    """The picture next to a results file: time to the first token and tokens per second, by the tokens that enter."""
     plots = pyplot()
     if plots is None:
         return

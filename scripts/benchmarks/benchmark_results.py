@@ -1,4 +1,4 @@
-"""Where and how the benchmarks write what they measured: JSON files with their commands, and pictures beside them."""
+"""Writes the results of the benchmarks: JSON files with their commands, and pictures beside them."""
 
 import json
 import shlex
@@ -15,7 +15,7 @@ def default_device() -> str:
 
 
 def command(script: str, arguments: list[str]) -> str:
-    """What measures the same again. Where the results went is left out."""
+    """The command that repeats the measurement, without the path of the results."""
     kept = [a for i, a in enumerate(arguments) if not a.startswith("--output") and arguments[i - 1 : i] != ["--output"]]
     return shlex.join(["python", f"scripts/benchmarks/{script}", *kept])
 
@@ -28,7 +28,7 @@ def write_json(path: str | Path, results: dict[str, Any]) -> None:
 
 
 def pyplot() -> Any:
-    """matplotlib's pyplot without a screen; `None`, with a word about it, where it is not installed."""
+    """matplotlib's pyplot without a screen. If it is not installed, says so and returns `None`."""
     try:
         import matplotlib
     except ImportError:

@@ -21,7 +21,7 @@ Point = dict[str, Any]
 def share_weights(upstream: PreTrainedModel) -> Any:
     """A FlashVID model over the weights of upstream's, with the defaults of the family and of the depth.
 
-    It is made of copies of the modules that hold the very same weights, so that upstream's modules get no hooks.
+    Its modules are copies that hold the same weights, so that upstream's own modules get no hooks.
     """
     tensors = itertools.chain(upstream.parameters(), upstream.buffers())
     twin = copy.deepcopy(upstream, {id(tensor): tensor for tensor in tensors})
@@ -43,11 +43,11 @@ def mean_tokens(config: Any, entered: int, remained: int) -> int:
 
 
 class GenerationCase:
-    """One number of frames: upstream, and for every ratio FlashVID and the floor, each a name and a ratio.
+    """One number of frames. It runs upstream, and for every ratio FlashVID and the floor; a run is a name and a ratio.
 
     Args:
         upstream, compressed: the two models over the same weights.
-        inputs: of one prompt with one video.
+        inputs: the inputs of one prompt with one video.
         given: the arguments of the program.
     """
 
@@ -56,10 +56,10 @@ class GenerationCase:
         self.config, self.device = compressed.config, given.device
         self.video = [inputs[name] for name in ("pixel_values_videos", "video_grid_thw") if name in inputs]
         self.total = int((inputs["input_ids"] == self.config.video_token_id).sum())
-        # Models, and what a call of them has beside the inputs.
+        # For every run its model, and the arguments of a call beside the inputs.
         self.models: dict[Any, tuple[Any, dict[str, Any]]] = {("upstream", None): (upstream, {})}
         self.models.update({("flashvid", ratio): (compressed, {"retention_ratio": ratio}) for ratio in given.ratios})
-        self.kept: dict[float, int] = {}  # by ratio, video tokens that a layer sees on average
+        self.kept: dict[float, int] = {}  # by ratio: video tokens that a layer sees on average
 
     @torch.no_grad()
     def measure(self) -> list[Point]:
@@ -78,7 +78,7 @@ class GenerationCase:
         self.upstream.lm_head(states[:, -1:])
 
     def generate(self, model: Any, **settings: Any) -> Any:
-        """The report of an answer; `None` of upstream."""
+        """The report of an answer; upstream's models have none (`None`)."""
         outputs = model.generate(
             **self.inputs,
             **settings,
@@ -90,9 +90,9 @@ class GenerationCase:
         return getattr(outputs, "report", None)
 
     def measure_memory(self) -> dict[Any, Point]:
-        """A point for everything that is measured, with its video tokens and its peak memory."""
+        """A point for each run, with its video tokens and its peak memory."""
         points: dict[Any, Point] = {}
-        attempt(self.encode)  # the work space of the GPU's libraries stays, and should not count for the first model
+        attempt(self.encode)  # the first call allocates the permanent work space of the GPU's libraries
         for name, (model, settings) in tqdm(self.models.items(), desc="memory", leave=False):
             report, peak = self.find_peak(functools.partial(self.generate, model, **settings))
             counts = {"total": self.total}
@@ -106,7 +106,7 @@ class GenerationCase:
         return points
 
     def find_peak(self, run: Callable[[], Any]) -> tuple[Any, Point]:
-        """The result of a run and its peak memory, or that it is out of memory."""
+        """The result of a run and its peak memory, or the note that it is out of memory."""
 
         def measured() -> tuple[Any, Point]:
             with PeakMemory(self.device) as memory:
@@ -116,7 +116,7 @@ class GenerationCase:
         return attempt(measured) or (None, {"out_of_memory": True})
 
     def measure_time(self, points: dict[Any, Point]) -> None:
-        """Add times to the points, of which those out of memory are left alone."""
+        """Add times to the points, except to those out of memory."""
         device = self.device
         fitting = {name: given for name, given in self.models.items() if "peak_memory" in points[name]}
         calls: dict[Any, Callable[[], dict[str, float]]] = {

@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: timings in turn, operator counts and peak memory."""
+"""The instruments of the benchmarks: timings in turn, operator counts and peak memory."""
 
 import statistics
 import time
@@ -18,7 +18,7 @@ def synchronize(device: str) -> None:
 
 
 def seconds(run: Callable[[], Any], device: str) -> float:
-    """Wall time of one call, everything that it started on the device included."""
+    """Wall time of one call, including everything that it started on the device."""
     synchronize(device)
     start = time.perf_counter()
     run()
@@ -27,10 +27,10 @@ def seconds(run: Callable[[], Any], device: str) -> float:
 
 
 def alternate(runs: dict[Any, Callable[[], Any]], *, repeats: int, warmup: int = 1) -> dict[Any, list[Any]]:
-    """What the runs return, all of them in turn: `warmup` rounds that do not count, then `repeats` that do.
+    """The results of all runs, which take turns: `warmup` rounds that do not count, then `repeats` that do.
 
-    Whatever slows the machine down for a while then slows all of them down, and their ratio stays. A run that returns
-    `None` has failed: it is not tried again, and not in the result.
+    If the machine is slow for a while, all runs are slow, so their ratios stay the same. A run that returns `None` has
+    failed: it is not tried again, and has no result.
     """
     results: dict[Any, list[Any]] = {name: [] for name in runs}
     for round_number in tqdm(range(warmup + repeats), desc="rounds", leave=False):
@@ -51,7 +51,7 @@ def summarize(values: Iterable[float]) -> dict[str, float]:
 
 
 class Operators(TorchDispatchMode):
-    """Counts the operators that run, and those that have to wait for the device."""
+    """Counts the operators that run, and how many of them have to wait for the device."""
 
     waiting_names = (
         "_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "unique", "bincount", "equal",
@@ -76,10 +76,11 @@ class Operators(TorchDispatchMode):
 
 
 class PeakMemory(TorchDispatchMode):
-    """The most bytes that tensors held at once inside of the block, beyond those held when it was entered.
+    """The most bytes that tensors held at once inside the `with` block, beyond those held at its start.
 
-    On a GPU the allocator's own figure. On the CPU, and on "meta", a sum over the results of all operators; memory that
-    an operator uses inside and gives back is not seen, and every operator gets slower, so time nothing meanwhile.
+    On a GPU this is the allocator's own figure. On the CPU and on "meta" it is a sum over the results of all operators:
+    memory that an operator uses only inside is not seen. Every operator gets slower, so do not measure time inside the
+    block.
     """
 
     def __init__(self, device: str = "cpu"):
@@ -104,7 +105,7 @@ class PeakMemory(TorchDispatchMode):
         return None
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        for tensor in _tensors((args, kwargs)):  # what comes from outside does not count
+        for tensor in _tensors((args, kwargs)):  # tensors from outside the block do not count
             self._seen.add(tensor.untyped_storage())
         results = function(*args, **(kwargs or {}))
         for tensor in _tensors(results):

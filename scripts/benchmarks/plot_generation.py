@@ -1,4 +1,4 @@
-"""The picture of `bench_generation.py`: time to the first token and memory, against frames and against ratio."""
+"""Draws the results of `bench_generation.py`: time to the first token and memory, against frames and against ratio."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def plot(path: Path) -> None:
     unit, scale = ("GiB", 2**30) if _peak(points) > 2**30 else ("MiB", 2**20)
 
     def series(field: str, x: str, run: str, **fixed: Any) -> Series:
-        """Places on the x axis and summaries of the points of a run that have the field."""
+        """For those points of a run that have the field: their places on the x axis and their summaries."""
         chosen = [p for p in points if p["run"] == run and field in p and fixed.items() <= p.items()]
         values = [p[field] if isinstance(p[field], dict) else _exact(p[field] / scale) for p in chosen]
         return sorted(zip((p[x] for p in chosen), values, strict=True), key=lambda pair: pair[0])
@@ -40,7 +40,7 @@ def plot(path: Path) -> None:
             _draw(left, series(field, "frames", "upstream"), "upstream", UPSTREAM)
             for i, (ratio, colour) in enumerate(zip(ratios, colours, strict=True)):
                 line = series(field, "frames", "flashvid", retention_ratio=ratio)
-                size = 3 + 3 * (len(ratios) - i)  # lines may lie on each other: the markers show it
+                size = 3 + 3 * (len(ratios) - i)  # larger markers below: they show lines that lie on each other
                 _draw(left, line, f"FlashVID {ratio:.0%}", colour, markersize=size)
             floor = series(field, "frames", "floor", retention_ratio=ratios[0])
             _draw(left, floor, f"floor at {ratios[0]:.0%}", FLOOR, linestyle="--", marker="")

@@ -1,4 +1,4 @@
-"""Timing the parts of a call: rounds of runs that measure themselves, and the stages of a model's `forward`."""
+"""Times the parts of a call: rounds of runs that return their own times, and the stages of a model's `forward`."""
 
 import functools
 import gc
@@ -14,11 +14,11 @@ from flashvid_hf.models.upstream import CACHE
 
 
 def attempt(run: Callable[[], Any]) -> Any:
-    """The result of a run, or `None` where the GPU has too little memory for it."""
+    """The result of a run; `None` if the GPU has too little memory for it."""
     try:
         return run()
     except torch.OutOfMemoryError:
-        pass  # only after this block is what the run held free
+        pass  # the memory that the run held is free only after this block
     gc.collect()
     torch.cuda.empty_cache()
     return None
@@ -27,7 +27,7 @@ def attempt(run: Callable[[], Any]) -> Any:
 def alternate_stages(
     runs: dict[Any, Callable[[], dict[str, float]]], repeats: int
 ) -> dict[Any, dict[str, list[float]]]:
-    """Like `alternate`, for runs that return the seconds of their stages. Those out of memory are not in the result."""
+    """Like `alternate`, for runs that return the seconds of their stages. Runs out of memory have no result."""
     rounds = alternate({name: functools.partial(attempt, run) for name, run in runs.items()}, repeats=repeats)
     return {
         name: {stage: [stages[stage] for stages in of_run] for stage in of_run[0]} for name, of_run in rounds.items()
@@ -35,7 +35,7 @@ def alternate_stages(
 
 
 def time_answer(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int, device: str, **settings: Any):
-    """The first token and the mean of the others; which tokens they are makes no difference."""
+    """Seconds of the first token, and the mean of the others. Which tokens are generated makes no difference."""
     outputs: Any = None
     token = inputs["input_ids"][:, -1:]
 
@@ -54,10 +54,10 @@ def time_answer(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int, de
 
 @contextmanager
 def stopwatch(parts: list[tuple[str, Any, str]], device: str) -> Iterator[dict[str, float]]:
-    """Seconds spent in methods meanwhile, all calls together.
+    """Seconds that methods take inside the `with` block, all calls together.
 
     Args:
-        parts: name of the stage, object and name of the method for each.
+        parts: for each stage its name, the object, and the name of the method.
     """
     spent: dict[str, float] = defaultdict(float)
 
@@ -81,7 +81,7 @@ def stopwatch(parts: list[tuple[str, Any, str]], device: str) -> Iterator[dict[s
         yield spent
     finally:
         for _, owner, name in parts:
-            delattr(owner, name)  # the class has it again
+            delattr(owner, name)  # the method of the class is visible again
 
 
 def time_stages(model: Any, inputs: dict[str, torch.Tensor], device: str, **settings: Any) -> dict[str, float]:
@@ -95,6 +95,6 @@ def time_stages(model: Any, inputs: dict[str, torch.Tensor], device: str, **sett
     with stopwatch(parts, device) as spent:
         whole = seconds(lambda: model(**inputs, use_cache=True, logits_to_keep=1, **settings), device)
     stages = {"vision": spent["vision"], "prefill": spent["prefill"]}
-    if settings:  # upstream only puts a newline behind its features there, which is of its rest
+    if settings:  # upstream only appends a newline there, which belongs to the rest
         stages["compression"] = spent["features"] - spent["vision"]
     return {**stages, "rest": whole - sum(stages.values())}

@@ -1,4 +1,4 @@
-"""A clip of moving noise and the model's inputs about it, made without a tokenizer and without a download."""
+"""Makes a clip of moving noise and a model's inputs about it, without a tokenizer and without a download."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from flashvid_hf.families import family_of_config
 
 TEXT_BEFORE, TEXT_AFTER = 16, 48  # tokens of the prompt around the video
-TIMESTAMP = 6  # tokens of "<0.5 seconds>", which stands before every run of placeholders, where a video has several
+TIMESTAMP = 6  # tokens of "<0.5 seconds>"; if a video has several runs of placeholders, one stands before each
 MAX_TEXT_ID = 200  # below all special tokens, in all vocabularies
 
 
@@ -27,7 +27,7 @@ def make_clip(num_frames: int, size: str) -> np.ndarray:
 
 
 def write_clip(path: str, frames: np.ndarray) -> bool:
-    """Encode the frames at 30 fps; False where there is no PyAV."""
+    """Encode the frames at 30 fps; returns False if PyAV is not installed."""
     try:
         import av
     except ImportError:
@@ -63,7 +63,7 @@ def make_inputs(model: Any, pixels: dict[str, torch.Tensor], keep_pixels: bool =
     video = [token for _ in range(runs) for token in (*write(TIMESTAMP if runs > 1 else 0), *run)]
     ids = torch.tensor([[*write(TEXT_BEFORE), *video, *write(TEXT_AFTER)]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
-    if "video_grid_thw" in pixels:  # such models take the kind of every token too
+    if "video_grid_thw" in pixels:  # these models also take the kind of every token
         inputs["mm_token_type_ids"] = 2 * (ids == config.video_token_id).long()
     inputs["pixel_values_videos"] = pixels["pixel_values_videos"].to(model.dtype)
     stay = {"pixel_values_videos"} if keep_pixels else set()

@@ -1,8 +1,8 @@
-"""Batches on which the demo model learns, made of videos and their questions.
+"""Makes the batches for the training of the demo model, from videos and their questions.
 
-One sequence has a video once and all the questions about it after it. A question sees the video and itself, and its
-positions go on from the video's, so to the model it looks as if it had been asked alone: the tokens are those that the
-processor's chat template makes.
+A sequence has a video once, and after it all the questions about it. A question sees only the video and itself, and its
+positions continue those of the video. So for the model each question looks as if it were asked alone. The tokens are
+those that the processor's chat template makes.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from transformers import Qwen2Tokenizer
 from flashvid_hf.evaluation.moving_shapes import LABELS, Prompt
 
 PATCH, MERGE = 8, 2
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # the video processor's
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of the video processor
 
 
 @dataclass
@@ -23,15 +23,15 @@ class Batch:
     """Several videos with their questions. B videos, P tokens up to the end of a video, Q tokens of questions.
 
     Args:
-        patches: with shape (B * grids * 256, 384), what the video processor makes of the frames.
-        kept: the video tokens that the language model sees, numbers with shape (B, kept tokens), in order.
-        before: tokens before the video with shape (B, tokens); with the kept ones they are the P.
-        tokens: tokens of the questions and answers with shape (B, Q).
+        patches: the patches that the video processor makes of the frames, with shape (B * grids * 256, 384).
+        kept: numbers of the video tokens that the language model sees, in order, with shape (B, kept tokens).
+        before: tokens before the video, with shape (B, tokens). Together with the kept tokens they are the P tokens.
+        tokens: tokens of the questions and answers, with shape (B, Q).
         position_ids: with shape (3, B, P + Q).
-        mask: what the questions see, with shape (B, 1, Q, P + Q), bool.
-        rows, columns: where an answer is predicted: indices into (B, Q), each with shape (answers * 2,).
-        targets: the answer and the end of the turn, by turns, with shape (answers * 2,).
-        labels: for each name of `LABELS` with shape (B * grids * 64,).
+        mask: which tokens the questions see, bool, with shape (B, 1, Q, P + Q).
+        rows, columns: the places that predict an answer: indices into (B, Q), each with shape (answers * 2,).
+        targets: alternately the answer and the end of the turn, with shape (answers * 2,).
+        labels: for each name of `LABELS` the classes, with shape (B * grids * 64,).
         prompts: one for each answer, in order.
     """
 
@@ -55,13 +55,13 @@ class Batch:
 
 
 def make_patches(frames: torch.Tensor) -> torch.Tensor:
-    """What the video processor makes of frames that need no resizing.
+    """The patches that the video processor makes of frames that need no resizing.
 
     Args:
         frames: with shape (B, T, 128, 128, 3), uint8.
 
     Returns:
-        patches with shape (B * T * 128, 384): those of a video token follow each other.
+        patches with shape (B * T * 128, 384). The four patches of a video token follow each other.
     """
     B, T, H, W, C = frames.shape
     pixels = (frames.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
@@ -99,12 +99,12 @@ class Packer:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def turn(self, prompt: Prompt) -> list[int]:
-        """What follows the video: the rest of the question, the answer and the end of the turn."""
+        """The tokens after the video: the rest of the question, the answer and the end of the turn."""
         answer = self.tokenizer.encode(prompt.answer, add_special_tokens=False)
         return [*self.encode(prompt.text)[self.video_start + 1 :], *answer, self.end_token]
 
     def video_positions(self) -> torch.Tensor:
-        """Places of the video tokens, with shape (3, VIDEO_TOKENS)."""
+        """Positions of the video tokens, with shape (3, VIDEO_TOKENS)."""
         axes = torch.meshgrid(*map(torch.arange, (TEMPORAL_GRIDS, CELLS, CELLS)), indexing="ij")
         return torch.stack(axes).reshape(3, -1) + self.video_start
 
@@ -114,7 +114,7 @@ class Packer:
         B, P, Q = len(items), self.video_start + kept.shape[1], max(sum(map(len, row)) for row in turns)
         tokens = torch.full((B, Q), self.pad_token)
         places = torch.zeros(B, Q, dtype=torch.long)
-        question = torch.full((B, Q), -1)  # which question a token belongs to
+        question = torch.full((B, Q), -1)  # the question to which a token belongs
         rows, columns, targets = [], [], []
         for i, row in enumerate(turns):
             end = 0
@@ -124,7 +124,7 @@ class Packer:
                 places[i, start:end] = torch.arange(len(turn))
                 question[i, start:end] = number
                 rows += [i, i]
-                columns += [end - 3, end - 2]  # the places before the answer and before the end of the turn
+                columns += [end - 3, end - 2]  # the tokens before the answer and before the end of the turn
                 targets += turn[-2:]
         causal = torch.ones(Q, Q, dtype=torch.bool).tril()
         own = causal & (question[:, :, None] == question[:, None, :])

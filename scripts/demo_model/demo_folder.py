@@ -13,7 +13,7 @@ from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration
 from flashvid_hf.evaluation.moving_shapes import TYPES
 from flashvid_hf.publishing.versions import INSTALLATION
 
-FOLDER_LIMIT = 16e6  # bytes of weights
+FOLDER_LIMIT = 16e6  # bytes of weights: the folder lies in this repository
 CARD = """\
 ---
 library_name: transformers
@@ -63,11 +63,11 @@ def save_folder(
     """Write the folder for the Hub, replacing an earlier one: configuration, code, weights, processor, card.
 
     Args:
-        weights: of the trained model, under the names that upstream's class has too.
-        accuracy: as `Training.test` gives it; it goes into the card and into `accuracy.json`.
+        weights: the weights of the trained model, under the names of upstream's class.
+        accuracy: the result of `Training.test`, for the card and for `accuracy.json`.
 
     Raises:
-        ValueError: the weights are larger than the folder may be.
+        ValueError: the weights are larger than `FOLDER_LIMIT`.
     """
     num_bytes = sum(
         tensor.numel() * tensor.element_size() for name, tensor in weights.items() if name != "lm_head.weight"

@@ -1,10 +1,11 @@
-"""How the demo's language model begins: its attention looks nearby, at the video, and at the same words.
+"""Initializes the demo's language model: its attention begins by looking nearby, at the video, and at equal words.
 
-An answer is found in steps: a word of the question finds the video tokens that show what it names, and the place of the
-answer finds that word. From random weights a model of this size does not find the steps in hours; its loss stays where
-guessing among the right kind of answers leaves it. Mimetic initialization (arXiv 2305.09828) lets queries begin like
-keys, and outputs like transposed values. Here it is combined with heads that begin by place, as positional
-self-attention does in ConViT (arXiv 2103.10697). All that is set here is learned further.
+The model finds an answer in two steps: a word of the question attends to the video tokens that show what the word
+names, and the place of the answer attends to that word. From random weights a model of this size does not learn these
+steps within hours; its loss stays at that of guessing among the right kind of answers. Mimetic initialization (arXiv
+2305.09828) lets queries begin like keys, and outputs like transposed values. Here it is combined with heads that begin
+by attending to places, like the positional self-attention of ConViT (arXiv 2103.10697). The training changes all of
+these weights.
 """
 
 from dataclasses import dataclass
@@ -13,20 +14,20 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention
 
-EMBEDDING = 0.5  # standard deviation of word embeddings, so that what layers add does not bury them at once
-DOWN = 0.3  # by which the outputs of the MLPs are made smaller, for the same reason
-FAST = 8  # pairs of a head's channels that turn with the place so fast that they cannot compare contents
-SAME = 10.0  # logit of a token that is exactly like the query
-NEAR = 6.0  # logit of a token that is at the place where a head looks
-VIDEO = 6.0  # logit that video tokens have over words, in heads that look at the video
-PLACES = ((11.0, range(3, 9)), (2.0, range(7)))  # tokens back, and channel pairs, of even and of odd layers
-OTHERS = 0.3  # by which weights of queries and keys that are not set here are made smaller
-UNLIKE = 0.015  # standard deviation by which queries differ from keys
+EMBEDDING = 0.5  # standard deviation of word embeddings: so large that the outputs of layers do not hide them at once
+DOWN = 0.3  # factor on the outputs of the MLPs, for the same reason
+FAST = 8  # pairs of a head's channels that turn with the position too fast to compare contents
+SAME = 10.0  # logit of a token that equals the query
+NEAR = 6.0  # logit of a token at the place where a head looks
+VIDEO = 6.0  # by how much the logit of video tokens exceeds that of words, in heads that look at the video
+PLACES = ((11.0, range(3, 9)), (2.0, range(7)))  # even and odd layers: tokens back, and channel pairs
+OTHERS = 0.3  # factor on the weights of queries and keys that are not set here
+UNLIKE = 0.015  # standard deviation of the difference of queries and keys
 
 
 @dataclass
 class Head:
-    """The weights of one head of an attention without shared keys, as views.
+    """Views of the weights of one attention head that has its own keys.
 
     Args:
         query, key, value: with shape (width, D).
@@ -68,17 +69,17 @@ def directions(rows: int, columns: int) -> torch.Tensor:
 
 
 def copy_tokens(head: Head) -> None:
-    """Let a head add what it finds, as far as its width lets through."""
+    """Let a head add the tokens that it attends to, as far as its width allows."""
     head.value.copy_(directions(*head.value.shape))
     head.output.copy_(head.value.T)
 
 
 def look_back(head: Head, tokens: float, pairs: range, theta: float) -> None:
-    """Let a head look at what is about so many tokens before the query, whatever it is.
+    """Let a head attend to the tokens at some distance before the query, whatever they are.
 
     Args:
-        tokens: how far back.
-        pairs: of channels that the rotary embedding turns together; the slower they turn, the wider the view.
+        tokens: the distance in tokens.
+        pairs: pairs of channels that the rotary embedding turns; the slower they turn, the wider the view.
         theta: base of the rotary embedding.
     """
     half = head.width // 2
@@ -93,15 +94,15 @@ def look_back(head: Head, tokens: float, pairs: range, theta: float) -> None:
 
 
 def look_for_same(head: Head, mark: torch.Tensor) -> None:
-    """Let a head look at what is like the query, leaving out the direction that marks video tokens.
+    """Let a head attend to tokens that are like the query, without the direction that marks video tokens.
 
     Args:
-        mark: of length 1, with shape (D,).
+        mark: that direction, of length 1, with shape (D,).
     """
     slow = torch.arange(head.width) % (head.width // 2) >= FAST
     rows = directions(int(slow.sum()), len(mark))
     rows = rows - (rows @ mark)[:, None] * mark
-    rows = rows * (SAME * head.width**0.5 / len(rows)) ** 0.5  # tokens come with a length of sqrt(D)
+    rows = rows * (SAME * head.width**0.5 / len(rows)) ** 0.5  # tokens have a length of sqrt(D)
     head.key[slow] = rows
     head.query[slow] = rows + UNLIKE * torch.randn_like(rows)
     for weight in (head.query, head.key):
@@ -109,7 +110,7 @@ def look_for_same(head: Head, mark: torch.Tensor) -> None:
 
 
 def prefer_video(head: Head, mark: torch.Tensor) -> None:
-    """Let a head prefer video tokens to words: one slow channel of its keys reads the mark."""
+    """Let a head prefer video tokens to words, by one slow channel of its keys that reads the mark."""
     head.key[-1] = mark
     head.query[-1] = 0.0
     head.query_bias[-1] = VIDEO * head.width**0.5 / (0.5 * len(mark) ** 0.5)
@@ -117,12 +118,12 @@ def prefer_video(head: Head, mark: torch.Tensor) -> None:
 
 @torch.no_grad()
 def share_spellings(embedding: torch.Tensor, tokenizer: Qwen2Tokenizer) -> None:
-    """Let a word begin with the same embedding after a space as without one, so that questions find it in answers.
+    """Give a word the same initial embedding with and without a space before it, so that questions find it in answers.
 
     Args:
-        embedding: with shape (vocabulary, D), changed in place.
+        embedding: embeddings with shape (vocabulary, D), changed in place.
     """
-    space = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # how byte-level tokenizers write it
+    space = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # how byte-level tokenizers write a space
     vocabulary = tokenizer.get_vocab()
     for word, token in vocabulary.items():
         if space + word in vocabulary:
@@ -131,16 +132,16 @@ def share_spellings(embedding: torch.Tensor, tokenizer: Qwen2Tokenizer) -> None:
 
 @torch.no_grad()
 def initialize(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2Tokenizer) -> None:
-    """Let the embeddings of a model with random weights be large, and mark its video tokens.
+    """Make the embeddings of a model with random weights large, and mark its video tokens.
 
     Args:
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
     """
     language, merger = model.model.language_model, model.model.visual.merger
     embedding = language.embed_tokens.weight
     scale = EMBEDDING / embedding.std()
     embedding *= scale
-    language.norm.weight /= scale  # the embeddings are the output's weights too
+    language.norm.weight /= scale  # the embeddings are also the weights of the output
     share_spellings(embedding, tokenizer)
     merger.mlp[-1].bias.normal_(std=EMBEDDING)
     for layer in language.layers:
@@ -149,12 +150,13 @@ def initialize(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2Tokeni
 
 @torch.no_grad()
 def initialize_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Let the language model's attention begin as described above, with the mark as the vision tower writes it.
+    """Initialize the language model's attention as described above, with the mark that the vision tower writes.
 
-    Of each layer the first head looks back, the second at the same in the video, the others at the same anywhere.
+    In each layer the first head looks back, the second looks at equal contents in the video, the others at equal
+    contents anywhere.
 
     Args:
-        model: its attention has not learned yet; each head has keys of its own.
+        model: the model, whose attention is not trained yet; each head has its own keys.
     """
     language = model.model.language_model
     theta = language.config.rope_parameters["rope_theta"]

@@ -1,4 +1,4 @@
-"""The demo model as it is trained: an attention for packed questions, and a second loss on what video tokens show."""
+"""The demo model during training: an attention for packed questions, and a second loss on what video tokens show."""
 
 from typing import Any
 
@@ -15,19 +15,20 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from flashvid_hf.evaluation.moving_shapes import LABELS
 
 STAGES = ("vision", "language", "all")
-# The smaller, the longer the words in a video token become. So they are about as long as those of a question.
+# A smaller scale gives longer word vectors in a video token. With this one they are about as long as those of a
+# question.
 LABEL_SCALE = 0.5
-CELL_WEIGHTS = (0.1, 4.0, 1.0)  # of video tokens that show nothing, something small, something big
+CELL_WEIGHTS = (0.1, 4.0, 1.0)  # weights of video tokens that show nothing, something small, something big
 
 
 def packed_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    """Attention over a video and the questions after it, an attention function of transformers.
+    """Attention over a video and the questions after it, as an attention function of transformers.
 
-    The video is causal and sees no questions, so two smaller attentions do the work of one: a third of the arithmetic.
+    The video is causal and sees no questions. So two smaller attentions replace one, with a third of the arithmetic.
 
     Args:
         query, key, value: with shape (B, heads, P + Q, width).
-        attention_mask: what the questions see, with shape (B, 1, Q, P + Q).
+        attention_mask: which tokens the questions see, with shape (B, 1, Q, P + Q).
     """
     key, value = (x.repeat_interleave(module.num_key_value_groups, 1) for x in (key, value))
     P = key.shape[2] - attention_mask.shape[2]
@@ -40,14 +41,14 @@ ALL_ATTENTION_FUNCTIONS.register("packed", packed_attention)
 
 
 class Learner(nn.Module):
-    """The model with the heads that say what a video token shows.
+    """The model with linear heads that classify what a video token shows.
 
-    A class that has a word has no weights of its own in a head but the word's embedding. So the vision tower learns to
-    write into a video token the words for what it shows, which is what the language model reads.
+    If there is a word for a class, the head uses the word's embedding as the weights of that class. So the vision tower
+    learns to write the words for what a video token shows into that token, and the language model reads them there.
 
     Args:
         config: FlashVID's configuration of the model; the compression is not used.
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
     """
 
     def __init__(self, config: Any, tokenizer: Qwen2Tokenizer):
@@ -62,7 +63,7 @@ class Learner(nn.Module):
         self.register_buffer("words", torch.tensor(tokens), persistent=False)
 
     def label_loss(self, video: torch.Tensor, labels: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The loss of saying what video tokens show, from their features with shape (B * 512, WIDTH)."""
+        """The loss of the heads, from the features of the video tokens with shape (B * 512, WIDTH)."""
         embedding = self.model.get_input_embeddings().weight
         weight = torch.where(self.words[:, None] < 0, self.heads.weight, embedding[self.words.clamp(min=0)])
         parts = linear(LABEL_SCALE * video, weight, self.heads.bias).split(list(LABELS.values()), -1)
@@ -77,7 +78,7 @@ class Learner(nn.Module):
         """The loss on the video tokens, and the logits of answers and ends of turns, shape (answers * 2, vocabulary).
 
         Args:
-            stage: one of `STAGES`: in `vision` there are no logits; in `language` the vision tower does not learn.
+            stage: one of `STAGES`. In `vision` there are no logits; in `language` the vision tower does not learn.
         """
         inner, B = self.model.model, len(batch.kept)
         grids = len(batch.patches) // (B * 256)

@@ -1,6 +1,6 @@
 """The parts of the trained demo model: its tokenizer, its processor and its configuration.
 
-The model has Qwen2.5-VL's architecture in small: a picture of 128 x 128 pixels is 64 video tokens, of two frames.
+The model is a small Qwen2.5-VL: two frames of 128 x 128 pixels make 64 video tokens.
 """
 
 from typing import Any
@@ -20,8 +20,8 @@ from flashvid_hf.evaluation.moving_shapes.dataset import rows, video_seeds
 from flashvid_hf.models.qwen.family_qwen import CHAT_TEMPLATE, TOKENS
 from flashvid_hf.tiny_models import SPECIAL_TOKENS
 
-VOCABULARY = 1024  # tokens at most, beside the special ones
-# Common words, so that ordinary prompts are not spelled out letter by letter.
+VOCABULARY = 1024  # most tokens, without the special ones
+# Common words for the tokenizer, so that it does not split ordinary prompts into letters.
 ENGLISH = """\
 A video is a sequence of pictures. Describe what happens in this video, please. What is there to see, and where is it?
 Which one is on the left, and which one is on the right, above or below? Who is it, when does it begin, how long does it
@@ -30,7 +30,7 @@ assistant. I can see a small green ball and a large blue box in front of the wal
 first thing moves to the other side, then it stops and goes back. They do not know about this, but we would like to say
 more of what has been shown here. Yes, no, none, not, many, some, all, every, each, any, only, also, very, just, now,
 time, people, day, man, woman, child, house, water, world, work, part, place, thing, make, get, give, find, think."""
-# The word for each class of what a video token is trained to say, "" for one that has none.
+# The word for each class of what a video token shows; "" for a class without a word.
 CLASS_WORDS = {
     "shape": ("", *SHAPES),
     "colour": ("", *COLOURS),
@@ -72,11 +72,10 @@ def train_tokenizer(videos: int = 400) -> Qwen2Tokenizer:
     """A byte-level tokenizer trained on the prompts of MovingShapes and on some English, with Qwen's special tokens.
 
     Args:
-        videos: of the training split, whose prompts are read.
+        videos: number of videos of the training split whose prompts are read.
 
     Raises:
-        RuntimeError: an answer, or a word for what a video token shows, is more than one token. The training relies on
-            one.
+        RuntimeError: an answer, or the word of a class, is more than one token. The training needs single tokens.
     """
     alphabet = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     untrained = Qwen2Tokenizer(vocab={**alphabet, "<|endoftext|>": len(alphabet)}, merges=[], padding_side="left")
@@ -92,7 +91,7 @@ def train_tokenizer(videos: int = 400) -> Qwen2Tokenizer:
 
 
 def make_processor(tokenizer: Qwen2Tokenizer) -> ProcessorMixin:
-    """A processor that brings every picture to the pixels of MovingShapes."""
+    """A processor that resizes every picture to the number of pixels that MovingShapes has."""
     patches = {"patch_size": VISION["patch_size"], "temporal_patch_size": 2, "merge_size": 2}
     size = {"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE}  # pixels of a picture
     return Qwen2_5_VLProcessor(

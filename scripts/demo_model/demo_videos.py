@@ -1,4 +1,4 @@
-"""The videos that the demo model learns from: frames, labels of the video tokens and questions, from seeds."""
+"""The training videos of the demo model: frames, labels of the video tokens and questions, made from seeds."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,20 +10,20 @@ from torch.utils.data import Dataset
 from flashvid_hf.evaluation.moving_shapes import Prompt, Scene, label_cells, make_prompts, make_scene, render
 from flashvid_hf.evaluation.moving_shapes.rendering import NOISE
 
-TEMPORAL_GRIDS, CELLS = 8, 8  # of a video; cells from side to side
+TEMPORAL_GRIDS, CELLS = 8, 8  # temporal grids of a video; cells from side to side
 VIDEO_TOKENS = TEMPORAL_GRIDS * CELLS * CELLS
 TEMPORAL_PATCH = 2  # frames of a temporal grid
-FOREGROUND = 12  # how much likelier a token that shows something is kept
+FOREGROUND = 12  # how many times likelier a token that shows something is kept
 
 
 def jitter(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Frames as another camera and another codec would show them: brightness, contrast, blur and noise.
+    """Change frames as another camera or codec would: brightness, contrast, blur and noise.
 
     Args:
-        frames: with shape (T, H, W, 3), uint8, as is the result.
+        frames: with shape (T, H, W, 3), uint8; the result has the same form.
     """
     result = (frames.astype(np.float32) - 128) * rng.uniform(0.85, 1.15) + 128 + rng.uniform(-15, 15)
-    part = np.float32(rng.uniform(0, 0.22))  # of each neighbour
+    part = np.float32(rng.uniform(0, 0.22))  # share of each neighbouring pixel
     if rng.integers(2):
         for axis in (1, 2):
             padded = np.pad(result, [(1, 1) if i == axis else (0, 0) for i in range(4)], mode="edge")
@@ -36,10 +36,10 @@ def jitter(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def look_up(scene: Scene) -> list[Prompt]:
-    """Which colour a shape has, and the reverse: simple questions beside those of MovingShapes, of the type `look`.
+    """Simple questions of the type `look`, which MovingShapes does not have: which colour a shape has, and the reverse.
 
-    Most others ask for a colour or a shape of what is small, comes first and so on. These teach to read either off a
-    video token.
+    Most other questions ask for the colour or shape of what is small, comes first and so on. The simple ones teach the
+    model to read a colour or a shape from a video token.
     """
     questions = []
     for thing in scene.things:
@@ -59,8 +59,8 @@ class Item(NamedTuple):
 
     Args:
         frames: with shape (T, 128, 128, 3), uint8.
-        labels: for each name of `LABELS` with shape (grids * 64,).
-        prompts: questions about it.
+        labels: for each name of `LABELS` the classes, with shape (grids * 64,).
+        prompts: questions about the video.
         kept: numbers of the video tokens that the language model sees, in order.
     """
 
@@ -74,13 +74,14 @@ class Videos(Dataset):
     """Frames, labels and prompts of videos.
 
     Args:
-        seeds: of the videos, one for each item.
-        augment: for training: the frames are changed as another camera would, the labels stay true, and simple
-            questions are added (`look_up`).
-        choice_share: the part of the questions that are asked with options too; all are asked openly.
-        grids: temporal grids of a video, drawn at random; default: all. Of fewer there are no questions.
-        keep: video tokens that the language model sees; default: all. Of fewer, those that show something are drawn
-            `FOREGROUND` times as likely as others.
+        seeds: one seed for each video.
+        augment: for training: the frames are changed as another camera would (`jitter`), the labels stay true, and
+            simple questions are added (`look_up`).
+        choice_share: share of the questions that are also asked with options; all questions are asked openly.
+        grids: number of temporal grids of a video, drawn at random; default: all. If it is lower, there are no
+            questions.
+        keep: number of video tokens that the language model sees; default: all. If it is lower, tokens that show
+            something are `FOREGROUND` times as likely to be drawn as others.
     """
 
     def __init__(

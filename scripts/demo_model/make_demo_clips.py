@@ -2,11 +2,11 @@
 
     python scripts/demo_model/make_demo_clips.py
 
-moving_shapes.mp4 is a video of MovingShapes' test split. clip.mp4 has eight seconds in four scenes with hard cuts.
+moving_shapes.mp4 is a video of MovingShapes' test split. clip.mp4 has eight seconds: four scenes with hard cuts.
 
 The scenes: a red ball crosses a meadow, a blue square falls before a brick wall, a green triangle circles in the night
-sky, a yellow disc and a purple square pass each other over sand. Backgrounds are textured, two of them pan, and all are
-slightly noisy, so that there is something to compress. The same versions of numpy and PyAV give the same file.
+sky, a yellow disc and a purple square pass each other over sand. The backgrounds are textured and slightly noisy, and
+two of them pan, so that there is something to compress. The same versions of numpy and PyAV give the same file.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from flashvid_hf.evaluation.moving_shapes import make_scene, video_seeds, write_
 WIDTH, HEIGHT = 336, 252  # pixels; multiples of 28, the side that Qwen2.5-VL's video processor rounds to
 FPS = 24
 SECONDS_PER_SCENE = 2
-MOVING_SHAPES = 6  # number of the video in the test split; a triangle turns blue
+MOVING_SHAPES = 6  # number of the video in the test split, in which a triangle turns blue
 NOISE = 1.5  # standard deviation of the camera noise, of 255
 
 X, Y = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
-Scene = Callable[[float], np.ndarray]  # time from 0 to 1 -> picture with shape (H, W, 3), float, 0 to 255
+Scene = Callable[[float], np.ndarray]  # from a time in [0, 1] to a picture with shape (H, W, 3), float, 0 to 255
 
 
 def texture(rng: np.random.Generator, width: int, cell: int) -> np.ndarray:
-    """Smooth noise in [-1, 1] with shape (H, width): random values every `cell` pixels, blended between."""
+    """Smooth noise in [-1, 1] with shape (H, width): random values every `cell` pixels, and blends between them."""
     grid = rng.uniform(-1, 1, (HEIGHT // cell + 2, width // cell + 2))
     y, x = np.arange(HEIGHT) / cell, np.arange(width) / cell
     i, j = y.astype(int)[:, None], x.astype(int)[None, :]
@@ -42,7 +42,7 @@ def texture(rng: np.random.Generator, width: int, cell: int) -> np.ndarray:
 
 
 def rough(rng: np.random.Generator, width: int) -> np.ndarray:
-    """Texture with coarse and fine parts, in [-1, 1]."""
+    """A texture with coarse and fine parts, in [-1, 1]."""
     return 0.5 * texture(rng, width, 42) + 0.3 * texture(rng, width, 14) + 0.2 * texture(rng, width, 5)
 
 
@@ -60,7 +60,7 @@ def square(x: float, y: float, half: float, angle: float = 0.0) -> np.ndarray:
 
 
 def triangle(x: float, y: float, radius: float, angle: float) -> np.ndarray:
-    """Distance to the nearest side of an equilateral triangle, negative inside; `radius` of its inner circle."""
+    """Distance to the nearest side of an equilateral triangle, negative inside; its inner circle has `radius`."""
     normals = angle + np.array([0, 2, 4]) * np.pi / 3
     return np.max([np.cos(a) * (X - x) + np.sin(a) * (Y - y) for a in normals], axis=0) - radius
 

@@ -5,21 +5,22 @@
 
 It learns in three stages:
 
-1. `vision`: the vision tower alone learns to say what each video token shows: shape, colour, direction, size, dots,
-   texture, and whether a centre is there. What says it, linear heads, is thrown away.
-2. `language`: the vision tower rests, and the language model learns to answer. To save time it sees `KEEP` of the 512
-   video tokens at their own places, drawn at random with preference for those that show something.
+1. `vision`: only the vision tower learns. Linear heads, which are thrown away later, classify what each video token
+   shows: shape, colour, direction, size, dots, texture, and whether a centre is there.
+2. `language`: the vision tower is frozen, and the language model learns to answer. To save time it sees `KEEP` of the
+   512 video tokens, at their own places. They are drawn at random, preferably from those that show something.
 3. `all`: everything learns, on all video tokens.
 
-In the last two it is also asked simple questions that MovingShapes does not have (`look_up`), and before the second its
-attention is set to look at equal words (`demo_initialization.py`); without, it stays at guessing.
+In the last two stages the model is also asked simple questions that MovingShapes does not have (`look_up`). Before the
+second stage its attention is initialized to look at equal words (`demo_initialization.py`); without that it only learns
+to guess.
 
-With the defaults it took 26 minutes on two cores of an Intel Xeon, without the test of 300 videos at the end, which
-found 97.8 % of the answers right (mean of types and forms, no compression): that is `hub_configs/flashvid-demo`. Other
-hardware and versions round otherwise, and so give other weights.
+With the defaults the training took 26 minutes on two cores of an Intel Xeon. The test of 300 videos at the end, which
+is not part of that time, found 97.8 % of the answers right (mean of types and forms, no compression). The result is
+`hub_configs/flashvid-demo`. Other hardware and versions round differently, and so give other weights.
 
-FlashVID's compression takes no part. OUTPUT gets `checkpoint` and `flashvid-demo`, the folder. It uses a GPU where
-there is one; the settings are for a CPU of two cores.
+The training does not use FlashVID's compression. OUTPUT gets `checkpoint`, and the finished folder `flashvid-demo`. The
+script uses a GPU if there is one; its settings are for a CPU with two cores.
 """
 
 import argparse
@@ -48,24 +49,24 @@ from tqdm import tqdm
 from flashvid_hf.evaluation.moving_shapes import FORMS, TYPES, video_seeds
 
 KEEP = 128  # video tokens that the language model sees in the second stage
-LABEL_WEIGHT = 0.5  # of the loss on the video tokens, beside the one on the answers
-GRIDS = 2  # temporal grids of a video in the first stage, as the vision tower does not look beyond one
+LABEL_WEIGHT = 0.5  # weight of the loss on the video tokens; the loss on the answers has weight 1
+GRIDS = 2  # temporal grids of a video in the first stage; few are enough, because the vision tower attends within one
 CHECKPOINT_EVERY = 400  # steps
 SAY_EVERY = 50  # steps
 
 
 def learning_rate(step: int, steps: int, warmup: int) -> float:
-    """The part of the highest rate at a step: it rises linearly, then falls as a cosine to a fiftieth."""
+    """The share of the highest rate at a step: it rises linearly, then falls as a cosine to a fiftieth."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
 class Training:
-    """The model, its optimizer and how far they are.
+    """The model, its optimizer and their progress.
 
     Args:
-        options: those of the command line.
+        options: the options of the command line.
     """
 
     def __init__(self, options: argparse.Namespace):
@@ -86,7 +87,7 @@ class Training:
         """Go on from the checkpoint.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no checkpoint.
         """
         if not (self.checkpoint / "step.json").exists():
             raise ValueError(f"`--resume`: there is no checkpoint in {self.checkpoint}. Leave the option out to start.")
@@ -99,7 +100,7 @@ class Training:
         (self.checkpoint / "step.json").write_text(json.dumps({"step": self.done}))
 
     def run(self) -> None:
-        """Train from where it is to the end."""
+        """Train from the current step to the end."""
         sums, started = [0.0, 0.0, 0.0], time.monotonic()
         for stage, batch in tqdm(
             self.batches(), "training", self.steps, initial=self.done, mininterval=30, unit="step"
@@ -119,15 +120,15 @@ class Training:
                 self.save()
 
     def begin(self, stage: str) -> None:
-        """What comes before a step of a stage."""
+        """Prepare the model for a step of a stage."""
         model = self.accelerator.unwrap_model(self.learner).model
         if self.done == sum(self.options.steps[: STAGES.index(stage)]):
-            self.optimizer.state.clear()  # moments of other gradients
+            self.optimizer.state.clear()  # its moments belong to other gradients
             if stage == "language":
                 initialize_attention(model)
 
     def batches(self) -> Iterator[tuple[str, Batch]]:
-        """The stage and the batch of each step that is left. No video comes twice."""
+        """The stage and the batch of each remaining step. No video is used twice."""
         end = videos = 0
         for stage, number in zip(STAGES, self.options.steps, strict=True):
             size = self.batch_size(stage)
@@ -141,7 +142,7 @@ class Training:
                     yield stage, batch
 
     def batch_size(self, stage: str) -> int:
-        """Videos of a step; short ones in the first stage."""
+        """Number of videos of a step; the first stage has short ones."""
         return self.options.batch * (2 if stage == "vision" else 1)
 
     def load(self, videos: Videos, stage: str = "all") -> Iterator[Batch]:
@@ -150,8 +151,8 @@ class Training:
             yield batch.to(self.accelerator.device)
 
     def learn(self, stage: str, batch: Batch) -> tuple[float, float, float]:
-        """One step: the loss on the video tokens, that on the answers, and the share of right answers."""
-        # The schedule of the first stage ends in the middle of its cosine: the third takes the vision tower up again.
+        """Do one step; return the loss on the video tokens, the loss on the answers and the share of right answers."""
+        # The first stage ends in the middle of its cosine, because the vision tower learns again in the third.
         first, last = (0, 2 * self.options.steps[0]) if stage == "vision" else (self.options.steps[0], self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.rate * learning_rate(self.done - first, last - first, warmup=50)
@@ -170,7 +171,7 @@ class Training:
 
     @torch.no_grad()
     def test(self, split: str, videos: int) -> dict[str, Any]:
-        """How often the most likely answer, and an end of the turn after it, are right, without compression.
+        """Test how often the most likely answer, and the end of the turn after it, are right, without compression.
 
         Returns:
             `videos`, `mean` over types and forms, and `accuracy` by form and type.
@@ -197,7 +198,7 @@ class Training:
 
 
 def say(message: str) -> None:
-    tqdm.write(message, file=sys.stderr)  # not buffered, so that a log is up to date
+    tqdm.write(message, file=sys.stderr)  # stderr is not buffered, so a log is up to date
 
 
 def say_accuracy(step: int, result: dict[str, Any]) -> None:

@@ -2,8 +2,8 @@
 
 A video is 8 seconds of 16 frames with 128 x 128 pixels, or an mp4 file of the same. Everything follows from a whole
 number, the seed. Eight types of questions (`TYPES`) are about what a compression of video tokens may lose: what moves,
-flashes up, is small, follows or changes, stays still, is before and after a scene cut, and how many dots a square has:
-one to four, so few that they are told at a glance, without counting over the picture.
+what flashes up, what is small, what follows, what changes, what stays still, what is before and after a scene cut, and
+how many dots a square has. A square has one to four dots, few enough to see at a glance without counting.
 
     scene = make_scene(seed)
     frames = render(scene)  # uint8, shape (16, 128, 128, 3)

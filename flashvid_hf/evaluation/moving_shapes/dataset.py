@@ -1,4 +1,4 @@
-"""MovingShapes as a `datasets.Dataset`: one row for each question in each form, made anew from seeds at every place."""
+"""MovingShapes as a `datasets.Dataset`: one row for each question in each form, made from seeds on every machine."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from .scenes import make_scene
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SEEDS_PER_SPLIT = 1_000_000_000  # so many videos a split can have
+SEEDS_PER_SPLIT = 1_000_000_000  # most videos that a split can have
 SPLITS = ("train", "validation", "test")
 
 
@@ -50,14 +50,14 @@ def moving_shapes(split: str, size: int, cache_dir: str | None = None) -> "Datas
 
     Args:
         split: `train`, `validation` or `test`.
-        size: videos; each has 16 or 18 rows, and the rows of a video follow each other.
-        cache_dir: where `datasets` keeps the table; default: its own folder.
+        size: number of videos; each has 16 or 18 rows, and the rows of a video follow each other.
+        cache_dir: the folder in which `datasets` keeps the table; default: its own.
 
     Returns:
         rows with `seed` and `kind` of the scene, `type` and `form` of the question, `prompt` and `answer`.
 
     Raises:
-        ImportError: `datasets` is not there (`pip install "flashvid-hf[eval]"`).
+        ImportError: `datasets` is not installed (`pip install "flashvid-hf[eval]"`).
         ValueError: the split or the size is not possible.
     """
     import datasets

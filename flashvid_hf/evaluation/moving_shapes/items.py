@@ -9,7 +9,7 @@ from .questions import make_prompts
 from .rendering import render
 from .scenes import FPS, make_scene
 
-DEFAULT_SIZE = 200
+DEFAULT_SIZE = 200  # videos
 
 
 def load_moving_shapes(source: str | None = None, limit: int | None = None) -> list[VideoItem]:
@@ -20,7 +20,7 @@ def load_moving_shapes(source: str | None = None, limit: int | None = None) -> l
         limit: how many videos; 200 by default.
 
     Raises:
-        ValueError: the split or the size is not possible.
+        ValueError: the split is unknown, or the number of videos is below 1 or more than the split has.
     """
     seeds = video_seeds(source or "test", limit or DEFAULT_SIZE)
     return [VideoItem(f"{seed:010}", partial(_load, seed), _questions(seed)) for seed in seeds]

@@ -1,8 +1,9 @@
 """Questions about a scene, each with one right answer from a closed set.
 
-Every question comes in two forms. `open` asks for one word; `choice` lists four options before the question, of which
-those that are wrong are, as far as possible, also to be seen in the video, and asks for one of them. All answers of a
-set are equally likely, so a guess without the video is right in one case of the set's size, or in one of four.
+Every question comes in two forms. `open` asks for one word. `choice` lists four options before the question and asks
+for one of them; the wrong options also appear in the video as far as possible. All answers of a set are equally likely.
+So an open guess without the video is right once in as many cases as the set has answers, and a guess among options once
+in four.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from .scenes import COLOURS, DIRECTIONS, SHAPES, TEXTURES, Scene
 
 TYPES = ("motion", "needle", "small", "count", "order", "change", "still", "cut")
-NUM_OPTIONS = 4
+NUM_OPTIONS = 4  # of a question in the form `choice`
 NUMBERS = ("one", "two", "three", "four")
 ANSWERS = {
     "shape": SHAPES,
@@ -25,13 +26,13 @@ ANSWERS = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its answer, in no form yet.
+    """A question with its answer, before it is put in a form.
 
     Args:
-        type: of `TYPES`: what one has to see in order to answer.
-        text: ends with a question mark.
-        answer_set: of `ANSWERS`: what is asked for.
-        answer: the right one.
+        type: one of `TYPES`: what one has to see in order to answer.
+        text: the question, which ends with a question mark.
+        answer_set: a name in `ANSWERS`: the set of possible answers.
+        answer: the right answer.
         seen: answers of this set that the video shows, the right one included.
     """
 
@@ -51,8 +52,8 @@ class Prompt:
     """A question in one of its forms.
 
     Args:
-        type, form: of `TYPES` and `FORMS`.
-        text: what the model is asked.
+        type, form: one of `TYPES` and one of `FORMS`.
+        text: the text that the model gets.
         answer: the word that it should answer.
     """
 
@@ -82,7 +83,7 @@ def ask(scene: Scene) -> list[Question]:
         add(type, f"What is the {name} {subject}?", "shape", thing.shape)
 
     for thing in scene.things:
-        if thing.direction:  # the looks of things that move are unique
+        if thing.direction:  # no two moving things look alike
             add("motion", f"Which way does the {thing.colour} {thing.shape} move?", "direction", thing.direction)
     roles = {thing.role for thing in scene.things}
     if "flash" in roles:
@@ -120,7 +121,7 @@ def put_as_choice(question: Question, rng: np.random.Generator) -> Prompt:
     """The question with four options, drawn and shuffled by `rng`."""
     wrong = [answer for answer in ANSWERS[question.answer_set] if answer != question.answer]
     wrong = [wrong[i] for i in rng.permutation(len(wrong))]
-    wrong.sort(key=lambda answer: answer not in question.seen)  # seen ones first, otherwise as shuffled
+    wrong.sort(key=lambda answer: answer not in question.seen)  # answers that the video shows come first
     options = [question.answer, *wrong[: NUM_OPTIONS - 1]]
     options = [options[i] for i in rng.permutation(len(options))]
     text = f"Options: {', '.join(options)}.\n{question.text} Answer with one option."

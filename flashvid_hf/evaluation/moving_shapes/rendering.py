@@ -1,4 +1,4 @@
-"""From a scene to frames, to an mp4 file, and to what is where in each frame."""
+"""Turns a scene into frames, into an mp4 file, and into labels of what each video token shows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ from .scenes import (
 )
 
 BLACK = (20, 20, 20)
-DOTS = (  # where they are, to the right and down, by their number
+DOTS = (  # offsets of the dots, to the right and down, by the number of dots
     (),
     ((0, 0),),
     ((-1, -1), (1, 1)),
@@ -32,8 +32,8 @@ DOTS = (  # where they are, to the right and down, by their number
     ((-1, -1), (1, -1), (-1, 1), (1, 1)),
 )
 NOISE = 4.0  # standard deviation of the camera noise, of 255
-LEAST_COVER = 0.08  # the part of a cell that a thing covers for the cell to show it
-LABELS = {  # classes of each label; 0 is "nothing here" where the comment says so
+LEAST_COVER = 0.08  # share of a cell that a thing has to cover so that the cell shows it
+LABELS = {  # number of classes of each label
     "shape": 1 + len(SHAPES),  # 0: nothing
     "colour": 1 + len(COLOURS),  # 0: nothing
     "direction": 2 + len(DIRECTIONS),  # 0: nothing, 1: stays still
@@ -72,7 +72,7 @@ def draw_background(background: Background, scale: int = 1) -> np.ndarray:
 
 
 def distance(shape: str, dx: np.ndarray, dy: np.ndarray, half: float) -> np.ndarray:
-    """About how many pixels a point is outside of a shape; negative inside.
+    """Approximate distance of a point from the edge of a shape in pixels; negative inside.
 
     Args:
         dx, dy: pixels from the centre to the point.
@@ -93,7 +93,7 @@ def distance(shape: str, dx: np.ndarray, dy: np.ndarray, half: float) -> np.ndar
 
 
 def cover_of(thing: Thing, frame: int, scale: int = 1) -> tuple[slice, slice, np.ndarray]:
-    """Where a thing is in a frame: rows, columns, and how far it covers each pixel there, 0 to 1."""
+    """The place of a thing in a frame: rows, columns, and the share of each pixel there that it covers, 0 to 1."""
     x, y = thing.centre(frame)
     half, reach = thing.size / 2, 0.62 * thing.size
     limits = [(max(int((c - reach) * scale), 0), min(int((c + reach) * scale) + 2, SIDE * scale)) for c in (y, x)]
@@ -103,7 +103,7 @@ def cover_of(thing: Thing, frame: int, scale: int = 1) -> tuple[slice, slice, np
 
 
 def dots_of(thing: Thing) -> list[Thing]:
-    """The dots on a thing, as things of their own."""
+    """The dots on a thing, each as a thing."""
     step, size = 0.24 * thing.size, round(0.24 * thing.size)
     return [
         replace(thing, shape="circle", size=size, x=thing.x + step * dx, y=thing.y + step * dy, dots=0)
@@ -118,7 +118,7 @@ def render(scene: Scene, scale: int = 1, noise: float = NOISE, frames: Sequence[
         scene: from `make_scene`.
         scale: pixels of a frame for each pixel of the scene, at least 1.
         noise: standard deviation of the camera noise, of 255.
-        frames: numbers of those that are wanted; default: all. Noise depends on which they are.
+        frames: numbers of the wanted frames; default: all. The noise depends on this choice.
 
     Returns:
         frames with shape (len(frames), SIDE * scale, SIDE * scale, 3), uint8.
@@ -149,8 +149,8 @@ def label_cells(scene: Scene) -> dict[str, np.ndarray]:
     """What each video token shows: the truth for a loss on the vision tower's tokens.
 
     Returns:
-        for each name of `LABELS` classes with shape (temporal grids, SIDE // CELL, SIDE // CELL), int64. A cell shows
-        the thing that covers most of it in the two frames of the grid, if that is `LEAST_COVER` or more.
+        for each name of `LABELS` the classes, with shape (temporal grids, SIDE // CELL, SIDE // CELL), int64. A cell
+        shows the thing that covers most of it in the two frames of the grid, if it covers `LEAST_COVER` or more.
     """
     grids, cells = NUM_FRAMES // FRAMES_PER_GRID, SIDE // CELL
     labels = {name: np.zeros((grids, cells, cells), np.int64) for name in LABELS}
@@ -186,14 +186,14 @@ def write_clip(scene: Scene, path: str | Path, scale: int = 3) -> Path:
     """Write a scene as an mp4 file (H.264, 2 frames a second) and return its path.
 
     Args:
-        path: of the file, which is replaced if there is one.
+        path: path of the file; an existing file is replaced.
         scale: pixels of the file for each pixel of the scene; 3 makes 384 x 384.
 
     Raises:
-        ImportError: PyAV is not there.
+        ImportError: PyAV is not installed.
         ValueError: `scale` is below 1.
     """
-    import av  # here, because frames alone do not need it
+    import av  # not at the top: frames alone do not need it
 
     path = Path(path)
     frames = render(scene, scale)

@@ -1,9 +1,9 @@
 """What is in a video of MovingShapes, sampled from a seed.
 
-A scene is a list of flat shapes in front of a textured background; each shape has one look, one place or one straight
-path, and the frames in which it is there. The picture is divided into four lanes of 32 pixels, rows or columns, and
-nothing leaves its lane, so nothing is ever hidden. Coordinates are pixels of a 128 x 128 picture, x to the right and y
-downwards. There are five kinds of scene:
+A scene is a list of flat shapes in front of a textured background. Each shape has one look, one place or one straight
+path, and the range of frames in which it is visible. The picture is divided into four lanes of 32 pixels, rows or
+columns, and nothing leaves its lane, so nothing is ever hidden. Coordinates are pixels of a 128 x 128 picture, x to the
+right and y downwards. There are five kinds of scene:
 
 * `parade`: three big shapes, of which two move and one stays still; a small one that moves; one that flashes up.
 * `story`: three big shapes, one after another; a small one moves all the time.
@@ -19,10 +19,10 @@ import numpy as np
 
 NUM_FRAMES = 16
 FPS = 2  # frames a second
-SIDE = 128  # pixels of width and height
+SIDE = 128  # pixels, width and height of a frame
 CELL = 16  # pixels; a video token covers CELL x CELL pixels of FRAMES_PER_GRID frames
-FRAMES_PER_GRID = 2
-LANE = 32  # pixels
+FRAMES_PER_GRID = 2  # frames of a temporal grid, as in Qwen's vision towers
+LANE = 32  # pixels; four lanes in a picture
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
 COLOURS = {
@@ -36,7 +36,7 @@ COLOURS = {
 TEXTURES = ("stripes", "checks", "dots", "waves", "bricks", "plain")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 KINDS = ("parade", "story", "change", "cut", "dice")
-MOST_DOTS = 4  # on a die
+MOST_DOTS = 4  # on a die: few enough to see at a glance
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Thing:
     """One shape, with one look.
 
     Args:
-        role: what the scene uses it for, unique within a scene but for `mover` and `die`.
-        shape, colour: of `SHAPES` and `COLOURS`.
+        role: its part in the scene; unique within a scene, except `mover` and `die`.
+        shape, colour: names in `SHAPES` and `COLOURS`.
         size: pixels from side to side: 24 to 28 if big, 12 if small.
-        x, y: pixels; the centre in frame 0, whether the thing is there then or not.
-        direction: of `DIRECTIONS`, or None if it stays still.
+        x, y: pixels; the centre in frame 0, even if the thing is not visible in that frame.
+        direction: a name in `DIRECTIONS`, or None if it stays still.
         speed: pixels a frame.
-        first, end: the frames in which it is there, from `first` up to before `end`.
+        first, end: it is visible from frame `first` to the frame before `end`.
         dots: black dots on it, arranged as on a die: 1 to 4, or 0 for none.
     """
 
@@ -71,17 +71,17 @@ class Thing:
         return self.size < 20
 
     def centre(self, frame: int) -> tuple[float, float]:
-        """Its x and y in pixels."""
+        """Its x and y in a frame, in pixels."""
         dx, dy = DIRECTIONS[self.direction] if self.direction else (0, 0)
         return self.x + dx * self.speed * frame, self.y + dy * self.speed * frame
 
 
 @dataclass(frozen=True)
 class Background:
-    """A texture in two muted colours, there from frame `first` up to before frame `end`.
+    """A texture in two muted colours, visible from frame `first` to the frame before `end`.
 
     Args:
-        light, dark: colours, of 255.
+        light, dark: colours, red, green and blue from 0 to 255.
         period: pixels after which the texture repeats.
         phase: pixels by which it is shifted, to the right and down.
     """
@@ -97,10 +97,10 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that decides a video. Backgrounds follow one another; things do not overlap.
+    """Everything that determines a video. Backgrounds follow one another; things do not overlap.
 
     Args:
-        seed: it was sampled from, and that its camera noise is sampled from.
+        seed: the seed of the scene and of its camera noise.
     """
 
     seed: int
@@ -123,18 +123,18 @@ class Sampler:
     """Draws the parts of one scene.
 
     Args:
-        rng: where all choices come from.
+        rng: the source of all choices.
     """
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
-        self.is_horizontal = bool(rng.integers(2))  # whether lanes are rows
+        self.is_horizontal = bool(rng.integers(2))  # lanes are rows, otherwise columns
         self.lanes = [int(lane) for lane in rng.permutation(SIDE // LANE)]
-        self.shapes = [SHAPES[i] for i in rng.permutation(len(SHAPES))]  # for looks that differ in both
+        self.shapes = [SHAPES[i] for i in rng.permutation(len(SHAPES))]  # one colour each: looks differ in both
         self.colours = [list(COLOURS)[i] for i in rng.permutation(len(COLOURS))]
 
     def grid(self, least: int, most: int) -> int:
-        """The first frame of a temporal grid from `least` to `most`."""
+        """The first frame of a random temporal grid, numbered from `least` to `most`."""
         return FRAMES_PER_GRID * int(self.rng.integers(least, most + 1))
 
     def background(self, texture: str, first: int = 0, end: int = NUM_FRAMES) -> Background:
@@ -252,7 +252,7 @@ def make_scene(seed: int, kind: str | None = None) -> Scene:
 
     Args:
         seed: 0 or more.
-        kind: one of `KINDS`; default: what the seed says. The kind changes the scene.
+        kind: one of `KINDS`; default: drawn from the seed. Another kind gives another scene.
 
     Raises:
         ValueError: the seed is negative or the kind unknown.
