@@ -39,8 +39,8 @@ test: env  ## Run the tests with the newest supported versions (PYTEST_ARGS=)
 # Tests that do not depend on the version of transformers run in `make test` only. They cover the mathematics of the
 # compression, reading videos, formats and statistics of benchmarks, and the scripts that measure and train.
 independent_tests = $(addprefix tests/test_,$(addsuffix .py,compression budget methods method_fastvid method_holitom \
-	method_prunevid method_vidcom2 method_visionzip settings architecture documents video_io moving_shapes evaluation public_benchmarks \
-	reproduce_tables bench_compression bench_generation demo_training))
+	method_prunevid method_vidcom2 method_visionzip settings architecture documents video_io moving_shapes \
+	evaluation public_benchmarks reproduce_tables bench_compression bench_generation demo_training))
 
 test-oldest: env-oldest  ## Run the tests that depend on transformers with the oldest supported one (PYTEST_ARGS=)
 	.venv-oldest/bin/python -m pytest -n 2 $(addprefix --ignore=,$(independent_tests)) $(PYTEST_ARGS)
