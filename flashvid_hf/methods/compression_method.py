@@ -292,7 +292,11 @@ class LatePruning(CompressionMethod):
     pruning_rule: ClassVar[dict[str, Any]] = {}
 
     pruning_layer: int | None = setting(
-        None, "K, the first layer that sees less; from {layers} on none does", least=1, integer=True, optional=True
+        None,
+        "K, the first layer that sees less; at {layers} or more, no layer does",
+        least=1,
+        integer=True,
+        optional=True,
     )
     llm_retention_ratio: float = setting(
         0.5, "share of the tokens that entered which the layers from K on see; at 1 nothing is pruned", above=0, most=1

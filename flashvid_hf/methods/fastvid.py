@@ -48,7 +48,7 @@ class FastVID(CompressionMethod):
     name = "fastvid"
 
     segment_threshold: float = setting(0.9, "cosine of neighbouring frames below which a segment ends", least=-1)
-    min_segment_num: int = setting(8, "segments to cut at least, where there are as many frames", least=1, integer=True)
+    min_segment_num: int = setting(8, "smallest number of segments, if there are as many frames", least=1, integer=True)
     contextual_ratio: float = setting(0.4, "d, the share of the kept tokens that is context", least=0, most=1)
     anchor_interval: int = setting(4, "p, an anchor for every so many frames of a segment", least=1, integer=True)
     target_weight: float = setting(

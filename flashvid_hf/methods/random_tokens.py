@@ -19,7 +19,7 @@ class RandomTokens(TokenScoring):
     name = "random"
     signals = ()
 
-    seed: int = setting(0, "of the draw", least=0, integer=True)
+    seed: int = setting(0, "seed of the draw", least=0, integer=True)
 
     def score(self, features: torch.Tensor, signals: Signals) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed)  # on the CPU, so that every device draws the same

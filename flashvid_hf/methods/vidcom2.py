@@ -40,7 +40,9 @@ class VidCom2(CompressionMethod):
     signals = ()
 
     temperature: float = setting(
-        0.01, "of the softmax over the frames, 0.01 in the source; the larger, the more even are the frames", above=0
+        0.01,
+        "temperature of the softmax over the frames (0.01 in the source); more gives the frames more even shares",
+        above=0,
     )
 
     def keep(self, features: torch.Tensor, signals: Signals, num_tokens: int) -> Kept:

@@ -49,8 +49,8 @@ class FlashVIDConfigMixin:
     # The fields are typed `Any`: the checks of settings give better errors than upstream's strict dataclasses.
     compression_method: Any = setting(
         FlashVID.name,
-        "the method; those beside `flashvid` are there to be compared with it, and look at no other field but "
-        "`method_settings`, `retention_ratio` and `vision_chunk_size`",
+        "the method; methods other than `flashvid` are for comparison and read only `method_settings`, "
+        "`retention_ratio` and `vision_chunk_size`",
         words="a name in `flashvid_hf.available_methods()`",
     )
     method_settings: Any = setting(

@@ -1749,7 +1749,11 @@ class LatePruning(CompressionMethod):
     pruning_rule: ClassVar[dict[str, Any]] = {}
 
     pruning_layer: int | None = setting(
-        None, "K, the first layer that sees less; from {layers} on none does", least=1, integer=True, optional=True
+        None,
+        "K, the first layer that sees less; at {layers} or more, no layer does",
+        least=1,
+        integer=True,
+        optional=True,
     )
     llm_retention_ratio: float = setting(
         0.5, "share of the tokens that entered which the layers from K on see; at 1 nothing is pruned", above=0, most=1
@@ -1784,14 +1788,15 @@ class FlashVID(CompressionMethod, CompressionConfig):
 
     pruning_layer: int | None = setting(
         None,
-        "first layer that sees only part of what entered; from {layers} on none does; `null`: from the depth",
+        "first layer that sees only part of what entered; at {layers} or more, no layer does; `null`: from the depth",
         least=1,
         integer=True,
         optional=True,
     )
     llm_retention_ratio: float | None = setting(
         None,
-        "that part; smaller is faster and drops more; `null`: what makes `retention_ratio` the average",
+        "share of the entered tokens that the layers from `pruning_layer` on see; `null`: the share that makes "
+        "`retention_ratio` the average",
         above=0,
         most=1,
         optional=True,

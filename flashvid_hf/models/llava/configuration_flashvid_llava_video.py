@@ -41,7 +41,7 @@ class FlashVIDLlavaVideoConfig(FlashVIDLlavaOnevisionConfig):
     method_fields = FlashVIDConfigMixin.method_fields | {"mm_spatial_pool_mode", "mm_newline_position"}
 
     mm_spatial_pool_mode: Any = setting("average", "how a frame's patches are pooled", choices=POOL_MODES)
-    mm_newline_position: Any = setting("frame", "after what a newline follows", choices=NEWLINE_POSITIONS)
+    mm_newline_position: Any = setting("frame", "what each newline follows", choices=NEWLINE_POSITIONS)
 
     @classmethod
     def accepts(cls, config_dict: dict[str, Any]) -> bool:
