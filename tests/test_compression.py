@@ -310,6 +310,25 @@ def test_a_transition_at_the_threshold_is_no_cut(cosine):
             assert video.segment_lengths.tolist() == lengths
 
 
+def test_equal_transitions_are_cut_from_the_first_one_on():
+    """Complementary cuts take the least similar transitions, and the earlier one of two that are equally similar."""
+    still = torch.ones(6, 4)
+    settings = {"segment_threshold": -1.0, "min_segment_num": 3, "complementary_segment": True}
+    assert segment_video(still, **settings).tolist() == [True, True, True, False, False, False]
+    turned = torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1], [0, 1], [1, 0]])  # transitions 1, 1, 0, 1, 0
+    assert segment_video(turned, **{**settings, "min_segment_num": 2}).tolist() == [
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert segment_video(turned, **settings).tolist() == [True, False, False, True, False, True]
+    starts = segment_video(turned, **{**settings, "min_segment_num": 4})
+    assert starts.tolist() == [True, True, False, True, False, True]
+
+
 @pytest.mark.parametrize("strict_limit", [False, True])
 @pytest.mark.parametrize("cosine", [0.0, 0.5, -0.5])
 def test_a_link_needs_more_than_the_threshold(cosine, strict_limit):
