@@ -89,5 +89,6 @@ def test_every_file_of_code_is_fetched_once(tmp_path, tmp_path_factory):
     code = {request: count for request, count in server.requests.items() if request[1].endswith(".py")}
     fetched = {name: count for (method, name), count in code.items() if method == "GET"}
     assert fetched == {path.name: 1 for path in folder.glob("*.py")}
-    # Each file is asked for and then fetched. transformers also asks for code of `generate`, which does not exist.
-    assert sum(code.values()) <= 2 * len(fetched) + 1
+    # Each file is asked for and then fetched. transformers also looks for code of `generate`, and 5.17 asks for the
+    # configuration three times. With a file for each module there were 99 requests.
+    assert sum(code.values()) <= 2 * len(fetched) + 3
