@@ -536,6 +536,16 @@ def test_base_model_is_saved_as_a_folder_with_code(tmp_path, folder):
     assert_same(state(again), state(base))
 
 
+def test_a_class_of_a_notebook_is_saved_without_its_code(tmp_path, folder, monkeypatch):
+    """`__main__` has no file there. Its code cannot be saved, as transformers warns; weights and settings are."""
+    own = type("OwnModel", (FlashVIDQwen2_5_VLForConditionalGeneration,), {"__module__": "__main__"})
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    model = load(folder, own)
+    model.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.py")) and (tmp_path / "config.json").is_file()
+    assert_same(state(load(tmp_path, FlashVIDQwen2_5_VLForConditionalGeneration)), state(model))
+
+
 def test_a_registered_configuration_is_saved_with_its_code(tmp_path, folder, monkeypatch):
     config = FlashVIDQwen2_5_VLConfig.from_pretrained(folder)
     config.save_pretrained(tmp_path / "alone")

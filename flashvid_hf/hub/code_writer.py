@@ -20,6 +20,6 @@ def save_code(published: Any, folder: str | os.PathLike) -> None:
         published: a model or a processor.
         folder: an existing folder to write to.
     """
-    module = sys.modules[type(published).__module__].__file__
-    if module is None or not Path(module).parent.samefile(folder):
+    file = getattr(sys.modules[type(published).__module__], "__file__", None)  # a notebook's classes have none
+    if file is None or not Path(file).parent.samefile(folder):
         CODE_WRITERS.get("generate", custom_object_save)(published, folder)

@@ -1,4 +1,4 @@
-"""What the models of all families share: `forward` on compressed videos, the language model, the loss.
+"""What the base models of all families share: `forward` on compressed videos, and the language model.
 
 Legend of all files of this folder: B batch, S columns of the input, M columns that enter the language model, L columns
 that are left from the pruning layer on. V videos; T frames of a video (for Qwen: temporal grids), N tokens a frame,
@@ -7,11 +7,9 @@ D width. A column is a place in the sequence of a sample.
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import fields
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 
@@ -22,7 +20,7 @@ from .cache import FlashVIDCache, check_cache, is_compressed
 from .columns import gather_columns
 from .configuration import CALL_FIELDS
 from .layer_pruning import PRUNING, TokenPruning, UpperLayers, install_pruning, join_masks
-from .outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput, FlashVIDVideoOutput
+from .outputs import FlashVIDModelOutput, FlashVIDVideoOutput
 from .prompt import Prompt, VideoLayout, count_occurrences
 from .report import CompressionReport
 from .stopwatch import Stopwatch
@@ -294,7 +292,7 @@ class FlashVIDModelMixin:
     def compress_videos(
         self,
         features: list[torch.Tensor],
-        told: Sequence[Sequence[torch.Tensor]],
+        recorded: Sequence[Sequence[torch.Tensor]],
         settings: Any,
         stopwatch: Stopwatch,
     ) -> FlashVIDVideoOutput:
@@ -302,12 +300,12 @@ class FlashVIDModelMixin:
 
         Args:
             features: with shape (T, N, D), for each video.
-            told: for each signal of the method, its values for each video, with shape (T, N) or (T, N, width).
+            recorded: for each signal of the method, its values for each video, with shape (T, N) or (T, N, width).
             settings: the configuration with the settings of the call.
             stopwatch: measures the compression.
         """
         method = settings.method
-        signals = [Signals(zip(method.signals, of_video, strict=True)) for of_video in zip(*told, strict=True)]
+        signals = [Signals(zip(method.signals, of_video, strict=True)) for of_video in zip(*recorded, strict=True)]
         signals = signals or [Signals()] * len(features)
         with stopwatch.stage("compression", features[0].device):
             videos = tuple(method.compress(*video) for video in zip(features, signals, strict=True))
@@ -464,59 +462,6 @@ class FlashVIDModelMixin:
                 pruning_layer=pruning_layer,
             )
         return self.output_class(**outputs, token_index=token_index, report=report)
-
-
-class FlashVIDLanguageModelingMixin:
-    """Logits and loss on the columns that are left."""
-
-    config: Any
-    lm_head: Any
-    loss_function: Any
-
-    # The class of the outputs: upstream's fields and those of `FlashVIDCausalLMOutput`.
-    output_class: type[FlashVIDCausalLMOutput]
-
-    def language_modeling_output(
-        self,
-        outputs: BaseModelOutputWithPast,
-        labels: torch.Tensor | None,
-        logits_to_keep: int | torch.Tensor,
-        **kwargs: Any,
-    ) -> FlashVIDCausalLMOutput:
-        """Compute the logits from the output of the base model, and with labels the loss.
-
-        Args:
-            outputs: output of the base model.
-            labels: with shape (B, S). Labels of dropped columns, of padding and of the first token of a sample do not
-                count.
-            logits_to_keep: how many of the last rows get logits, 0 for all; or the indices of these rows.
-            kwargs: what the loss function takes.
-
-        Raises:
-            ValueError: `labels` with `logits_to_keep`.
-        """
-        rows = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, rows])
-        token_index = getattr(outputs, "token_index", None)
-        loss = None
-        if labels is not None:
-            if token_index is not None:
-                if logits.shape[1] != token_index.shape[1]:
-                    raise ValueError(
-                        f"`logits_to_keep` is {logits_to_keep!r} and `labels` are given: the loss of a compressed "
-                        "prompt needs the logits of all rows. Leave `logits_to_keep` at 0."
-                    )
-                kept = token_index.to(labels.device)
-                is_padding = kept < 0
-                # The row before the first token of a sample may be padding. Padding must not predict that token.
-                uncounted = is_padding | nn.functional.pad(is_padding[:, :-1], (1, 0))
-                labels = labels.gather(1, kept.clamp(min=0)).masked_fill(uncounted, -100)
-            vocab_size = self.config.get_text_config().vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
-        own = {field.name for field in fields(self.output_class)}
-        passed_on = {name: value for name, value in outputs.items() if name in own}
-        report = getattr(outputs, "report", None)  # upstream's outputs have no such field
-        return self.output_class(**{**passed_on, "loss": loss, "logits": logits, "report": report})
 
 
 def check_placeholders(kind: str, mask: torch.Tensor, expected: int) -> None:

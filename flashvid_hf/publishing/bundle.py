@@ -102,10 +102,10 @@ def bundle(package: Path, entries: Iterable[str], places: Mapping[str, Place], o
     for name in sorted(modules, key=lambda name: (place_of[name], name)):
         files.setdefault(place_of[name][0], []).append(name)
     _sort("files", {file: {place_of[other][0] for other in _needs(modules, names)} for file, names in files.items()})
+    file_of = {name: file for name, (file, _) in place_of.items()}
     texts = {}
     for file in sorted(files):
         order = _sort("modules", {name: _needs(modules, [name]) & set(files[file]) for name in files[file]})
-        file_of = {name: place for name, (place, _) in place_of.items()}
         texts[f"{file}.py"] = _Writer(file, file_of).write(places[file], [modules[name] for name in order], origin)
     return texts
 
@@ -249,9 +249,8 @@ class _Writer:
         sources = "\n".join(f"    {module.name.replace('.', '/')}.py" for module in modules)
         note = f"Generated from {origin}: do not edit. The sections are its modules:"
         head = f'"""{place.summary}\n\n{note}\n\n{sources}\n"""'
-        parts = [head, _render_imports(imports)]
         has_logger = any(module.has_logger for module in modules)
-        text = "\n\n".join(filter(None, [*parts, LOGGER if has_logger else ""]))
+        text = "\n\n".join(filter(None, [head, _render_imports(imports), LOGGER if has_logger else ""]))
         for number, module in enumerate(modules):
             rule = f"# {module.name.replace('.', '/')}.py ".ljust(WIDTH, "-")
             docstring = f'"""{module.docstring}"""' if module.docstring else ""
@@ -287,18 +286,18 @@ def _binds(found: ImportedName) -> str:
 
 def _render_imports(imports: Iterable[ImportedName]) -> str:
     """Import statements in the order of ruff: standard library, other libraries, this folder."""
-    groups: list[dict[tuple[bool, str, str], list[str]]] = [{}, {}, {}]
+    groups: list[dict[str, list[str]]] = [{}, {}, {}]  # names by module; under "" what is imported as a module
     for found in imports:
         top = found.module.partition(".")[0]
         group = groups[2 if not top else 0 if top in sys.stdlib_module_names else 1]
         name = found.name or found.module
         named = name if found.bound in (name, _binds(found)) else f"{name} as {found.bound}"
-        group.setdefault((bool(found.name), found.module if found.name else "", found.name and ""), []).append(named)
+        group.setdefault(found.module if found.name else "", []).append(named)
     blocks = []
     for group in groups:
         lines = []
-        for (is_from, module, _), names in group.items():
-            if is_from:
+        for module, names in group.items():
+            if module:
                 lines.append((True, module.lower(), _render_from(module, sorted(names, key=_member_order))))
             else:
                 lines += [(False, name.lower(), f"import {name}") for name in names]

@@ -26,7 +26,6 @@ def find_places(family: Family) -> dict[str, Place]:
     needed go into the file of the configuration.
     """
     configuration, modeling = (_module_name(c).rpartition(".")[2] for c in (family.config, family.generative_model))
-    title = modeling.removeprefix("modeling_flashvid_")
     return {
         "compression_flashvid": Place(
             "The compression of a video by FlashVID: DySeg, ADTS and TSTM (arXiv 2602.08024).",
@@ -42,10 +41,12 @@ def find_places(family: Family) -> dict[str, Place]:
                 "methods.registry",
             ),
         ),
-        f"processing_flashvid_{title}": Place(f"The processor of {title} with FlashVID.", ("models.*.processing_*",)),
-        modeling: Place(f"The models of {title} with FlashVID.", ("models.*.modeling_*",)),
+        f"processing_flashvid_{family.name}": Place(
+            f"The processor of {family.title} with FlashVID.", ("models.*.processing_*",)
+        ),
+        modeling: Place(f"The models of {family.title} with FlashVID.", ("models.*.modeling_*",)),
         configuration: Place(
-            f"The configuration of {title} with FlashVID.",
+            f"The configuration of {family.title} with FlashVID.",
             (
                 "models.configuration",
                 "models.*.configuration_*",

@@ -1693,8 +1693,8 @@ class CompressionMethod:
         if num_tokens >= num_frames * tokens_per_frame:
             return CompressedVideo.whole(video_features, prunable=self.pruning is not None, extremes=extremes)
         with torch.autocast(video_features.device.type, enabled=False):
-            told = Signals({signal: values.float().contiguous() for signal, values in asked.items()})
-            kept = self.keep(video_features.float().contiguous(), told, num_tokens)
+            recorded = Signals({signal: values.float().contiguous() for signal, values in asked.items()})
+            kept = self.keep(video_features.float().contiguous(), recorded, num_tokens)
         return CompressedVideo.of_tokens(
             kept.tokens.to(video_features.dtype),
             kept.indices,

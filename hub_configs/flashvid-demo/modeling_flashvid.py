@@ -9,10 +9,11 @@ Generated from flashvid_hf 0.1.0: do not edit. The sections are its modules:
     models/columns.py
     models/generation.py
     models/hooks.py
+    models/outputs.py
+    models/language_modeling.py
     models/tensor_parallel.py
     models/vision_signals.py
     models/layer_pruning.py
-    models/outputs.py
     models/prompt.py
     models/modeling.py
     models/vision_chunks.py
@@ -733,6 +734,127 @@ def add_hook(module: nn.Module, hook: Callable) -> None:
         module.register_forward_hook(hook, with_kwargs=True)
 
 
+# models/outputs.py ----------------------------------------------------------------------------------------------------
+
+"""What the models return: upstream's outputs, and how the videos were compressed."""
+
+
+@dataclass
+class FlashVIDVideoOutput(BaseModelOutputWithPooling):
+    """Output of `get_video_features`.
+
+    Args:
+        pooler_output: for each video, the rows that enter the language model, with shape (rows, D): its kept tokens
+            and, in some families, newlines.
+        last_hidden_state: patches of the vision tower. `None` for compressed videos, which are encoded in chunks so
+            that all patches need not be in memory at once.
+        videos: how each video was compressed; `None` if none was.
+        settings: the configuration that the videos were encoded with.
+        stopwatch: how long encoding and compression took; `None` if no video was compressed.
+        deepstack_features: for each deepstack level, the rows of the kept tokens of each video, with shape (M, D); only
+            in families with deepstack.
+    """
+
+    videos: tuple[CompressedVideo, ...] | None = None
+    settings: Any = None
+    stopwatch: Stopwatch | None = None
+    deepstack_features: list[tuple[torch.Tensor, ...]] | None = None
+
+    @classmethod
+    def uncompressed(cls, outputs: ModelOutput, settings: Any) -> "FlashVIDVideoOutput":
+        """Convert upstream's output for videos that are not compressed, and add the settings of the encoding."""
+        known = {field.name for field in fields(cls)} & outputs.keys()
+        return cls(**{name: outputs[name] for name in known}, settings=settings)
+
+
+@dataclass
+class FlashVIDModelOutput(CacheAlias, ModelOutput):
+    """FlashVID's fields of the output of a base model. Each family adds the fields of upstream's output.
+
+    Args:
+        last_hidden_state: with shape (B, L, D). `hidden_states` and `attentions` have M columns below the pruning
+            layer, and L columns from it on.
+        token_index: input column of every row of `last_hidden_state`, with shape (B, L), -1 for padding. `None` in
+            calls without videos, in which all columns are left.
+        report: what was compressed; `None` in calls that continue a cache and have no video of their own.
+    """
+
+    token_index: torch.Tensor | None = None
+    report: CompressionReport | None = None
+
+
+@dataclass
+class FlashVIDCausalLMOutput(CacheAlias, ModelOutput):
+    """FlashVID's fields of the output of a generative model. Each family adds the fields of upstream's output.
+
+    Args:
+        loss: over the labels of the columns that are left.
+        logits: for the columns that are left, with shape (B, L, vocabulary).
+        token_index, report: see `FlashVIDModelOutput`.
+    """
+
+    token_index: torch.Tensor | None = None
+    report: CompressionReport | None = None
+
+
+# models/language_modeling.py ------------------------------------------------------------------------------------------
+
+"""The language modeling head: logits and loss on the columns that are left."""
+
+
+class FlashVIDLanguageModelingMixin:
+    """Logits and loss on the columns that are left."""
+
+    config: Any
+    lm_head: Any
+    loss_function: Any
+
+    # The class of the outputs: upstream's fields and those of `FlashVIDCausalLMOutput`.
+    output_class: type[FlashVIDCausalLMOutput]
+
+    def language_modeling_output(
+        self,
+        outputs: BaseModelOutputWithPast,
+        labels: torch.Tensor | None,
+        logits_to_keep: int | torch.Tensor,
+        **kwargs: Any,
+    ) -> FlashVIDCausalLMOutput:
+        """Compute the logits from the output of the base model, and with labels the loss.
+
+        Args:
+            outputs: output of the base model.
+            labels: with shape (B, S). Labels of dropped columns, of padding and of the first token of a sample do not
+                count.
+            logits_to_keep: how many of the last rows get logits, 0 for all; or the indices of these rows.
+            kwargs: what the loss function takes.
+
+        Raises:
+            ValueError: `labels` with `logits_to_keep`.
+        """
+        rows = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, rows])
+        token_index = getattr(outputs, "token_index", None)
+        loss = None
+        if labels is not None:
+            if token_index is not None:
+                if logits.shape[1] != token_index.shape[1]:
+                    raise ValueError(
+                        f"`logits_to_keep` is {logits_to_keep!r} and `labels` are given: the loss of a compressed "
+                        "prompt needs the logits of all rows. Leave `logits_to_keep` at 0."
+                    )
+                kept = token_index.to(labels.device)
+                is_padding = kept < 0
+                # The row before the first token of a sample may be padding. Padding must not predict that token.
+                uncounted = is_padding | nn.functional.pad(is_padding[:, :-1], (1, 0))
+                labels = labels.gather(1, kept.clamp(min=0)).masked_fill(uncounted, -100)
+            vocab_size = self.config.get_text_config().vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        own = {field.name for field in fields(self.output_class)}
+        passed_on = {name: value for name, value in outputs.items() if name in own}
+        report = getattr(outputs, "report", None)  # upstream's outputs have no such field
+        return self.output_class(**{**passed_on, "loss": loss, "logits": logits, "report": report})
+
+
 # models/tensor_parallel.py --------------------------------------------------------------------------------------------
 
 """Attention heads that tensor parallelism spreads over processes. The score of a token is the mean over all heads."""
@@ -1231,69 +1353,6 @@ def _enter_layer(layer: Any, args: tuple, kwargs: dict[str, Any]):
     return args, kwargs
 
 
-# models/outputs.py ----------------------------------------------------------------------------------------------------
-
-"""What the models return: upstream's outputs, and how the videos were compressed."""
-
-
-@dataclass
-class FlashVIDVideoOutput(BaseModelOutputWithPooling):
-    """Output of `get_video_features`.
-
-    Args:
-        pooler_output: for each video, the rows that enter the language model, with shape (rows, D): its kept tokens
-            and, in some families, newlines.
-        last_hidden_state: patches of the vision tower. `None` for compressed videos, which are encoded in chunks so
-            that all patches need not be in memory at once.
-        videos: how each video was compressed; `None` if none was.
-        settings: the configuration that the videos were encoded with.
-        stopwatch: how long encoding and compression took; `None` if no video was compressed.
-        deepstack_features: for each deepstack level, the rows of the kept tokens of each video, with shape (M, D); only
-            in families with deepstack.
-    """
-
-    videos: tuple[CompressedVideo, ...] | None = None
-    settings: Any = None
-    stopwatch: Stopwatch | None = None
-    deepstack_features: list[tuple[torch.Tensor, ...]] | None = None
-
-    @classmethod
-    def uncompressed(cls, outputs: ModelOutput, settings: Any) -> "FlashVIDVideoOutput":
-        """Convert upstream's output for videos that are not compressed, and add the settings of the encoding."""
-        known = {field.name for field in fields(cls)} & outputs.keys()
-        return cls(**{name: outputs[name] for name in known}, settings=settings)
-
-
-@dataclass
-class FlashVIDModelOutput(CacheAlias, ModelOutput):
-    """FlashVID's fields of the output of a base model. Each family adds the fields of upstream's output.
-
-    Args:
-        last_hidden_state: with shape (B, L, D). `hidden_states` and `attentions` have M columns below the pruning
-            layer, and L columns from it on.
-        token_index: input column of every row of `last_hidden_state`, with shape (B, L), -1 for padding. `None` in
-            calls without videos, in which all columns are left.
-        report: what was compressed; `None` in calls that continue a cache and have no video of their own.
-    """
-
-    token_index: torch.Tensor | None = None
-    report: CompressionReport | None = None
-
-
-@dataclass
-class FlashVIDCausalLMOutput(CacheAlias, ModelOutput):
-    """FlashVID's fields of the output of a generative model. Each family adds the fields of upstream's output.
-
-    Args:
-        loss: over the labels of the columns that are left.
-        logits: for the columns that are left, with shape (B, L, vocabulary).
-        token_index, report: see `FlashVIDModelOutput`.
-    """
-
-    token_index: torch.Tensor | None = None
-    report: CompressionReport | None = None
-
-
 # models/prompt.py -----------------------------------------------------------------------------------------------------
 
 """The prompt of one call after the compression: which input columns enter the language model."""
@@ -1476,7 +1535,7 @@ def count_occurrences(indices: torch.Tensor, length: int) -> torch.Tensor:
 
 # models/modeling.py ---------------------------------------------------------------------------------------------------
 
-"""What the models of all families share: `forward` on compressed videos, the language model, the loss.
+"""What the base models of all families share: `forward` on compressed videos, and the language model.
 
 Legend of all files of this folder: B batch, S columns of the input, M columns that enter the language model, L columns
 that are left from the pruning layer on. V videos; T frames of a video (for Qwen: temporal grids), N tokens a frame,
@@ -1749,7 +1808,7 @@ class FlashVIDModelMixin:
     def compress_videos(
         self,
         features: list[torch.Tensor],
-        told: Sequence[Sequence[torch.Tensor]],
+        recorded: Sequence[Sequence[torch.Tensor]],
         settings: Any,
         stopwatch: Stopwatch,
     ) -> FlashVIDVideoOutput:
@@ -1757,12 +1816,12 @@ class FlashVIDModelMixin:
 
         Args:
             features: with shape (T, N, D), for each video.
-            told: for each signal of the method, its values for each video, with shape (T, N) or (T, N, width).
+            recorded: for each signal of the method, its values for each video, with shape (T, N) or (T, N, width).
             settings: the configuration with the settings of the call.
             stopwatch: measures the compression.
         """
         method = settings.method
-        signals = [Signals(zip(method.signals, of_video, strict=True)) for of_video in zip(*told, strict=True)]
+        signals = [Signals(zip(method.signals, of_video, strict=True)) for of_video in zip(*recorded, strict=True)]
         signals = signals or [Signals()] * len(features)
         with stopwatch.stage("compression", features[0].device):
             videos = tuple(method.compress(*video) for video in zip(features, signals, strict=True))
@@ -1919,59 +1978,6 @@ class FlashVIDModelMixin:
                 pruning_layer=pruning_layer,
             )
         return self.output_class(**outputs, token_index=token_index, report=report)
-
-
-class FlashVIDLanguageModelingMixin:
-    """Logits and loss on the columns that are left."""
-
-    config: Any
-    lm_head: Any
-    loss_function: Any
-
-    # The class of the outputs: upstream's fields and those of `FlashVIDCausalLMOutput`.
-    output_class: type[FlashVIDCausalLMOutput]
-
-    def language_modeling_output(
-        self,
-        outputs: BaseModelOutputWithPast,
-        labels: torch.Tensor | None,
-        logits_to_keep: int | torch.Tensor,
-        **kwargs: Any,
-    ) -> FlashVIDCausalLMOutput:
-        """Compute the logits from the output of the base model, and with labels the loss.
-
-        Args:
-            outputs: output of the base model.
-            labels: with shape (B, S). Labels of dropped columns, of padding and of the first token of a sample do not
-                count.
-            logits_to_keep: how many of the last rows get logits, 0 for all; or the indices of these rows.
-            kwargs: what the loss function takes.
-
-        Raises:
-            ValueError: `labels` with `logits_to_keep`.
-        """
-        rows = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, rows])
-        token_index = getattr(outputs, "token_index", None)
-        loss = None
-        if labels is not None:
-            if token_index is not None:
-                if logits.shape[1] != token_index.shape[1]:
-                    raise ValueError(
-                        f"`logits_to_keep` is {logits_to_keep!r} and `labels` are given: the loss of a compressed "
-                        "prompt needs the logits of all rows. Leave `logits_to_keep` at 0."
-                    )
-                kept = token_index.to(labels.device)
-                is_padding = kept < 0
-                # The row before the first token of a sample may be padding. Padding must not predict that token.
-                uncounted = is_padding | nn.functional.pad(is_padding[:, :-1], (1, 0))
-                labels = labels.gather(1, kept.clamp(min=0)).masked_fill(uncounted, -100)
-            vocab_size = self.config.get_text_config().vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
-        own = {field.name for field in fields(self.output_class)}
-        passed_on = {name: value for name, value in outputs.items() if name in own}
-        report = getattr(outputs, "report", None)  # upstream's outputs have no such field
-        return self.output_class(**{**passed_on, "loss": loss, "logits": logits, "report": report})
 
 
 def check_placeholders(kind: str, mask: torch.Tensor, expected: int) -> None:

@@ -14,8 +14,9 @@ from ...compression.compressed_video import CompressedVideo
 from ...hub.loading import FlashVIDPreTrainedMixin
 from ..cache import is_compressed
 from ..generation import FlashVIDGenerationMixin
+from ..language_modeling import FlashVIDLanguageModelingMixin
 from ..layer_pruning import join_masks
-from ..modeling import FlashVIDLanguageModelingMixin, FlashVIDModelMixin, past_masks
+from ..modeling import FlashVIDModelMixin, past_masks
 from ..outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput, FlashVIDVideoOutput
 from ..prompt import Prompt, VideoLayout, count_occurrences
 from ..stopwatch import Stopwatch
@@ -138,8 +139,8 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
             features, *of_frames = join_rows(chunks, len(frames))
         videos = list(features.split(num_frames))
         if settings.compresses:
-            told = [rows.split(num_frames) for rows in of_frames]
-            video_output = self.compress_videos(videos, told, settings, stopwatch)
+            recorded = [rows.split(num_frames) for rows in of_frames]
+            video_output = self.compress_videos(videos, recorded, settings, stopwatch)
             indices = [video.indices for video in video_output.videos]
         else:
             tokens = tuple(video.flatten(0, 1) for video in videos)

@@ -10,7 +10,7 @@ from transformers.utils import can_return_tuple
 from transformers.vision_utils import get_vision_window_index
 
 from ...hub.loading import FlashVIDPreTrainedMixin
-from ..modeling import FlashVIDLanguageModelingMixin
+from ..language_modeling import FlashVIDLanguageModelingMixin
 from ..outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput
 from ..upstream import output_class, takes_arguments_of
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig

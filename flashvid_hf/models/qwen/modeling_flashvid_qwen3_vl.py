@@ -9,7 +9,7 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLModel
 from transformers.utils import can_return_tuple
 
 from ...hub.loading import FlashVIDPreTrainedMixin
-from ..modeling import FlashVIDLanguageModelingMixin
+from ..language_modeling import FlashVIDLanguageModelingMixin
 from ..outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput
 from ..prompt import Prompt
 from ..upstream import join_level, output_class, takes_arguments_of

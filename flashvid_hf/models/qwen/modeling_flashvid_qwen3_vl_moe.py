@@ -15,7 +15,7 @@ from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import (
 from transformers.utils import can_return_tuple
 
 from ...hub.loading import FlashVIDPreTrainedMixin
-from ..modeling import FlashVIDLanguageModelingMixin
+from ..language_modeling import FlashVIDLanguageModelingMixin
 from ..outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput
 from ..prompt import Prompt
 from ..upstream import default_router_logits, output_class, takes_arguments_of

@@ -89,11 +89,11 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
             chunks = self._encode_chunks(pixel_values_videos, video_grid_thw, grids, settings, **kwargs)
             joined = [rows.split(sizes) for rows in join_rows(chunks, sum(sizes))]
         num_rows = 1 + len(settings.method.signals)
-        features, *told = (
+        features, *recorded = (
             [rows.unflatten(0, (grid[0], -1)) for rows, grid in zip(of_videos, grids, strict=True)]
             for of_videos in joined[:num_rows]
         )
-        compressed = self.compress_videos(features, told, settings, stopwatch)
+        compressed = self.compress_videos(features, recorded, settings, stopwatch)
         # Deepstack features are not merged: a kept token takes the features of its own place.
         compressed.deepstack_features = [
             tuple(rows[video.indices.to(rows.device)] for rows, video in zip(level, compressed.videos, strict=True))
