@@ -1,18 +1,18 @@
 """Runs vLLM's engine in a separate process, because an engine leaves threads, hooks and process groups behind.
 
-    python tests/vllm_engine.py job.pickle answers.pickle
-
 The job is a dictionary: "options" has the arguments of `LLM`, and "rounds" has lists of requests, one list for each
 call.
 """
 
 import os
 import pickle
-import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from flashvid_hf.publishing.prepared_interpreter import PreparedInterpreter
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -21,8 +21,26 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share the cores
+    "TORCH_COMPILE_DISABLE": "1",  # the models run eagerly; without this the sampler compiles for seconds
 }
 TWO_RANKS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}  # one core each
+
+_PROGRAM = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import vllm_engine; vllm_engine.main()"
+
+
+# vLLM takes more time to import than most engines here take to answer.
+_MODULES = (
+    "vllm",
+    "vllm.v1.engine.core",
+    "vllm.v1.engine.llm_engine",
+    "vllm.v1.worker.cpu_worker",
+    "flashvid_hf.vllm_plugin.plugin",
+)
+
+
+@cache
+def _interpreter() -> PreparedInterpreter:
+    return PreparedInterpreter({**os.environ, **ENVIRONMENT}, modules=_MODULES, read=("HF_",))
 
 
 class Answer(NamedTuple):
@@ -59,14 +77,14 @@ def run_engine(*rounds: list[dict[str, Any]], max_tokens: int = 8, **options: An
     with tempfile.TemporaryDirectory() as folder:
         job, answers = Path(folder, "job.pickle"), Path(folder, "answers.pickle")
         job.write_bytes(pickle.dumps({"options": options, "rounds": rounds, "max_tokens": max_tokens}))
-        finished = subprocess.run(
-            [sys.executable, __file__, job, answers],
-            env={**os.environ, **ENVIRONMENT, **ranks},
-            capture_output=True,
-            text=True,
-            timeout=600,
+        ended = _interpreter().run(
+            _PROGRAM,
+            *map(str, (job, answers)),
+            directory=Path(folder),
+            environment={**os.environ, **ENVIRONMENT, **ranks},
+            time_limit=600,
         )
-        assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-6000:]
+        assert ended.status == 0, ended.output[-3000:] + ended.errors[-6000:]
         return [[Answer(*answer) for answer in of_round] for of_round in pickle.loads(answers.read_bytes())]
 
 
@@ -122,6 +140,3 @@ def main() -> None:
         rounds.append(answers)
     Path(sys.argv[2]).write_bytes(pickle.dumps(rounds))
 
-
-if __name__ == "__main__":
-    main()

@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple
 # Its first answer says whether it can fork: the driver of a GPU, once it is loaded, does not work in forks.
 _WAITING = """\
 def _wait():
-    import gc, json, os, sys, types
+    import gc, importlib, json, os, sys, types
 
     def prepare(request):
         for descriptor, name in enumerate((os.devnull, request["output"], request["errors"])):
@@ -36,12 +36,13 @@ def _wait():
         sys.modules["__main__"] = types.ModuleType("__main__")
         return request["program"]
 
+    for name in sys.argv[1:]:
+        try:
+            importlib.import_module(name)
+        except ImportError:  # the program that needs it fails with the reason
+            pass
     import torch
 
-    try:
-        import torchvision
-    except ImportError:
-        pass
     requests, answers = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
     with open("/proc/self/maps") as file:
         can_fork = "libcuda.so" not in file.read() and torch.version.hip is None
@@ -102,13 +103,22 @@ class PreparedInterpreter:
     Args:
         environment: the variables with which torch is imported. A program with other values of the variables that
             Python or torch reads, such as `PYTHONPATH` or `OMP_NUM_THREADS`, gets a new process.
+        modules: what is imported before the programs run. Missing modules are left out.
+        read: prefixes of further variables that these modules read when they are imported.
     """
 
     # Prefixes of the variables that Python or torch reads when it starts.
-    _fixed = ("PYTHON", "OMP_", "MKL_", "TORCH", "CUDA", "LD_")
+    _read = ("PYTHON", "OMP_", "MKL_", "TORCH", "CUDA", "LD_")
 
-    def __init__(self, environment: Mapping[str, str]):
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        modules: tuple[str, ...] = ("torch", "torchvision"),
+        read: tuple[str, ...] = (),
+    ):
         self._environment = dict(environment)
+        self._modules = modules
+        self._read = (*self._read, *read)
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._can_fork = sys.platform == "linux"
@@ -164,16 +174,16 @@ class PreparedInterpreter:
     def _is_same(self, environment: Mapping[str, str]) -> bool:
         """Whether the variables that Python and torch read have the values that they have in the process that waits."""
 
-        def fixed(variables: Mapping[str, str]) -> dict[str, str]:
-            return {name: value for name, value in variables.items() if name.startswith(self._fixed)}
+        def read(variables: Mapping[str, str]) -> dict[str, str]:
+            return {name: value for name, value in variables.items() if name.startswith(self._read)}
 
-        return fixed(environment) == fixed(self._environment)
+        return read(environment) == read(self._environment)
 
     def _start(self) -> bool:
         """Start the process that waits, if none runs; return whether it can fork."""
         if self._can_fork and self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _WAITING],
+                [sys.executable, "-c", _WAITING, *self._modules],
                 cwd="/",
                 env=self._environment,
                 stdin=subprocess.PIPE,
