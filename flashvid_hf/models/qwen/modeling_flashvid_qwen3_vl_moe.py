@@ -128,13 +128,23 @@ class FlashVIDQwen3VLMoeForConditionalGeneration(
         output_router_logits: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         query_index: int | torch.Tensor | None = None,
+        full_length: bool | None = None,
         **kwargs: Any,
     ) -> tuple | FlashVIDQwen3VLMoeCausalLMOutput:
-        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
+        """Upstream's `forward`, on the kept video tokens.
+
+        See `forward_flashvid` for `query_index`, and `language_modeling_output` for `full_length`.
+        """
         if output_router_logits is None:
             output_router_logits = default_router_logits(self.config.text_config)
-        outputs = self.model(**inputs, query_index=query_index, output_router_logits=output_router_logits, **kwargs)
-        output = self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
+        outputs = self.model(
+            **inputs,
+            query_index=query_index,
+            full_length=False,
+            output_router_logits=output_router_logits,
+            **kwargs,
+        )
+        output = self.language_modeling_output(outputs, inputs, labels, logits_to_keep, full_length, **kwargs)
         if output_router_logits:
             loss, aux_loss = output.loss, self.load_balancing_loss(outputs, inputs["attention_mask"])
             if loss is not None:
