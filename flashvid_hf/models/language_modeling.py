@@ -19,8 +19,8 @@ class FlashVIDLanguageModelingMixin:
     loss_function: Any
     training: bool
 
-    # Tells trainers that the loss divides by `num_items_in_batch`. Upstream's Qwen classes deny it, although theirs does
-    # so too. Here this argument is also what shows that a trainer computes the loss itself.
+    # Tells trainers that the loss divides by `num_items_in_batch`. Upstream's Qwen classes deny it, although their loss
+    # does so too. Here this argument also shows that a trainer computes the loss itself.
     accepts_loss_kwargs = True
     # The class of the outputs: upstream's fields and those of `FlashVIDCausalLMOutput`.
     output_class: type[FlashVIDCausalLMOutput]

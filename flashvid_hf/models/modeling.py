@@ -118,6 +118,8 @@ class FlashVIDModelMixin:
         writes = num_prompt is not None and num_prompt < count_columns(inputs)
         is_own |= writes and not seen and len(missing) < len(self.encoder_inputs)
         if is_compressed(cache) or is_own:
+            full_length = self.config.full_length if full_length is None else full_length
+            kwargs["full_length"] = full_length is not False
             outputs = self._forward(inputs, encoded, settings, query_index, num_prompt, **kwargs)
         else:
             given = {name: value for name, value in inputs.items() if value is not None}
@@ -127,11 +129,6 @@ class FlashVIDModelMixin:
             report = outputs.report = self._report_uncompressed(inputs, encoded, num_prompt)
         if report is not None and isinstance(cache, FlashVIDCache):
             cache.reports = (*cache.reports, report)
-        full_length = self.config.full_length if full_length is None else full_length
-        token_index = getattr(outputs, "token_index", None)
-        if token_index is not None and full_length is not False:
-            rows = rows_of_columns(token_index, count_columns(inputs))
-            outputs.last_hidden_state = gather_columns(outputs.last_hidden_state, rows)
         return outputs
 
     def find_settings(self, encoded: dict[str, Any], kwargs: dict[str, Any]) -> Any:
@@ -446,6 +443,7 @@ class FlashVIDModelMixin:
         use_cache: bool,
         query_index: int | torch.Tensor | None,
         stopwatch: Stopwatch,
+        full_length: bool,
         **kwargs: Any,
     ) -> FlashVIDModelOutput:
         """Run the language model on the columns that entered, prune inside it, and record both in the cache.
@@ -460,6 +458,7 @@ class FlashVIDModelMixin:
             use_cache: whether the language model writes to the cache.
             query_index: see `forward_flashvid`.
             stopwatch: measures the language model, as the stage "prefill".
+            full_length: whether `last_hidden_state` has all S columns of a compressed prompt.
             kwargs: what else the language model takes.
 
         Raises:
@@ -540,7 +539,11 @@ class FlashVIDModelMixin:
                 num_dropped=prompt.num_columns - inputs_embeds.shape[1],
                 pruning_layer=pruning_layer,
             )
-        return self.output_class(**outputs, token_index=token_index, report=report)
+        outputs = self.output_class(**outputs, token_index=token_index, report=report)
+        if full_length and token_index is not None:
+            rows = rows_of_columns(token_index, prompt.num_columns)
+            outputs.last_hidden_state = gather_columns(outputs.last_hidden_state, rows)
+        return outputs
 
 
 def check_placeholders(kind: str, mask: torch.Tensor, expected: int) -> None:
