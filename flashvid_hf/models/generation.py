@@ -57,11 +57,6 @@ class FlashVIDGenerationMixin:
                 raised before anything is encoded.
         """
         kwargs = rename_cache(kwargs)
-        cache = kwargs.get(CACHE)
-        if getattr(generation_config, "is_assistant", False) and cache is not None and cache.get_seq_length():
-            # Upstream passes the videos in every round; the assistant has them in its cache.
-            seen = {pixels for pixels, *_ in self.model.encoder_inputs.values()} | {"mm_encoder_outputs"}
-            kwargs = {name: value for name, value in kwargs.items() if name not in seen}
         settings = self.model.find_settings(kwargs.get("mm_encoder_outputs") or {}, kwargs)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
         prompt = kwargs.get("inputs_embeds") if input_ids is None else input_ids
@@ -158,9 +153,6 @@ class FlashVIDGenerationMixin:
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ):
-        cache = kwargs.get(CACHE)
-        if cache is not None and not cache.get_seq_length():
-            is_first_iteration = True  # upstream denies it for an assistant, which then would not see the videos
         # After the first step the encoded videos are in the cache. Some versions of transformers pass them on in every
         # step.
         if not is_first_iteration and kwargs.get("use_cache", True):
@@ -168,6 +160,9 @@ class FlashVIDGenerationMixin:
         inputs = super().prepare_inputs_for_generation(
             *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
+        cache = kwargs.get(CACHE)
+        if not is_first_iteration and cache is not None and not cache.get_seq_length():
+            inputs["prompt_length"] = 0  # an assistant, to which upstream shows no pixels: all its ids are mere tokens
         return {**inputs, "full_length": False}
 
     def has_videos(self, model_kwargs: dict[str, Any]) -> bool:
