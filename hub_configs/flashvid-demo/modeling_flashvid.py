@@ -747,6 +747,9 @@ class FlashVIDGenerationMixin:
         inputs = super().prepare_inputs_for_generation(
             *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
+        cache = kwargs.get(CACHE)
+        if not is_first_iteration and cache is not None and not cache.get_seq_length():
+            inputs["prompt_length"] = 0  # an assistant, to which upstream shows no pixels: all its ids are mere tokens
         return {**inputs, "full_length": False}
 
     def has_videos(self, model_kwargs: dict[str, Any]) -> bool:
