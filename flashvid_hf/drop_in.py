@@ -87,10 +87,12 @@ def _find_classes(model: Any) -> tuple[Any, Any, Any]:
     """The class of the configuration, the class of the returned model, and the class of its base model."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     for family in FAMILIES:
-        if model_type == family.config.model_type and isinstance(model, PreTrainedModel):
+        if model_type not in (family.config.model_type, family.config.base_model_type):
+            continue
+        if isinstance(model, PreTrainedModel) and hasattr(model.base_model, "install_hooks"):
             return type(model.config), type(model), type(model.base_model)  # classes of this package or of remote code
         for model_class in (family.base_model, family.generative_model):
-            if model_type == family.config.base_model_type and type(model) in model_class.__mro__:
+            if type(model) in model_class.__mro__:  # upstream's class, perhaps loaded from the folder of our model
                 return family.config, model_class, family.base_model
     known = ", ".join(repr(family.config.base_model_type) for family in FAMILIES)
     raise ValueError(

@@ -207,7 +207,9 @@ def test_right_padding_and_loss(family):
         outputs = model(**inputs, labels=labels)
         losses.append(outputs.loss)
         kept = outputs.token_index
-        assert kept.shape == outputs.logits.shape[:2]
+        assert outputs.logits.shape[:2] == labels.shape
+        with torch.no_grad():
+            assert kept.shape == model(**inputs, labels=labels, full_length=False).logits.shape[:2]
         for row in range(len(prompts)):
             assert (kept[row] >= 0).sum() == mask[row].sum() - sum(
                 tokens - remained

@@ -1,6 +1,14 @@
-"""Drop columns of padded batches."""
+"""Drop columns of padded batches, and spread what is left over all columns again."""
+
+from typing import Any
 
 import torch
+
+
+def count_columns(inputs: dict[str, Any]) -> int:
+    """How many columns the named arguments of `forward` have: S."""
+    given = inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"]
+    return given.shape[1]
 
 
 def find_columns(counts: torch.Tensor, padding_side: str = "left") -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -48,3 +56,21 @@ def gather_columns(tensor: torch.Tensor, columns: torch.Tensor, dim: int = 1) ->
     target = list(tensor.shape)
     target[dim] = columns.shape[1]
     return tensor.gather(dim, columns.view(shape).expand(target))
+
+
+def rows_of_columns(token_index: torch.Tensor, num_columns: int) -> torch.Tensor:
+    """For every column of the input, the row that stands for it, with shape (B, num_columns).
+
+    That is the row of the column itself, or of the last column before it that is left. Columns before the first one
+    that is left get the first row.
+
+    Args:
+        token_index: input column of every row, with shape (B, L), -1 for padding.
+        num_columns: number of columns of the input.
+    """
+    is_row = token_index >= 0
+    counts = torch.zeros(len(token_index), num_columns, dtype=torch.long, device=token_index.device)
+    counts.scatter_add_(1, token_index.clamp(min=0), is_row.long())
+    num_padding = (~is_row).long().cumprod(1).sum(1, keepdim=True)  # rows of padding on the left
+    rows = num_padding + (counts.cumsum(1) - 1).clamp(min=0)
+    return rows.clamp(max=token_index.shape[1] - 1)  # a sample of nothing but padding

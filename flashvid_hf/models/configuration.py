@@ -23,6 +23,9 @@ class FlashVIDConfigMixin:
     vision tower and changes the features only by rounding. In the Qwen families a temporal grid is two frames.
 
     Args:
+        full_length: whether the logits of a generative model, or the last hidden states of a base model, have all
+            columns of a compressed prompt; `None` for what `forward` does by default. `generate` always uses the kept
+            columns alone.
         base_model_name_or_path: the repository or folder that has the weights, if this one has none.
         base_model_revision: commit of that repository. Both are `None` in the configuration of a loaded model.
 
@@ -43,6 +46,20 @@ class FlashVIDConfigMixin:
     auto_classes: ClassVar[dict[str, str]] = {}
     # Whether `save_pretrained` writes the code too.
     saves_code: ClassVar[bool] = False
+    # The fields of outputs that `Trainer.evaluate` and `predict` do not collect: those that are no tensors with a fixed
+    # number of columns. `outputs.py` and the families explain them; the names of the cache are upstream's own.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "past_key_values",
+        "cache",
+        "rope_deltas",
+        "image_outputs",
+        "video_outputs",
+        "image_hidden_states",
+        "video_hidden_states",
+        "router_masks",
+        "token_index",
+        "report",
+    ]
     # The fields that FlashVID adds to upstream's.
     method_fields: ClassVar[frozenset[str]]
 
@@ -78,6 +95,7 @@ class FlashVIDConfigMixin:
         integer=True,
         optional=True,
     )
+    full_length: Any = None
     base_model_name_or_path: Any = None
     base_model_revision: Any = None
 
@@ -90,6 +108,8 @@ class FlashVIDConfigMixin:
     def _derive(self) -> None:
         """Check all fields, and compute `pruning_layer` and `llm_retention_ratio` if they are `None`."""
         check_settings(self)
+        if self.full_length is not None and not isinstance(self.full_length, bool):
+            raise ValueError(f"`full_length` is {self.full_length!r}: it must be True, False or None.")
         depth = self.get_text_config().num_hidden_layers
         if self.pruning_layer is None:
             self.pruning_layer = default_pruning_layer(depth, self.expansion, self.pruning_depth)
@@ -213,6 +233,8 @@ class FlashVIDConfigMixin:
         if self.base_model_name_or_path is None:  # the folder of a model with weights names no base
             for name in ("base_model_name_or_path", "base_model_revision"):
                 config_dict.pop(name, None)
+        if self.full_length is None:  # the default, left out of the files
+            config_dict.pop("full_length", None)
         return config_dict
 
     @classmethod

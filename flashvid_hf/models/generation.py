@@ -1,5 +1,6 @@
 """`generate` on a compressed prompt."""
 
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -14,7 +15,10 @@ from .upstream import CACHE, rename_cache
 # Values of `cache_implementation` that work with a compressed prompt.
 _CACHE_IMPLEMENTATIONS = (None, "dynamic", "offloaded")
 # Arguments that our `generate` passes on to `forward` beside the model's inputs.
-_CALL_ARGUMENTS = ("settings", "reports")
+_CALL_ARGUMENTS = ("settings", "prompt_length")
+# The reports of the steps of the `generate` that runs in this context. They are not collected in an argument of
+# `forward`, because accelerate's hooks copy arguments.
+_REPORTS: ContextVar[list[CompressionReport] | None] = ContextVar("flashvid_reports", default=None)
 
 
 class FlashVIDGenerationMixin:
@@ -49,20 +53,28 @@ class FlashVIDGenerationMixin:
             ValueError: a setting is out of range; placeholders and videos do not fit together; the call asks for
                 something that a compressed prompt does not support. That is a static, quantized or foreign cache, a
                 prefill in chunks, an assistant without FlashVID, and in the Qwen families a second video on the cache
-                of a first. The error is raised before anything is encoded.
+                of a first. A prompt may also have placeholders of images or videos that are not given. The error is
+                raised before anything is encoded.
         """
         kwargs = rename_cache(kwargs)
         settings = self.model.find_settings(kwargs.get("mm_encoder_outputs") or {}, kwargs)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
+        prompt = kwargs.get("inputs_embeds") if input_ids is None else input_ids
+        prompt_length = None if prompt is None else prompt.shape[1]
         if settings.compresses:
-            prompt = kwargs.get("inputs_embeds") if input_ids is None else input_ids
-            if prompt is not None:
-                kwargs.setdefault("query_index", prompt.shape[1] - 1)
+            if prompt_length is not None:
+                kwargs.setdefault("query_index", prompt_length - 1)
             if self.has_videos(kwargs):
                 self._check_generation(generation_config or self.generation_config, kwargs)
-            self._check_placeholders(input_ids, kwargs)
+        self._check_placeholders(input_ids, kwargs)
         reports: list[CompressionReport] = []
-        outputs = super().generate(inputs, generation_config, *args, **kwargs, settings=settings, reports=reports)
+        outer = _REPORTS.set(reports)
+        try:
+            outputs = super().generate(
+                inputs, generation_config, *args, **kwargs, settings=settings, prompt_length=prompt_length
+            )
+        finally:
+            _REPORTS.reset(outer)
         if isinstance(outputs, ModelOutput):
             outputs.report = reports[0] if reports else CompressionReport.without_videos(len(outputs.sequences))
         return outputs
@@ -107,12 +119,25 @@ class FlashVIDGenerationMixin:
         return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)
 
     def _check_placeholders(self, input_ids: torch.Tensor | None, model_kwargs: dict[str, Any]) -> None:
-        cache = model_kwargs.get(CACHE)
-        if input_ids is None or (cache is not None and cache.get_seq_length()):  # in later turns `forward` checks
+        if input_ids is None:  # `forward` finds the placeholders in the embeddings
             return
-        for kind, mask in zip(("image", "video"), self.model.placeholder_masks(input_ids, None), strict=True):
-            if model_kwargs.get(self.model.encoder_inputs[kind][0]) is not None:
+        cache = model_kwargs.get(CACHE)
+        seen = cache.get_seq_length() if cache is not None else 0
+        masks = self.model.placeholder_masks(input_ids, None)
+        missing = self.model.missing_media(model_kwargs, model_kwargs.get("mm_encoder_outputs") or {})
+        if seen:  # in later turns `forward` checks the numbers; the first new token may be one that the model wrote
+            masks = tuple(mask[:, seen + 1 :] for mask in masks)
+        self.model.check_missing_media(missing, masks)
+        for kind, mask in zip(("image", "video"), masks, strict=True):
+            if not seen and model_kwargs.get(self.model.encoder_inputs[kind][0]) is not None:
                 self.model.check_placeholders(kind, mask, model_kwargs)
+
+    def _update_model_kwargs_for_generation(self, outputs: ModelOutput, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        # Every decoding method calls this after every step, with the outputs of `forward`.
+        report, reports = getattr(outputs, "report", None), _REPORTS.get()
+        if report is not None and reports is not None:
+            reports.append(report)
+        return super()._update_model_kwargs_for_generation(outputs, *args, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
@@ -132,14 +157,17 @@ class FlashVIDGenerationMixin:
         # step.
         if not is_first_iteration and kwargs.get("use_cache", True):
             kwargs.pop("mm_encoder_outputs", None)
-        return super().prepare_inputs_for_generation(
+        inputs = super().prepare_inputs_for_generation(
             *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
+        cache = kwargs.get(CACHE)
+        if not is_first_iteration and cache is not None and not cache.get_seq_length():
+            inputs["prompt_length"] = 0  # an assistant, to which upstream shows no pixels: all its ids are mere tokens
+        return {**inputs, "full_length": False}
 
     def has_videos(self, model_kwargs: dict[str, Any]) -> bool:
         """Whether the arguments of a call contain videos, as pixels or encoded."""
-        encoded = model_kwargs.get("mm_encoder_outputs") or {}
-        return model_kwargs.get("pixel_values_videos") is not None or encoded.get("video") is not None
+        return "video" not in self.model.missing_media(model_kwargs, model_kwargs.get("mm_encoder_outputs") or {})
 
     def _expand_multimodal_outputs(
         self, input_ids: torch.Tensor, mm_encoder_output: dict[str, BaseModelOutputWithPooling], *args, **kwargs

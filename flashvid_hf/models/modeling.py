@@ -5,7 +5,7 @@ that are left from the pruning layer on. V videos; T frames of a video (for Qwen
 D width. A column is a place in the sequence of a sample.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from ..compression.compressed_video import CompressedVideo
 from ..compression.released_deviations import released_repeats
 from ..methods.compression_method import Signals
 from .cache import FlashVIDCache, check_cache, is_compressed
-from .columns import gather_columns
+from .columns import count_columns, gather_columns, rows_of_columns
 from .configuration import CALL_FIELDS
 from .layer_pruning import PRUNING, TokenPruning, UpperLayers, install_pruning, join_masks
 from .outputs import FlashVIDModelOutput, FlashVIDVideoOutput
@@ -72,6 +72,7 @@ class FlashVIDModelMixin:
         upstream_forward: Callable[..., BaseModelOutputWithPast],
         inputs: dict[str, Any],
         query_index: int | torch.Tensor | None,
+        full_length: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run upstream's `forward` on the kept video tokens.
@@ -81,43 +82,53 @@ class FlashVIDModelMixin:
             inputs: the named arguments of `forward`.
             query_index: column whose attention ranks the video tokens inside the language model, counted over the whole
                 sequence, earlier turns included; an integer, or one for each sample. Default: the last real column.
+            full_length: whether `last_hidden_state` has all S columns of a compressed prompt, or only the L that are
+                left. A dropped column repeats the row of the last column before it that is left. `None` stands for
+                `full_length` of the configuration, and if that is `None` too, for all columns.
             kwargs: FlashVID's fields that shall differ from the configuration in this call (`retention_ratio=0.2`), or
-                all of them as one configuration in `settings`; `reports`, a list to which the report of the call is
-                appended; and what upstream takes.
+                all of them as one configuration in `settings`; `prompt_length`, how many columns the whole sequence had
+                before `generate` began, because a placeholder behind them is a token that the model itself wrote; and
+                what upstream takes.
 
         Returns:
             `FlashVIDModelOutput`, or upstream's output. Both have a `report`, except in calls that continue a cache and
             have no video of their own.
 
         Raises:
-            ValueError: a setting is out of range, the inputs do not fit together, or a compressed prompt does not
-                support them.
+            ValueError: a setting is out of range, the inputs do not fit together, a prompt has placeholders of images
+                or videos that are not given, or a compressed prompt does not support the inputs.
         """
         encoded = dict(inputs["mm_encoder_outputs"] or {})
-        settings, reports = self.find_settings(encoded, kwargs), kwargs.pop("reports", None)
-        has_videos = inputs["pixel_values_videos"] is not None or encoded.get("video") is not None
+        settings, prompt_length = self.find_settings(encoded, kwargs), kwargs.pop("prompt_length", None)
+        missing = self.missing_media(inputs, encoded)
+        has_videos = "video" not in missing
         cache, use_cache = self.prepare_cache(inputs["cache"], inputs["use_cache"])
         inputs = {**inputs, "cache": cache, "use_cache": use_cache}
-        is_new = cache is None or not cache.get_seq_length()
+        seen = 0 if cache is None else cache.get_seq_length()
+        num_prompt = None if prompt_length is None else prompt_length - seen  # columns of this call
+        if not seen:
+            self.check_missing_media(missing, self.find_placeholders(inputs, num_prompt))
         if has_videos and settings.compresses:
             check_cache(cache)
         # Upstream would encode videos with the settings of the configuration instead of those of the call. Some
         # versions of it ignore `mm_encoder_outputs`.
         is_own = has_videos and (settings.compresses or self.config.compresses)
         is_own |= any(value is not None for value in encoded.values()) and not self.upstream_takes_encoded
+        # Upstream would count placeholders that the model itself wrote, and find too few features.
+        writes = num_prompt is not None and num_prompt < count_columns(inputs)
+        is_own |= writes and not seen and len(missing) < len(self.encoder_inputs)
         if is_compressed(cache) or is_own:
-            outputs = self._forward(inputs, encoded, settings, query_index, **kwargs)
+            full_length = self.config.full_length if full_length is None else full_length
+            kwargs["full_length"] = full_length is not False
+            outputs = self._forward(inputs, encoded, settings, query_index, num_prompt, **kwargs)
         else:
             given = {name: value for name, value in inputs.items() if value is not None}
             outputs = upstream_forward(**rename_cache(given), return_dict=True, **kwargs)
         report = getattr(outputs, "report", None)
-        if report is None and (has_videos or is_new):
-            report = outputs.report = self._report_uncompressed(inputs, encoded)
-        if report is not None:
-            if isinstance(cache, FlashVIDCache):
-                cache.reports = (*cache.reports, report)
-            if reports is not None:
-                reports.append(report)
+        if report is None and (has_videos or not seen):
+            report = outputs.report = self._report_uncompressed(inputs, encoded, num_prompt)
+        if report is not None and isinstance(cache, FlashVIDCache):
+            cache.reports = (*cache.reports, report)
         return outputs
 
     def find_settings(self, encoded: dict[str, Any], kwargs: dict[str, Any]) -> Any:
@@ -154,6 +165,7 @@ class FlashVIDModelMixin:
         encoded: dict[str, Any],
         settings: Any,
         query_index: int | torch.Tensor | None,
+        num_prompt: int | None,
         **kwargs: Any,
     ) -> FlashVIDModelOutput:
         """`forward` of calls that have videos or continue a compressed cache."""
@@ -165,7 +177,7 @@ class FlashVIDModelMixin:
                 )
         input_ids, inputs_embeds = inputs["input_ids"], inputs["inputs_embeds"]
         attention_mask = inputs["attention_mask"]
-        image_mask, video_mask = self.placeholder_masks(input_ids, inputs_embeds)
+        image_mask, video_mask = self.find_placeholders(inputs, num_prompt)
         comes_encoded = encoded.get("video") is not None  # pixels are checked before they are encoded
         # The inner states of the tower are not returned for compressed videos: each chunk of them is freed after use.
         recorded = () if settings.compresses else self.tower_arguments
@@ -176,7 +188,7 @@ class FlashVIDModelMixin:
             layouts = tuple(self.lay_out(video, settings) for video in videos)
             if comes_encoded:
                 check_placeholders("video", video_mask, sum(len(layout.counts) for layout in layouts))
-            dropped = self.dropped_columns(input_ids, settings)
+            dropped = self.dropped_columns(input_ids, video_mask, settings)
             prompt = Prompt.compressed(video_mask, videos, layouts, attention_mask, dropped)
         else:
             prompt = Prompt.uncompressed(image_mask.shape[1], attention_mask)
@@ -201,9 +213,11 @@ class FlashVIDModelMixin:
         of_tower = {name for names in cls.encoder_inputs.values() for name in names}
         return {*MODEL_INPUTS, *LANGUAGE_INPUTS, *of_tower, *cls.position_inputs, *cls.unread_inputs}
 
-    def _report_uncompressed(self, inputs: dict[str, Any], encoded: dict[str, Any]) -> CompressionReport:
+    def _report_uncompressed(
+        self, inputs: dict[str, Any], encoded: dict[str, Any], num_prompt: int | None
+    ) -> CompressionReport:
         """The report of a call that had no video, or compressed none."""
-        _, video_mask = self.placeholder_masks(inputs["input_ids"], inputs["inputs_embeds"])
+        _, video_mask = self.find_placeholders(inputs, num_prompt)
         tokens: tuple | torch.Tensor = ()
         if encoded.get("video") is not None:
             tokens = tuple(map(len, encoded["video"].pooler_output))
@@ -249,8 +263,16 @@ class FlashVIDModelMixin:
             count_occurrences(video.indices, video.selected.numel()), prunable, is_token=torch.ones_like(prunable)
         )
 
-    def dropped_columns(self, input_ids: torch.Tensor | None, settings: Any) -> torch.Tensor | None:
-        """Which columns other than those of video tokens do not enter, with shape (B, S); `None` if all enter."""
+    def dropped_columns(
+        self, input_ids: torch.Tensor | None, video_mask: torch.Tensor, settings: Any
+    ) -> torch.Tensor | None:
+        """Which columns other than those of video tokens do not enter, with shape (B, S); `None` if all enter.
+
+        Args:
+            input_ids: with shape (B, S), if they are given.
+            video_mask: which columns are placeholders of the videos, with shape (B, S).
+            settings: the configuration with the settings of the call.
+        """
         return None
 
     def language_model_inputs(
@@ -323,6 +345,60 @@ class FlashVIDModelMixin:
         image_mask, video_mask = self.get_placeholder_mask(None, inputs_embeds=inputs_embeds)
         return image_mask[..., 0], video_mask[..., 0]
 
+    def find_placeholders(self, inputs: dict[str, Any], num_prompt: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which columns of a call are placeholders of images and of videos, with shape (B, S) each.
+
+        Args:
+            inputs: the named arguments of `forward`.
+            num_prompt: how many columns of this call belong to the prompt of `generate`; `None` if all of them do. The
+                model itself wrote the others, in which the ids of placeholders are mere tokens.
+        """
+        length = count_columns(inputs)
+        if num_prompt is not None and num_prompt <= 0:
+            given = inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"]
+            none = torch.zeros(given.shape[:2], dtype=torch.bool, device=given.device)
+            return none, none
+        masks = self.placeholder_masks(inputs["input_ids"], inputs["inputs_embeds"])
+        if num_prompt is None or num_prompt >= length:
+            return masks
+        is_prompt = torch.arange(length, device=masks[0].device) < num_prompt
+        return masks[0] & is_prompt, masks[1] & is_prompt
+
+    def missing_media(self, inputs: Mapping[str, Any], encoded: Mapping[str, Any]) -> tuple[str, ...]:
+        """Which of "image" and "video" a call does not have, neither as pixels nor encoded.
+
+        Args:
+            inputs: the named arguments of the call.
+            encoded: outputs of the vision tower, under "image" and "video".
+        """
+        return tuple(
+            kind
+            for kind, (pixels, *_) in self.encoder_inputs.items()
+            if inputs.get(pixels) is None and encoded.get(kind) is None
+        )
+
+    def check_missing_media(self, missing: Sequence[str], masks: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Raise a `ValueError` if a prompt has placeholders of images or videos that the call does not have.
+
+        Waits for the device once. Code that is being compiled is not checked.
+
+        Args:
+            missing: see `missing_media`.
+            masks: which columns are placeholders of images and of videos, with shape (B, S) each.
+        """
+        if not missing or torch.compiler.is_compiling():
+            return
+        of_kind = dict(zip(("image", "video"), masks, strict=True))
+        counts = torch.stack([of_kind[kind].sum() for kind in missing]).tolist()
+        for kind, found in zip(missing, counts, strict=True):
+            if found:
+                pixels = self.encoder_inputs[kind][0]
+                raise ValueError(
+                    f"`input_ids` has {found} {kind} placeholders and the call has no {kind}: the model would read the "
+                    f"placeholders as text. Pass `{pixels}` and all other outputs of the processor, or leave the "
+                    f"{kind} out of the prompt."
+                )
+
     def embed_prompt(
         self,
         prompt: Prompt,
@@ -367,6 +443,7 @@ class FlashVIDModelMixin:
         use_cache: bool,
         query_index: int | torch.Tensor | None,
         stopwatch: Stopwatch,
+        full_length: bool,
         **kwargs: Any,
     ) -> FlashVIDModelOutput:
         """Run the language model on the columns that entered, prune inside it, and record both in the cache.
@@ -381,6 +458,7 @@ class FlashVIDModelMixin:
             use_cache: whether the language model writes to the cache.
             query_index: see `forward_flashvid`.
             stopwatch: measures the language model, as the stage "prefill".
+            full_length: whether `last_hidden_state` has all S columns of a compressed prompt.
             kwargs: what else the language model takes.
 
         Raises:
@@ -461,7 +539,11 @@ class FlashVIDModelMixin:
                 num_dropped=prompt.num_columns - inputs_embeds.shape[1],
                 pruning_layer=pruning_layer,
             )
-        return self.output_class(**outputs, token_index=token_index, report=report)
+        outputs = self.output_class(**outputs, token_index=token_index, report=report)
+        if full_length and token_index is not None:
+            rows = rows_of_columns(token_index, prompt.num_columns)
+            outputs.last_hidden_state = gather_columns(outputs.last_hidden_state, rows)
+        return outputs
 
 
 def check_placeholders(kind: str, mask: torch.Tensor, expected: int) -> None:

@@ -46,10 +46,10 @@ class FlashVIDModelOutput(CacheAlias, ModelOutput):
     """FlashVID's fields of the output of a base model. Each family adds the fields of upstream's output.
 
     Args:
-        last_hidden_state: with shape (B, L, D). `hidden_states` and `attentions` have M columns below the pruning
-            layer, and L columns from it on.
-        token_index: input column of every row of `last_hidden_state`, with shape (B, L), -1 for padding. `None` in
-            calls without videos, in which all columns are left.
+        last_hidden_state: with shape (B, S, D), or (B, L, D) with `full_length=False`. `hidden_states` and `attentions`
+            have M columns below the pruning layer, and L columns from it on.
+        token_index: input column of every row that is left, with shape (B, L), -1 for padding. `None` in calls without
+            videos, in which all columns are left.
         report: what was compressed; `None` in calls that continue a cache and have no video of their own.
     """
 
@@ -63,8 +63,11 @@ class FlashVIDCausalLMOutput(CacheAlias, ModelOutput):
 
     Args:
         loss: over the labels of the columns that are left.
-        logits: for the columns that are left, with shape (B, L, vocabulary).
-        token_index, report: see `FlashVIDModelOutput`.
+        logits: with shape (B, S, vocabulary) in calls that compute a loss, for which a dropped column repeats the
+            logits of the last column before it that is left; otherwise for the columns that are left alone, with shape
+            (B, L, vocabulary). See `full_length` of `language_modeling_output`.
+        token_index, report: see `FlashVIDModelOutput`. On the replicas of `nn.DataParallel` the output has neither of
+            them, and no cache.
     """
 
     token_index: torch.Tensor | None = None

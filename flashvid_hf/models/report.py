@@ -8,7 +8,7 @@ from ..compression.compressed_video import CompressedVideo
 from .stopwatch import Stopwatch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompressionReport:
     """Video tokens of a call at every stage, with one entry for each video, in the order of the prompts.
 
@@ -124,6 +124,12 @@ class CompressionReport:
         rows = self._rows_left.cpu()
         left = torch.zeros(sum(self.entered), dtype=torch.bool).index_fill_(0, rows[rows >= 0], True)
         return left.split(self.entered)
+
+    def __repr__(self) -> str:
+        stages = (self.tokens, self.entered, self.remained)
+        total, entered, remained = map(sum, stages)
+        counts = f"{len(self.tokens)} videos, {total} tokens, {entered} entered, {remained} remained"
+        return f"<{type(self).__name__}: {counts}>"
 
     def __str__(self) -> str:
         rows = zip(self.tokens, self.entered, self.remained, strict=True)

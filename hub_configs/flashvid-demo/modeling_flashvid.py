@@ -25,8 +25,9 @@ import functools
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from itertools import groupby
 from typing import Any, ClassVar, NamedTuple, TypeVar, get_args
@@ -99,7 +100,7 @@ def _between(start: Any, end: Any) -> float:
 """What was compressed in a call."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompressionReport:
     """Video tokens of a call at every stage, with one entry for each video, in the order of the prompts.
 
@@ -215,6 +216,12 @@ class CompressionReport:
         rows = self._rows_left.cpu()
         left = torch.zeros(sum(self.entered), dtype=torch.bool).index_fill_(0, rows[rows >= 0], True)
         return left.split(self.entered)
+
+    def __repr__(self) -> str:
+        stages = (self.tokens, self.entered, self.remained)
+        total, entered, remained = map(sum, stages)
+        counts = f"{len(self.tokens)} videos, {total} tokens, {entered} entered, {remained} remained"
+        return f"<{type(self).__name__}: {counts}>"
 
     def __str__(self) -> str:
         rows = zip(self.tokens, self.entered, self.remained, strict=True)
@@ -514,7 +521,13 @@ def check_cache(cache: Cache | None) -> None:
 
 # models/columns.py ----------------------------------------------------------------------------------------------------
 
-"""Drop columns of padded batches."""
+"""Drop columns of padded batches, and spread what is left over all columns again."""
+
+
+def count_columns(inputs: dict[str, Any]) -> int:
+    """How many columns the named arguments of `forward` have: S."""
+    given = inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"]
+    return given.shape[1]
 
 
 def find_columns(counts: torch.Tensor, padding_side: str = "left") -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -564,6 +577,24 @@ def gather_columns(tensor: torch.Tensor, columns: torch.Tensor, dim: int = 1) ->
     return tensor.gather(dim, columns.view(shape).expand(target))
 
 
+def rows_of_columns(token_index: torch.Tensor, num_columns: int) -> torch.Tensor:
+    """For every column of the input, the row that stands for it, with shape (B, num_columns).
+
+    That is the row of the column itself, or of the last column before it that is left. Columns before the first one
+    that is left get the first row.
+
+    Args:
+        token_index: input column of every row, with shape (B, L), -1 for padding.
+        num_columns: number of columns of the input.
+    """
+    is_row = token_index >= 0
+    counts = torch.zeros(len(token_index), num_columns, dtype=torch.long, device=token_index.device)
+    counts.scatter_add_(1, token_index.clamp(min=0), is_row.long())
+    num_padding = (~is_row).long().cumprod(1).sum(1, keepdim=True)  # rows of padding on the left
+    rows = num_padding + (counts.cumsum(1) - 1).clamp(min=0)
+    return rows.clamp(max=token_index.shape[1] - 1)  # a sample of nothing but padding
+
+
 # models/generation.py -------------------------------------------------------------------------------------------------
 
 """`generate` on a compressed prompt."""
@@ -571,7 +602,10 @@ def gather_columns(tensor: torch.Tensor, columns: torch.Tensor, dim: int = 1) ->
 # Values of `cache_implementation` that work with a compressed prompt.
 _CACHE_IMPLEMENTATIONS = (None, "dynamic", "offloaded")
 # Arguments that our `generate` passes on to `forward` beside the model's inputs.
-_CALL_ARGUMENTS = ("settings", "reports")
+_CALL_ARGUMENTS = ("settings", "prompt_length")
+# The reports of the steps of the `generate` that runs in this context. They are not collected in an argument of
+# `forward`, because accelerate's hooks copy arguments.
+_REPORTS: ContextVar[list[CompressionReport] | None] = ContextVar("flashvid_reports", default=None)
 
 
 class FlashVIDGenerationMixin:
@@ -606,20 +640,28 @@ class FlashVIDGenerationMixin:
             ValueError: a setting is out of range; placeholders and videos do not fit together; the call asks for
                 something that a compressed prompt does not support. That is a static, quantized or foreign cache, a
                 prefill in chunks, an assistant without FlashVID, and in the Qwen families a second video on the cache
-                of a first. The error is raised before anything is encoded.
+                of a first. A prompt may also have placeholders of images or videos that are not given. The error is
+                raised before anything is encoded.
         """
         kwargs = rename_cache(kwargs)
         settings = self.model.find_settings(kwargs.get("mm_encoder_outputs") or {}, kwargs)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
+        prompt = kwargs.get("inputs_embeds") if input_ids is None else input_ids
+        prompt_length = None if prompt is None else prompt.shape[1]
         if settings.compresses:
-            prompt = kwargs.get("inputs_embeds") if input_ids is None else input_ids
-            if prompt is not None:
-                kwargs.setdefault("query_index", prompt.shape[1] - 1)
+            if prompt_length is not None:
+                kwargs.setdefault("query_index", prompt_length - 1)
             if self.has_videos(kwargs):
                 self._check_generation(generation_config or self.generation_config, kwargs)
-            self._check_placeholders(input_ids, kwargs)
+        self._check_placeholders(input_ids, kwargs)
         reports: list[CompressionReport] = []
-        outputs = super().generate(inputs, generation_config, *args, **kwargs, settings=settings, reports=reports)
+        outer = _REPORTS.set(reports)
+        try:
+            outputs = super().generate(
+                inputs, generation_config, *args, **kwargs, settings=settings, prompt_length=prompt_length
+            )
+        finally:
+            _REPORTS.reset(outer)
         if isinstance(outputs, ModelOutput):
             outputs.report = reports[0] if reports else CompressionReport.without_videos(len(outputs.sequences))
         return outputs
@@ -664,12 +706,25 @@ class FlashVIDGenerationMixin:
         return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)
 
     def _check_placeholders(self, input_ids: torch.Tensor | None, model_kwargs: dict[str, Any]) -> None:
-        cache = model_kwargs.get(CACHE)
-        if input_ids is None or (cache is not None and cache.get_seq_length()):  # in later turns `forward` checks
+        if input_ids is None:  # `forward` finds the placeholders in the embeddings
             return
-        for kind, mask in zip(("image", "video"), self.model.placeholder_masks(input_ids, None), strict=True):
-            if model_kwargs.get(self.model.encoder_inputs[kind][0]) is not None:
+        cache = model_kwargs.get(CACHE)
+        seen = cache.get_seq_length() if cache is not None else 0
+        masks = self.model.placeholder_masks(input_ids, None)
+        missing = self.model.missing_media(model_kwargs, model_kwargs.get("mm_encoder_outputs") or {})
+        if seen:  # in later turns `forward` checks the numbers; the first new token may be one that the model wrote
+            masks = tuple(mask[:, seen + 1 :] for mask in masks)
+        self.model.check_missing_media(missing, masks)
+        for kind, mask in zip(("image", "video"), masks, strict=True):
+            if not seen and model_kwargs.get(self.model.encoder_inputs[kind][0]) is not None:
                 self.model.check_placeholders(kind, mask, model_kwargs)
+
+    def _update_model_kwargs_for_generation(self, outputs: ModelOutput, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        # Every decoding method calls this after every step, with the outputs of `forward`.
+        report, reports = getattr(outputs, "report", None), _REPORTS.get()
+        if report is not None and reports is not None:
+            reports.append(report)
+        return super()._update_model_kwargs_for_generation(outputs, *args, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
@@ -689,14 +744,17 @@ class FlashVIDGenerationMixin:
         # step.
         if not is_first_iteration and kwargs.get("use_cache", True):
             kwargs.pop("mm_encoder_outputs", None)
-        return super().prepare_inputs_for_generation(
+        inputs = super().prepare_inputs_for_generation(
             *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
+        cache = kwargs.get(CACHE)
+        if not is_first_iteration and cache is not None and not cache.get_seq_length():
+            inputs["prompt_length"] = 0  # an assistant, to which upstream shows no pixels: all its ids are mere tokens
+        return {**inputs, "full_length": False}
 
     def has_videos(self, model_kwargs: dict[str, Any]) -> bool:
         """Whether the arguments of a call contain videos, as pixels or encoded."""
-        encoded = model_kwargs.get("mm_encoder_outputs") or {}
-        return model_kwargs.get("pixel_values_videos") is not None or encoded.get("video") is not None
+        return "video" not in self.model.missing_media(model_kwargs, model_kwargs.get("mm_encoder_outputs") or {})
 
     def _expand_multimodal_outputs(
         self, input_ids: torch.Tensor, mm_encoder_output: dict[str, BaseModelOutputWithPooling], *args, **kwargs
@@ -772,10 +830,10 @@ class FlashVIDModelOutput(CacheAlias, ModelOutput):
     """FlashVID's fields of the output of a base model. Each family adds the fields of upstream's output.
 
     Args:
-        last_hidden_state: with shape (B, L, D). `hidden_states` and `attentions` have M columns below the pruning
-            layer, and L columns from it on.
-        token_index: input column of every row of `last_hidden_state`, with shape (B, L), -1 for padding. `None` in
-            calls without videos, in which all columns are left.
+        last_hidden_state: with shape (B, S, D), or (B, L, D) with `full_length=False`. `hidden_states` and `attentions`
+            have M columns below the pruning layer, and L columns from it on.
+        token_index: input column of every row that is left, with shape (B, L), -1 for padding. `None` in calls without
+            videos, in which all columns are left.
         report: what was compressed; `None` in calls that continue a cache and have no video of their own.
     """
 
@@ -789,8 +847,11 @@ class FlashVIDCausalLMOutput(CacheAlias, ModelOutput):
 
     Args:
         loss: over the labels of the columns that are left.
-        logits: for the columns that are left, with shape (B, L, vocabulary).
-        token_index, report: see `FlashVIDModelOutput`.
+        logits: with shape (B, S, vocabulary) in calls that compute a loss, for which a dropped column repeats the
+            logits of the last column before it that is left; otherwise for the columns that are left alone, with shape
+            (B, L, vocabulary). See `full_length` of `language_modeling_output`.
+        token_index, report: see `FlashVIDModelOutput`. On the replicas of `nn.DataParallel` the output has neither of
+            them, and no cache.
     """
 
     token_index: torch.Tensor | None = None
@@ -799,49 +860,73 @@ class FlashVIDCausalLMOutput(CacheAlias, ModelOutput):
 
 # models/language_modeling.py ------------------------------------------------------------------------------------------
 
-"""The language modeling head: logits and loss on the columns that are left."""
+"""The language modeling head: logits and loss of a compressed prompt."""
 
 
 class FlashVIDLanguageModelingMixin:
-    """Logits and loss on the columns that are left."""
+    """Logits and loss of a compressed prompt."""
 
     config: Any
     lm_head: Any
     loss_function: Any
+    training: bool
 
+    # Tells trainers that the loss divides by `num_items_in_batch`. Upstream's Qwen classes deny it, although their loss
+    # does so too. Here this argument also shows that a trainer computes the loss itself.
+    accepts_loss_kwargs = True
     # The class of the outputs: upstream's fields and those of `FlashVIDCausalLMOutput`.
     output_class: type[FlashVIDCausalLMOutput]
 
     def language_modeling_output(
         self,
         outputs: BaseModelOutputWithPast,
+        inputs: dict[str, Any],
         labels: torch.Tensor | None,
         logits_to_keep: int | torch.Tensor,
+        full_length: bool | None = None,
         **kwargs: Any,
     ) -> FlashVIDCausalLMOutput:
         """Compute the logits from the output of the base model, and with labels the loss.
 
+        The loss is computed from the rows that are left, before any row is repeated.
+
         Args:
-            outputs: output of the base model.
+            outputs: output of the base model, whose rows are the columns that are left.
+            inputs: the named arguments of `forward`.
             labels: with shape (B, S). Labels of dropped columns, of padding and of the first token of a sample do not
                 count.
-            logits_to_keep: how many of the last rows get logits, 0 for all; or the indices of these rows.
+            logits_to_keep: how many of the last columns get logits, 0 for all; or the indices of these columns. If the
+                logits are not of full length, they count rows that are left.
+            full_length: whether the logits have all S columns of a compressed prompt, or only the L that are left. A
+                dropped column repeats the logits of the last column before it that is left. `None` stands for
+                `full_length` of the configuration. If that is `None` too, the logits have full length in training mode,
+                in calls with `labels` or `num_items_in_batch` (a trainer that computes the loss itself), and on the
+                replicas of `nn.DataParallel`.
             kwargs: what the loss function takes.
 
         Raises:
-            ValueError: `labels` with `logits_to_keep`.
+            ValueError: `labels` of a compressed prompt with `logits_to_keep` or `shift_labels`.
         """
-        rows = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, rows])
-        token_index = getattr(outputs, "token_index", None)
+        states, token_index = outputs.last_hidden_state, getattr(outputs, "token_index", None)
+        is_replica = getattr(self, "_is_replica", False)  # set by `nn.DataParallel`
+        if full_length is None:
+            full_length = self.config.full_length
+        if full_length is None:
+            computes_loss = labels is not None or kwargs.get("num_items_in_batch") is not None
+            full_length = self.training or computes_loss or is_replica
+        keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
+        columns = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        if labels is not None and token_index is not None:
+            _check_loss_arguments(keeps_all, logits_to_keep, kwargs.get("shift_labels"))
+        repeated = None  # the row of each column, if the logits have full length
+        if token_index is not None and full_length:
+            repeated = rows_of_columns(token_index, count_columns(inputs))[:, columns]
+            if not keeps_all:  # the head runs on these columns alone
+                states, columns, repeated = gather_columns(states, repeated), slice(None), None
+        logits = self.lm_head(states[:, columns])
         loss = None
         if labels is not None:
             if token_index is not None:
-                if logits.shape[1] != token_index.shape[1]:
-                    raise ValueError(
-                        f"`logits_to_keep` is {logits_to_keep!r} and `labels` are given: the loss of a compressed "
-                        "prompt needs the logits of all rows. Leave `logits_to_keep` at 0."
-                    )
                 kept = token_index.to(labels.device)
                 is_padding = kept < 0
                 # The row before the first token of a sample may be padding. Padding must not predict that token.
@@ -849,10 +934,30 @@ class FlashVIDLanguageModelingMixin:
                 labels = labels.gather(1, kept.clamp(min=0)).masked_fill(uncounted, -100)
             vocab_size = self.config.get_text_config().vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        if repeated is not None:
+            logits = gather_columns(logits, repeated)
         own = {field.name for field in fields(self.output_class)}
         passed_on = {name: value for name, value in outputs.items() if name in own}
-        report = getattr(outputs, "report", None)  # upstream's outputs have no such field
-        return self.output_class(**{**passed_on, "loss": loss, "logits": logits, "report": report})
+        passed_on["report"] = getattr(outputs, "report", None)  # upstream's outputs have no such field
+        if is_replica:  # it can only gather tensors with the same number of columns on every replica
+            ignored = self.config.keys_to_ignore_at_inference
+            passed_on = {name: value for name, value in passed_on.items() if name not in ignored}
+        return self.output_class(**{**passed_on, "loss": loss, "logits": logits})
+
+
+def _check_loss_arguments(
+    keeps_all: bool, logits_to_keep: int | torch.Tensor, shift_labels: torch.Tensor | None
+) -> None:
+    if not keeps_all:
+        raise ValueError(
+            f"`logits_to_keep` is {logits_to_keep!r} and `labels` are given: the loss of a compressed prompt needs the "
+            "logits of all rows. Leave `logits_to_keep` at 0."
+        )
+    if shift_labels is not None:
+        raise ValueError(
+            f"`shift_labels` of shape {tuple(shift_labels.shape)} is given: the columns of a compressed prompt move, "
+            "so its labels are shifted after the compression. Pass `labels` alone, and split no sequence over devices."
+        )
 
 
 # models/tensor_parallel.py --------------------------------------------------------------------------------------------
@@ -1588,6 +1693,7 @@ class FlashVIDModelMixin:
         upstream_forward: Callable[..., BaseModelOutputWithPast],
         inputs: dict[str, Any],
         query_index: int | torch.Tensor | None,
+        full_length: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run upstream's `forward` on the kept video tokens.
@@ -1597,43 +1703,53 @@ class FlashVIDModelMixin:
             inputs: the named arguments of `forward`.
             query_index: column whose attention ranks the video tokens inside the language model, counted over the whole
                 sequence, earlier turns included; an integer, or one for each sample. Default: the last real column.
+            full_length: whether `last_hidden_state` has all S columns of a compressed prompt, or only the L that are
+                left. A dropped column repeats the row of the last column before it that is left. `None` stands for
+                `full_length` of the configuration, and if that is `None` too, for all columns.
             kwargs: FlashVID's fields that shall differ from the configuration in this call (`retention_ratio=0.2`), or
-                all of them as one configuration in `settings`; `reports`, a list to which the report of the call is
-                appended; and what upstream takes.
+                all of them as one configuration in `settings`; `prompt_length`, how many columns the whole sequence had
+                before `generate` began, because a placeholder behind them is a token that the model itself wrote; and
+                what upstream takes.
 
         Returns:
             `FlashVIDModelOutput`, or upstream's output. Both have a `report`, except in calls that continue a cache and
             have no video of their own.
 
         Raises:
-            ValueError: a setting is out of range, the inputs do not fit together, or a compressed prompt does not
-                support them.
+            ValueError: a setting is out of range, the inputs do not fit together, a prompt has placeholders of images
+                or videos that are not given, or a compressed prompt does not support the inputs.
         """
         encoded = dict(inputs["mm_encoder_outputs"] or {})
-        settings, reports = self.find_settings(encoded, kwargs), kwargs.pop("reports", None)
-        has_videos = inputs["pixel_values_videos"] is not None or encoded.get("video") is not None
+        settings, prompt_length = self.find_settings(encoded, kwargs), kwargs.pop("prompt_length", None)
+        missing = self.missing_media(inputs, encoded)
+        has_videos = "video" not in missing
         cache, use_cache = self.prepare_cache(inputs["cache"], inputs["use_cache"])
         inputs = {**inputs, "cache": cache, "use_cache": use_cache}
-        is_new = cache is None or not cache.get_seq_length()
+        seen = 0 if cache is None else cache.get_seq_length()
+        num_prompt = None if prompt_length is None else prompt_length - seen  # columns of this call
+        if not seen:
+            self.check_missing_media(missing, self.find_placeholders(inputs, num_prompt))
         if has_videos and settings.compresses:
             check_cache(cache)
         # Upstream would encode videos with the settings of the configuration instead of those of the call. Some
         # versions of it ignore `mm_encoder_outputs`.
         is_own = has_videos and (settings.compresses or self.config.compresses)
         is_own |= any(value is not None for value in encoded.values()) and not self.upstream_takes_encoded
+        # Upstream would count placeholders that the model itself wrote, and find too few features.
+        writes = num_prompt is not None and num_prompt < count_columns(inputs)
+        is_own |= writes and not seen and len(missing) < len(self.encoder_inputs)
         if is_compressed(cache) or is_own:
-            outputs = self._forward(inputs, encoded, settings, query_index, **kwargs)
+            full_length = self.config.full_length if full_length is None else full_length
+            kwargs["full_length"] = full_length is not False
+            outputs = self._forward(inputs, encoded, settings, query_index, num_prompt, **kwargs)
         else:
             given = {name: value for name, value in inputs.items() if value is not None}
             outputs = upstream_forward(**rename_cache(given), return_dict=True, **kwargs)
         report = getattr(outputs, "report", None)
-        if report is None and (has_videos or is_new):
-            report = outputs.report = self._report_uncompressed(inputs, encoded)
-        if report is not None:
-            if isinstance(cache, FlashVIDCache):
-                cache.reports = (*cache.reports, report)
-            if reports is not None:
-                reports.append(report)
+        if report is None and (has_videos or not seen):
+            report = outputs.report = self._report_uncompressed(inputs, encoded, num_prompt)
+        if report is not None and isinstance(cache, FlashVIDCache):
+            cache.reports = (*cache.reports, report)
         return outputs
 
     def find_settings(self, encoded: dict[str, Any], kwargs: dict[str, Any]) -> Any:
@@ -1670,6 +1786,7 @@ class FlashVIDModelMixin:
         encoded: dict[str, Any],
         settings: Any,
         query_index: int | torch.Tensor | None,
+        num_prompt: int | None,
         **kwargs: Any,
     ) -> FlashVIDModelOutput:
         """`forward` of calls that have videos or continue a compressed cache."""
@@ -1681,7 +1798,7 @@ class FlashVIDModelMixin:
                 )
         input_ids, inputs_embeds = inputs["input_ids"], inputs["inputs_embeds"]
         attention_mask = inputs["attention_mask"]
-        image_mask, video_mask = self.placeholder_masks(input_ids, inputs_embeds)
+        image_mask, video_mask = self.find_placeholders(inputs, num_prompt)
         comes_encoded = encoded.get("video") is not None  # pixels are checked before they are encoded
         # The inner states of the tower are not returned for compressed videos: each chunk of them is freed after use.
         recorded = () if settings.compresses else self.tower_arguments
@@ -1692,7 +1809,7 @@ class FlashVIDModelMixin:
             layouts = tuple(self.lay_out(video, settings) for video in videos)
             if comes_encoded:
                 check_placeholders("video", video_mask, sum(len(layout.counts) for layout in layouts))
-            dropped = self.dropped_columns(input_ids, settings)
+            dropped = self.dropped_columns(input_ids, video_mask, settings)
             prompt = Prompt.compressed(video_mask, videos, layouts, attention_mask, dropped)
         else:
             prompt = Prompt.uncompressed(image_mask.shape[1], attention_mask)
@@ -1717,9 +1834,11 @@ class FlashVIDModelMixin:
         of_tower = {name for names in cls.encoder_inputs.values() for name in names}
         return {*MODEL_INPUTS, *LANGUAGE_INPUTS, *of_tower, *cls.position_inputs, *cls.unread_inputs}
 
-    def _report_uncompressed(self, inputs: dict[str, Any], encoded: dict[str, Any]) -> CompressionReport:
+    def _report_uncompressed(
+        self, inputs: dict[str, Any], encoded: dict[str, Any], num_prompt: int | None
+    ) -> CompressionReport:
         """The report of a call that had no video, or compressed none."""
-        _, video_mask = self.placeholder_masks(inputs["input_ids"], inputs["inputs_embeds"])
+        _, video_mask = self.find_placeholders(inputs, num_prompt)
         tokens: tuple | torch.Tensor = ()
         if encoded.get("video") is not None:
             tokens = tuple(map(len, encoded["video"].pooler_output))
@@ -1765,8 +1884,16 @@ class FlashVIDModelMixin:
             count_occurrences(video.indices, video.selected.numel()), prunable, is_token=torch.ones_like(prunable)
         )
 
-    def dropped_columns(self, input_ids: torch.Tensor | None, settings: Any) -> torch.Tensor | None:
-        """Which columns other than those of video tokens do not enter, with shape (B, S); `None` if all enter."""
+    def dropped_columns(
+        self, input_ids: torch.Tensor | None, video_mask: torch.Tensor, settings: Any
+    ) -> torch.Tensor | None:
+        """Which columns other than those of video tokens do not enter, with shape (B, S); `None` if all enter.
+
+        Args:
+            input_ids: with shape (B, S), if they are given.
+            video_mask: which columns are placeholders of the videos, with shape (B, S).
+            settings: the configuration with the settings of the call.
+        """
         return None
 
     def language_model_inputs(
@@ -1839,6 +1966,60 @@ class FlashVIDModelMixin:
         image_mask, video_mask = self.get_placeholder_mask(None, inputs_embeds=inputs_embeds)
         return image_mask[..., 0], video_mask[..., 0]
 
+    def find_placeholders(self, inputs: dict[str, Any], num_prompt: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which columns of a call are placeholders of images and of videos, with shape (B, S) each.
+
+        Args:
+            inputs: the named arguments of `forward`.
+            num_prompt: how many columns of this call belong to the prompt of `generate`; `None` if all of them do. The
+                model itself wrote the others, in which the ids of placeholders are mere tokens.
+        """
+        length = count_columns(inputs)
+        if num_prompt is not None and num_prompt <= 0:
+            given = inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"]
+            none = torch.zeros(given.shape[:2], dtype=torch.bool, device=given.device)
+            return none, none
+        masks = self.placeholder_masks(inputs["input_ids"], inputs["inputs_embeds"])
+        if num_prompt is None or num_prompt >= length:
+            return masks
+        is_prompt = torch.arange(length, device=masks[0].device) < num_prompt
+        return masks[0] & is_prompt, masks[1] & is_prompt
+
+    def missing_media(self, inputs: Mapping[str, Any], encoded: Mapping[str, Any]) -> tuple[str, ...]:
+        """Which of "image" and "video" a call does not have, neither as pixels nor encoded.
+
+        Args:
+            inputs: the named arguments of the call.
+            encoded: outputs of the vision tower, under "image" and "video".
+        """
+        return tuple(
+            kind
+            for kind, (pixels, *_) in self.encoder_inputs.items()
+            if inputs.get(pixels) is None and encoded.get(kind) is None
+        )
+
+    def check_missing_media(self, missing: Sequence[str], masks: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Raise a `ValueError` if a prompt has placeholders of images or videos that the call does not have.
+
+        Waits for the device once. Code that is being compiled is not checked.
+
+        Args:
+            missing: see `missing_media`.
+            masks: which columns are placeholders of images and of videos, with shape (B, S) each.
+        """
+        if not missing or torch.compiler.is_compiling():
+            return
+        of_kind = dict(zip(("image", "video"), masks, strict=True))
+        counts = torch.stack([of_kind[kind].sum() for kind in missing]).tolist()
+        for kind, found in zip(missing, counts, strict=True):
+            if found:
+                pixels = self.encoder_inputs[kind][0]
+                raise ValueError(
+                    f"`input_ids` has {found} {kind} placeholders and the call has no {kind}: the model would read the "
+                    f"placeholders as text. Pass `{pixels}` and all other outputs of the processor, or leave the "
+                    f"{kind} out of the prompt."
+                )
+
     def embed_prompt(
         self,
         prompt: Prompt,
@@ -1883,6 +2064,7 @@ class FlashVIDModelMixin:
         use_cache: bool,
         query_index: int | torch.Tensor | None,
         stopwatch: Stopwatch,
+        full_length: bool,
         **kwargs: Any,
     ) -> FlashVIDModelOutput:
         """Run the language model on the columns that entered, prune inside it, and record both in the cache.
@@ -1897,6 +2079,7 @@ class FlashVIDModelMixin:
             use_cache: whether the language model writes to the cache.
             query_index: see `forward_flashvid`.
             stopwatch: measures the language model, as the stage "prefill".
+            full_length: whether `last_hidden_state` has all S columns of a compressed prompt.
             kwargs: what else the language model takes.
 
         Raises:
@@ -1977,7 +2160,11 @@ class FlashVIDModelMixin:
                 num_dropped=prompt.num_columns - inputs_embeds.shape[1],
                 pruning_layer=pruning_layer,
             )
-        return self.output_class(**outputs, token_index=token_index, report=report)
+        outputs = self.output_class(**outputs, token_index=token_index, report=report)
+        if full_length and token_index is not None:
+            rows = rows_of_columns(token_index, prompt.num_columns)
+            outputs.last_hidden_state = gather_columns(outputs.last_hidden_state, rows)
+        return outputs
 
 
 def check_placeholders(kind: str, mask: torch.Tensor, expected: int) -> None:

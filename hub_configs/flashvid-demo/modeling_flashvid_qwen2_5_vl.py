@@ -260,10 +260,14 @@ class FlashVIDQwen2_5_VLModel(FlashVIDPreTrainedMixin, FlashVIDQwenModelMixin, Q
     @can_return_tuple
     @takes_arguments_of(Qwen2_5_VLModel)
     def forward(
-        self, inputs: dict[str, Any], query_index: int | torch.Tensor | None = None, **kwargs: Any
+        self,
+        inputs: dict[str, Any],
+        query_index: int | torch.Tensor | None = None,
+        full_length: bool | None = None,
+        **kwargs: Any,
     ) -> tuple | FlashVIDModelOutput:
-        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
-        return self.forward_flashvid(super().forward, inputs, query_index, **kwargs)
+        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for the other arguments."""
+        return self.forward_flashvid(super().forward, inputs, query_index, full_length, **kwargs)
 
 
 class FlashVIDQwen2_5_VLForConditionalGeneration(
@@ -294,11 +298,15 @@ class FlashVIDQwen2_5_VLForConditionalGeneration(
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         query_index: int | torch.Tensor | None = None,
+        full_length: bool | None = None,
         **kwargs: Any,
     ) -> tuple | FlashVIDCausalLMOutput:
-        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
-        outputs = self.model(**inputs, query_index=query_index, **kwargs)
-        return self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
+        """Upstream's `forward`, on the kept video tokens.
+
+        See `forward_flashvid` for `query_index`, and `language_modeling_output` for `full_length`.
+        """
+        outputs = self.model(**inputs, query_index=query_index, full_length=False, **kwargs)
+        return self.language_modeling_output(outputs, inputs, labels, logits_to_keep, full_length, **kwargs)
 
 
 __all__ = [

@@ -270,14 +270,18 @@ class FlashVIDLlavaOnevisionModel(FlashVIDPreTrainedMixin, FlashVIDModelMixin, L
     @can_return_tuple
     @takes_arguments_of(LlavaOnevisionModel)
     def forward(
-        self, inputs: dict[str, Any], query_index: int | torch.Tensor | None = None, **kwargs: Any
+        self,
+        inputs: dict[str, Any],
+        query_index: int | torch.Tensor | None = None,
+        full_length: bool | None = None,
+        **kwargs: Any,
     ) -> tuple | FlashVIDModelOutput:
-        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`.
+        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for the other arguments.
 
         `pixel_values_videos` may be a list, see `get_video_features`. In a compressed prompt positions are consecutive,
         and `position_ids` is ignored.
         """
-        return self.forward_flashvid(self._upstream_forward, inputs, query_index, **kwargs)
+        return self.forward_flashvid(self._upstream_forward, inputs, query_index, full_length, **kwargs)
 
 
 def _check_videos(videos: torch.Tensor | Sequence[torch.Tensor]) -> None:
@@ -345,11 +349,15 @@ class FlashVIDLlavaOnevisionForConditionalGeneration(
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         query_index: int | torch.Tensor | None = None,
+        full_length: bool | None = None,
         **kwargs: Any,
     ) -> tuple | FlashVIDCausalLMOutput:
-        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
-        outputs = self.model(**inputs, query_index=query_index, **kwargs)
-        return self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
+        """Upstream's `forward`, on the kept video tokens.
+
+        See `forward_flashvid` for `query_index`, and `language_modeling_output` for `full_length`.
+        """
+        outputs = self.model(**inputs, query_index=query_index, full_length=False, **kwargs)
+        return self.language_modeling_output(outputs, inputs, labels, logits_to_keep, full_length, **kwargs)
 
 
 __all__ = ["FlashVIDLlavaOnevisionForConditionalGeneration", "FlashVIDLlavaOnevisionModel"]

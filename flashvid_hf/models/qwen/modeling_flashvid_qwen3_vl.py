@@ -37,12 +37,14 @@ class FlashVIDQwen3VLModelMixin(FlashVIDQwenModelMixin):
     def deepstack_levels(self, outputs: Any) -> list[torch.Tensor]:
         return [join_level(level) for level in outputs.deepstack_features]
 
-    def dropped_columns(self, input_ids: torch.Tensor | None, settings: Any) -> torch.Tensor | None:
+    def dropped_columns(
+        self, input_ids: torch.Tensor | None, video_mask: torch.Tensor, settings: Any
+    ) -> torch.Tensor | None:
         # The released code drops every vision_start and vision_end token. Here only those around videos are dropped.
         # Those around images stay, and so do those that the model itself wrote and reads again if it has no cache.
         if settings.behavior != "released" or input_ids is None:
             return None
-        is_video = nn.functional.pad(input_ids == self.config.video_token_id, (1, 1))
+        is_video = nn.functional.pad(video_mask, (1, 1))
         starts = (input_ids == self.config.vision_start_token_id) & is_video[:, 2:]
         ends = (input_ids == self.config.vision_end_token_id) & is_video[:, :-2]
         return starts | ends
@@ -69,10 +71,14 @@ class FlashVIDQwen3VLModelMixin(FlashVIDQwenModelMixin):
     @can_return_tuple
     @takes_arguments_of(Qwen3VLModel)
     def forward(
-        self, inputs: dict[str, Any], query_index: int | torch.Tensor | None = None, **kwargs: Any
+        self,
+        inputs: dict[str, Any],
+        query_index: int | torch.Tensor | None = None,
+        full_length: bool | None = None,
+        **kwargs: Any,
     ) -> tuple | FlashVIDModelOutput:
-        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
-        return self.forward_flashvid(super().forward, inputs, query_index, **kwargs)
+        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for the other arguments."""
+        return self.forward_flashvid(super().forward, inputs, query_index, full_length, **kwargs)
 
 
 class FlashVIDQwen3VLModel(FlashVIDPreTrainedMixin, FlashVIDQwen3VLModelMixin, Qwen3VLModel):
@@ -110,11 +116,15 @@ class FlashVIDQwen3VLForConditionalGeneration(
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         query_index: int | torch.Tensor | None = None,
+        full_length: bool | None = None,
         **kwargs: Any,
     ) -> tuple | FlashVIDCausalLMOutput:
-        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
-        outputs = self.model(**inputs, query_index=query_index, **kwargs)
-        return self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
+        """Upstream's `forward`, on the kept video tokens.
+
+        See `forward_flashvid` for `query_index`, and `language_modeling_output` for `full_length`.
+        """
+        outputs = self.model(**inputs, query_index=query_index, full_length=False, **kwargs)
+        return self.language_modeling_output(outputs, inputs, labels, logits_to_keep, full_length, **kwargs)
 
 
 __all__ = ["FlashVIDQwen3VLForConditionalGeneration", "FlashVIDQwen3VLModel", "FlashVIDQwen3VLModelMixin"]

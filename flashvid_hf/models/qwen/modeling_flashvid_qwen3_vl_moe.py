@@ -15,6 +15,7 @@ from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import (
 from transformers.utils import can_return_tuple
 
 from ...hub.loading import FlashVIDPreTrainedMixin
+from ..columns import gather_columns, rows_of_columns
 from ..language_modeling import FlashVIDLanguageModelingMixin
 from ..outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput
 from ..prompt import Prompt
@@ -38,9 +39,10 @@ class FlashVIDQwen3VLMoeModelOutput(FlashVIDModelOutput, output_class(Qwen3VLMoe
 
     Args:
         router_logits: for every layer with experts, with shape (B * M, experts) below the pruning layer and
-            (B * L, experts) from it on.
+            (B * L, experts) from it on. If `last_hidden_state` has all columns, with shape (B * S, experts): a dropped
+            column repeats the row of the last column before it that the layer saw.
         router_masks: for each of `router_logits`, which rows are tokens rather than padding, with shape (B * M,) or
-            (B * L,).
+            (B * L,). `None` if `last_hidden_state` has all columns.
     """
 
     # Upstream's class of outputs, as the annotation of `forward` names it, lacks this field.
@@ -80,9 +82,9 @@ class FlashVIDQwen3VLMoeModel(
     output_class = FlashVIDQwen3VLMoeModelOutput
 
     def run_language_model(
-        self, inputs_embeds: torch.Tensor, prompt: Prompt, settings: Any, **kwargs: Any
+        self, inputs_embeds: torch.Tensor, prompt: Prompt, settings: Any, *, full_length: bool, **kwargs: Any
     ) -> FlashVIDModelOutput:
-        outputs = super().run_language_model(inputs_embeds, prompt, settings, **kwargs)
+        outputs = super().run_language_model(inputs_embeds, prompt, settings, full_length=full_length, **kwargs)
         if outputs.router_logits is None:
             return outputs
         lower = prompt.mask
@@ -91,11 +93,20 @@ class FlashVIDQwen3VLMoeModel(
         upper = lower if outputs.token_index is None else outputs.token_index >= 0
         pruning = settings.pruning
         first_upper = len(self.language_model.layers) if pruning is None else pruning.layer
-        masks = tuple(
-            (lower if layer.self_attn.layer_idx < first_upper else upper).flatten()
+        is_lower = [
+            layer.self_attn.layer_idx < first_upper
             for layer in self.language_model.layers
             if isinstance(layer.mlp, Qwen3VLMoeTextSparseMoeBlock)
-        )
+        ]
+        if full_length and outputs.token_index is not None:  # trainers compute the loss of the router themselves
+            entered = prompt.columns.masked_fill(~lower.to(prompt.columns.device), -1)
+            rows = [rows_of_columns(index, prompt.num_columns) for index in (entered, outputs.token_index)]
+            outputs.router_logits = tuple(
+                gather_columns(logits.unflatten(0, (len(lower), -1)), rows[0 if below else 1]).flatten(0, 1)
+                for logits, below in zip(outputs.router_logits, is_lower, strict=True)
+            )
+            return outputs
+        masks = tuple((lower if below else upper).flatten() for below in is_lower)
         return self.output_class(**outputs, router_masks=masks)
 
 
@@ -128,13 +139,23 @@ class FlashVIDQwen3VLMoeForConditionalGeneration(
         output_router_logits: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         query_index: int | torch.Tensor | None = None,
+        full_length: bool | None = None,
         **kwargs: Any,
     ) -> tuple | FlashVIDQwen3VLMoeCausalLMOutput:
-        """Upstream's `forward`, on the kept video tokens; see `forward_flashvid` for `query_index`."""
+        """Upstream's `forward`, on the kept video tokens.
+
+        See `forward_flashvid` for `query_index`, and `language_modeling_output` for `full_length`.
+        """
         if output_router_logits is None:
             output_router_logits = default_router_logits(self.config.text_config)
-        outputs = self.model(**inputs, query_index=query_index, output_router_logits=output_router_logits, **kwargs)
-        output = self.language_modeling_output(outputs, labels, logits_to_keep, **kwargs)
+        outputs = self.model(
+            **inputs,
+            query_index=query_index,
+            full_length=False,
+            output_router_logits=output_router_logits,
+            **kwargs,
+        )
+        output = self.language_modeling_output(outputs, inputs, labels, logits_to_keep, full_length, **kwargs)
         if output_router_logits:
             loss, aux_loss = output.loss, self.load_balancing_loss(outputs, inputs["attention_mask"])
             if loss is not None:
