@@ -9,6 +9,7 @@ from .whole_files import container_of, quicktime_boxes
 
 # decord decodes every frame from the start, which takes too long for later frames. 3000 are 2 minutes at 25 fps.
 MAX_FRAMES_IN_ONE_PASS = 3000
+_TIME_ERROR = 0.001  # seconds; decord states times with 24 bits of precision, which is about this after some hours
 
 
 def read_decord(path: str, choose: Choose) -> Decoded:
@@ -36,11 +37,10 @@ def read_decord(path: str, choose: Choose) -> Decoded:
     if len(reader) and reader.get_frame_timestamp(0)[0] < 0:  # decord counts frames that the edit list drops
         raise ValueError("its edit list drops frames, which decord miscounts")
     fps = float(reader.get_avg_fps()) or None
-    spans = [tuple(map(float, reader.get_frame_timestamp(i))) for i in range(len(reader))]  # start and end in seconds
-    starts = [start for start, _ in spans]
+    starts = [float(reader.get_frame_timestamp(i)[0]) for i in range(len(reader))]  # seconds
     if starts != sorted(starts) or not starts:
         raise ValueError("decord does not know when its frames are shown")
-    timeline = make_timeline(starts, [fps], [spans[-1][1] - spans[-1][0]])
+    timeline = make_timeline(starts, [fps], tick=_TIME_ERROR)
     indices = choose(timeline.total, timeline.fps)
     numbers = [timeline.frame_at(index) for index in indices]
     if numbers[-1] >= MAX_FRAMES_IN_ONE_PASS:

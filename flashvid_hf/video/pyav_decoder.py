@@ -139,21 +139,21 @@ def _make_timeline(
 ) -> Timeline:
     """The timeline of frames that are shown at these ascending times in the stream's unit."""
     unit = float(stream.time_base)
-    last: list[float] = []
-    if kind == "quicktime":  # a packet's duration lasts up to the next packet, which need not hold the next frame
-        durations = [packet.duration for packet in packets if not packet.hidden]
-        last = [sum(durations) + shown[0] - shown[-1] if all(durations) else 0]
-    elif stream.duration:
-        last = [(stream.start_time or 0) + stream.duration - shown[-1]]
-    last += [packet.duration for packet in packets if packet.pts == shown[-1]]
-    seconds = [length * unit for length in last]
-    if len(container.streams) == 1 and container.duration:  # from the start of the file, or from its first frame
-        end = container.duration / 1e6
-        seconds.append(
-            min((end - place * unit for place in (shown[-1], shown[-1] - shown[0])), key=lambda s: (s <= 0, s))
-        )
+    last: list[float] = []  # seconds for which the last frame is shown, by different parts of the file
+    if kind == "quicktime":
+        # Its headers count what the edit list leaves out. A packet lasts up to the next one in the file, which holds
+        # the next frame only if the packets are in the order in which their frames are shown.
+        times = [packet.pts for packet in packets if packet.pts is not None]
+        lengths = [packet.duration for packet in packets if packet.pts == shown[-1]] if times == sorted(times) else []
+    else:
+        end = (stream.start_time or 0) + stream.duration if stream.duration else shown[-1]
+        lengths = [end - shown[-1], *(packet.duration for packet in packets if packet.pts == shown[-1])]
+        if len(container.streams) == 1 and container.duration:  # from time 0, or from the first frame
+            ends = [container.duration / 1e6, container.duration / 1e6 + shown[0] * unit]
+            last = sorted(end - shown[-1] * unit for end in ends)
+    last = [length * unit for length in lengths] + last
     rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
-    return make_timeline([time * unit for time in shown], rates, seconds, unit)
+    return make_timeline([time * unit for time in shown], rates, last, unit)
 
 
 def _frame_times(clock: Sequence[tuple[int | None, int | None]], packets: Sequence[_Packet]) -> list[int] | None:

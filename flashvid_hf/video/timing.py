@@ -26,6 +26,7 @@ _LARGEST_ERROR = 0.05
 # recordings of a constant rate, and headers that state the unit of time (1000 in Matroska, 90000 in MPEG) as the rate.
 _GRID_RATES = (24.0, 240.0)
 _SHORT_INTERVALS = 0.1  # the share of the intervals that may be shorter than the step of the grid
+_ROUNDING = 1e-6  # seconds that the arithmetic may be off after many hours
 _ONLY_FRAME = 0.04  # seconds that a video of one frame lasts if nothing says so: 25 frames a second
 
 
@@ -61,34 +62,35 @@ def make_timeline(
         times: seconds at which the frames appear, ascending; at least one.
         rates: frames a second by the file's headers, the most trustworthy first; None or 0 where one is missing.
         last: seconds for which the last frame is shown, by the file, the most trustworthy first. The first that is
-            not shorter than half of the usual shortest interval counts, otherwise the usual interval does.
+            not far too short counts, otherwise the usual interval between two frames does.
         tick: the file's unit of time in seconds, to which it rounds times.
     """
+    lowest, highest = _GRID_RATES
     starts = [time - times[0] for time in times]
     rates = [float(rate) for rate in rates if rate and rate > 0]
     intervals = sorted(after - before for before, after in zip(starts, starts[1:], strict=False) if after > before)
     if not intervals:  # one frame
         length = next((float(length) for length in last if length > 0), 0.0)
-        if rates and rates[0] <= _GRID_RATES[1]:
+        if rates and rates[0] <= highest:
             return Timeline(len(starts), rates[0])
         return Timeline(1, 1 / max(length, _ONLY_FRAME)) if len(starts) == 1 and rates else Timeline(len(starts), None)
     shortest = intervals[int(_SHORT_INTERVALS * len(intervals))]
     usual = intervals[len(intervals) // 2]
-    length = next((float(length) for length in last if length >= shortest / 2), usual)
+    # Shorter than that is what a wrong rate in the header makes of the last frame.
+    length = next((float(length) for length in last if length >= min(shortest / 2, 0.5 / lowest)), usual)
 
     mean = (len(starts) - 1) / starts[-1]
     for rate in rates:
         if _is_constant(starts, rate):
             return Timeline(len(starts), rate)
-    # The header may be wrong about a constant rate. Where the last frame stays longer, the mean is not the whole truth.
-    if length < 1.5 / mean + tick and _is_constant(starts, mean):
+    # The header may be wrong about a constant rate. It is one only if the last frame is shown as long as the others.
+    if abs(length - 1 / mean) <= max(0.55 / mean, _LARGEST_ERROR) + tick and _is_constant(starts, mean):
         return Timeline(len(starts), mean)
 
-    lowest, highest = _GRID_RATES
     fine = [rate for rate in rates[:1] if rate <= highest and 1 / rate <= shortest + tick]
-    fps = fine[0] if fine else round(min(1 / shortest, highest), 3)
+    fps = fine[0] if fine else round(min(1 / shortest, highest), 2)
     fps *= math.ceil(lowest / fps - 1e-9) if fps < lowest else 1
-    tolerance = min(tick, 0.5 / fps)
+    tolerance = min(max(tick, _ROUNDING), 0.5 / fps)
     total = max(round((starts[-1] + length) * fps), math.ceil((starts[-1] - tolerance) * fps) + 1)
     return Timeline(total, fps, starts, tolerance)
 
