@@ -141,10 +141,11 @@ def _make_timeline(
     unit = float(stream.time_base)
     last: list[float] = []  # seconds for which the last frame is shown, by different parts of the file
     if kind == "quicktime":
-        # Its headers count what the edit list leaves out. A packet lasts up to the next one in the file, which holds
-        # the next frame only if the packets are in the order in which their frames are shown.
-        times = [packet.pts for packet in packets if packet.pts is not None]
-        lengths = [packet.duration for packet in packets if packet.pts == shown[-1]] if times == sorted(times) else []
+        # Its headers count what the edit list leaves out. A packet lasts up to the next one in the file. That holds the
+        # next frame only if the packets are in the order in which their frames are shown, and none is left out.
+        times = [packet.pts for packet in packets if not packet.hidden and packet.pts is not None]
+        is_plain = times == sorted(times) and len(times) >= stream.frames
+        lengths = [packet.duration for packet in packets if packet.pts == shown[-1] and is_plain]
     else:
         end = (stream.start_time or 0) + stream.duration if stream.duration else shown[-1]
         lengths = [end - shown[-1], *(packet.duration for packet in packets if packet.pts == shown[-1])]

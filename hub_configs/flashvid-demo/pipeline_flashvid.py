@@ -81,6 +81,7 @@ _LARGEST_ERROR = 0.05
 # recordings of a constant rate, and headers that state the unit of time (1000 in Matroska, 90000 in MPEG) as the rate.
 _GRID_RATES = (24.0, 240.0)
 _SHORT_INTERVALS = 0.1  # the share of the intervals that may be shorter than the step of the grid
+_ROUNDING = 1e-6  # seconds that the arithmetic may be off after many hours
 _ONLY_FRAME = 0.04  # seconds that a video of one frame lasts if nothing says so: 25 frames a second
 
 
@@ -116,34 +117,35 @@ def make_timeline(
         times: seconds at which the frames appear, ascending; at least one.
         rates: frames a second by the file's headers, the most trustworthy first; None or 0 where one is missing.
         last: seconds for which the last frame is shown, by the file, the most trustworthy first. The first that is
-            not shorter than half of the usual shortest interval counts, otherwise the usual interval does.
+            not far too short counts, otherwise the usual interval between two frames does.
         tick: the file's unit of time in seconds, to which it rounds times.
     """
+    lowest, highest = _GRID_RATES
     starts = [time - times[0] for time in times]
     rates = [float(rate) for rate in rates if rate and rate > 0]
     intervals = sorted(after - before for before, after in zip(starts, starts[1:], strict=False) if after > before)
     if not intervals:  # one frame
         length = next((float(length) for length in last if length > 0), 0.0)
-        if rates and rates[0] <= _GRID_RATES[1]:
+        if rates and rates[0] <= highest:
             return Timeline(len(starts), rates[0])
         return Timeline(1, 1 / max(length, _ONLY_FRAME)) if len(starts) == 1 and rates else Timeline(len(starts), None)
     shortest = intervals[int(_SHORT_INTERVALS * len(intervals))]
     usual = intervals[len(intervals) // 2]
-    length = next((float(length) for length in last if length >= shortest / 2), usual)
+    # Shorter than that is what a wrong rate in the header makes of the last frame.
+    length = next((float(length) for length in last if length >= min(shortest / 2, 0.5 / lowest)), usual)
 
     mean = (len(starts) - 1) / starts[-1]
     for rate in rates:
         if _is_constant(starts, rate):
             return Timeline(len(starts), rate)
-    # The header may be wrong about a constant rate. Where the last frame stays longer, the mean is not the whole truth.
-    if length < 1.5 / mean + tick and _is_constant(starts, mean):
+    # The header may be wrong about a constant rate. It is one only if the last frame is shown as long as the others.
+    if abs(length - 1 / mean) <= max(0.55 / mean, _LARGEST_ERROR) + tick and _is_constant(starts, mean):
         return Timeline(len(starts), mean)
 
-    lowest, highest = _GRID_RATES
     fine = [rate for rate in rates[:1] if rate <= highest and 1 / rate <= shortest + tick]
-    fps = fine[0] if fine else round(min(1 / shortest, highest), 3)
+    fps = fine[0] if fine else round(min(1 / shortest, highest), 2)
     fps *= math.ceil(lowest / fps - 1e-9) if fps < lowest else 1
-    tolerance = min(tick, 0.5 / fps)
+    tolerance = min(max(tick, _ROUNDING), 0.5 / fps)
     total = max(round((starts[-1] + length) * fps), math.ceil((starts[-1] - tolerance) * fps) + 1)
     return Timeline(total, fps, starts, tolerance)
 
@@ -395,6 +397,7 @@ def convert_to_tensors(inputs: BatchFeature, tensor_type: Any) -> BatchFeature:
 
 # decord decodes every frame from the start, which takes too long for later frames. 3000 are 2 minutes at 25 fps.
 MAX_FRAMES_IN_ONE_PASS = 3000
+_TIME_ERROR = 0.001  # seconds; decord states times with 24 bits of precision, which is about this after some hours
 
 
 def read_decord(path: str, choose: Choose) -> Decoded:
@@ -422,11 +425,10 @@ def read_decord(path: str, choose: Choose) -> Decoded:
     if len(reader) and reader.get_frame_timestamp(0)[0] < 0:  # decord counts frames that the edit list drops
         raise ValueError("its edit list drops frames, which decord miscounts")
     fps = float(reader.get_avg_fps()) or None
-    spans = [tuple(map(float, reader.get_frame_timestamp(i))) for i in range(len(reader))]  # start and end in seconds
-    starts = [start for start, _ in spans]
+    starts = [float(reader.get_frame_timestamp(i)[0]) for i in range(len(reader))]  # seconds
     if starts != sorted(starts) or not starts:
         raise ValueError("decord does not know when its frames are shown")
-    timeline = make_timeline(starts, [fps], [spans[-1][1] - spans[-1][0]])
+    timeline = make_timeline(starts, [fps], tick=_TIME_ERROR)
     indices = choose(timeline.total, timeline.fps)
     numbers = [timeline.frame_at(index) for index in indices]
     if numbers[-1] >= MAX_FRAMES_IN_ONE_PASS:
@@ -588,21 +590,22 @@ def _make_timeline(
 ) -> Timeline:
     """The timeline of frames that are shown at these ascending times in the stream's unit."""
     unit = float(stream.time_base)
-    last: list[float] = []
-    if kind == "quicktime":  # a packet's duration lasts up to the next packet, which need not hold the next frame
-        durations = [packet.duration for packet in packets if not packet.hidden]
-        last = [sum(durations) + shown[0] - shown[-1] if all(durations) else 0]
-    elif stream.duration:
-        last = [(stream.start_time or 0) + stream.duration - shown[-1]]
-    last += [packet.duration for packet in packets if packet.pts == shown[-1]]
-    seconds = [length * unit for length in last]
-    if len(container.streams) == 1 and container.duration:  # from the start of the file, or from its first frame
-        end = container.duration / 1e6
-        seconds.append(
-            min((end - place * unit for place in (shown[-1], shown[-1] - shown[0])), key=lambda s: (s <= 0, s))
-        )
+    last: list[float] = []  # seconds for which the last frame is shown, by different parts of the file
+    if kind == "quicktime":
+        # Its headers count what the edit list leaves out. A packet lasts up to the next one in the file. That holds the
+        # next frame only if the packets are in the order in which their frames are shown, and none is left out.
+        times = [packet.pts for packet in packets if not packet.hidden and packet.pts is not None]
+        is_plain = times == sorted(times) and len(times) >= stream.frames
+        lengths = [packet.duration for packet in packets if packet.pts == shown[-1] and is_plain]
+    else:
+        end = (stream.start_time or 0) + stream.duration if stream.duration else shown[-1]
+        lengths = [end - shown[-1], *(packet.duration for packet in packets if packet.pts == shown[-1])]
+        if len(container.streams) == 1 and container.duration:  # from time 0, or from the first frame
+            ends = [container.duration / 1e6, container.duration / 1e6 + shown[0] * unit]
+            last = sorted(end - shown[-1] * unit for end in ends)
+    last = [length * unit for length in lengths] + last
     rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
-    return make_timeline([time * unit for time in shown], rates, seconds, unit)
+    return make_timeline([time * unit for time in shown], rates, last, unit)
 
 
 def _frame_times(clock: Sequence[tuple[int | None, int | None]], packets: Sequence[_Packet]) -> list[int] | None:
@@ -1154,7 +1157,7 @@ class VideoTextToTextPipeline(Pipeline):
         ]
         clips = [clip for request in requests for clip in request.clips]
         images = [image for request in requests for image in request.images]
-        media = media_arguments(clips, images, self.device)
+        media = media_arguments(clips, images, self.device, self.processor)
         inputs = self.processor(text=prompts, padding=True, padding_side="left", **media)
         return convert_to_tensors(inputs, "pt")
 
@@ -1171,19 +1174,20 @@ class VideoTextToTextPipeline(Pipeline):
         return [counts[i // each] for i in range(num_sequences)]
 
 
-def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.device) -> dict[str, Any]:
+def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.device, processor: Any) -> dict[str, Any]:
     """The processor's arguments besides the text: videos, images, and the device that resizes them.
 
     Args:
         device: of the model. It resizes only if it is a CUDA device: others may not support resizing with antialiasing.
+        processor: that gets the arguments. Qwen's encode `temporal_patch_size` frames together; a shorter clip repeats
+            its last frame at the same time. Qwen2.5-VL's processor does so itself, Qwen3-VL's refuses one frame.
     """
     media: dict[str, Any] = {}
     if clips:
-        media["videos"] = [clip.frames for clip in clips]
-        media["video_metadata"] = [
-            clip.metadata or VideoMetadata(len(clip.frames), frames_indices=list(range(len(clip.frames))))
-            for clip in clips
-        ]
+        least = getattr(getattr(processor, "video_processor", None), "temporal_patch_size", None) or 1
+        filled = [_fill_grid(clip, least) for clip in clips]
+        media["videos"] = [clip.frames for clip in filled]
+        media["video_metadata"] = [clip.metadata for clip in filled]
         media["do_sample_frames"] = False  # already sampled; without metadata upstream would assume 24 fps
     if images:
         media["images"] = images
@@ -1191,6 +1195,17 @@ def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.dev
         fits = sum(clip.frames.nbytes for clip in clips) <= _MOST_BYTES_ON_GPU
         media["device"] = device if device.type == "cuda" and fits else "cpu"
     return media
+
+
+def _fill_grid(clip: VideoClip, least: int) -> VideoClip:
+    """A clip with its own metadata, which upstream's processors change, and with at least so many frames."""
+    number = len(clip.frames)
+    metadata = VideoMetadata(**(clip.metadata or VideoMetadata(number)))
+    repeats = max(least - number, 0)
+    indices = list(range(number) if metadata.frames_indices is None else metadata.frames_indices)
+    metadata.frames_indices = indices + indices[-1:] * repeats
+    frames = clip.frames
+    return VideoClip(frames[[*range(number), *[-1] * repeats]] if repeats else frames, metadata)
 
 
 def _is_list_of_videos(videos: Any) -> bool:
