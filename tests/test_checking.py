@@ -188,7 +188,7 @@ def test_allowed_code(tmp_path, code):
         ("import flashvid_hf\n", IMPORTS, "imports `flashvid_hf`, which is not installed there"),
         ("from os import *\n", IMPORTS, "hides what is used"),
         ("import importlib\nimportlib.import_module('numpy')\n", IMPORTS, "module.py:2: `importlib.import_module` of"),
-        ("import importlib\nimportlib.import_module('cv2')\n", IMPORTS, "but the name of a decoder (av, decord)"),
+        ("import importlib\nimportlib.import_module('cv2')\n", IMPORTS, "but the name of a decoder (av, decord, PIL)"),
         ("import importlib\nimportlib.import_module(name)\n", IMPORTS, "of anything but the name of a decoder"),
         ("import importlib as i\nT = {'a': 'os'}\ni.import_module(T['a'])\n", IMPORTS, "module.py:3: `importlib.imp"),
         (

@@ -1,11 +1,13 @@
 """The pipeline on a demo model of every family: files, frames, chats and batches, against calls of `generate`."""
 
 import pytest
+import torch
 from checkpoints import CLIP, build_pipeline, count_clip_tokens, untimed
 from PIL import Image
 
 from flashvid_hf import VideoTextToTextPipeline, read_video
 from flashvid_hf.families import FAMILIES_BY_NAME
+from flashvid_hf.video.pipeline_flashvid import media_arguments
 
 QUESTION, OTHER_QUESTION = "What moves?", "Where to, and how fast does it go?"
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
@@ -68,6 +70,29 @@ def test_file(pipe, num_frames):
     assert pipe(CLIP, text=QUESTION, num_frames=num_frames, **GREEDY) == answer
     message = {"role": "user", "content": [{"type": "video", "path": str(CLIP)}, {"type": "text", "text": QUESTION}]}
     assert pipe([message], num_frames=num_frames, **GREEDY) == answer
+
+
+def test_one_frame(pipe):
+    """Qwen3-VL's processor refuses one frame, so the pipeline gives it twice, at the same time."""
+    clip = read_video(CLIP, num_frames=1)
+    seen = clip
+    if pipe.model.config.model_type.startswith("flashvid_qwen3"):
+        metadata = {**clip.metadata, "frames_indices": [0, 0]}
+        seen = read_video(clip.frames.repeat(2, axis=0), video_metadata=metadata)
+    answer = expected(pipe, QUESTION, seen)
+    assert answer[0]["video_tokens"] == count_clip_tokens(pipe.model.config, 1)
+    assert pipe(CLIP, text=QUESTION, num_frames=1, **GREEDY) == answer
+    assert pipe(CLIP, text=QUESTION, fps=0.01, **GREEDY) == answer
+    assert pipe(chat(QUESTION, clip), **GREEDY) == answer
+
+
+def test_processors_do_not_change_the_metadata_of_a_clip(pipe):
+    """Qwen3-VL's completes the list of indices in place."""
+    clip = read_video(CLIP, num_frames=3)
+    indices = list(clip.metadata.frames_indices)
+    media = media_arguments([clip], [], torch.device("cpu"), pipe.processor)
+    pipe.processor(text=[pipe.processor.video_token], **media)
+    assert clip.metadata.frames_indices == indices
 
 
 def test_default_number_of_frames(pipe):

@@ -21,6 +21,7 @@ from PIL import Image
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
+from flashvid_hf.video import animated_pictures, decoder_types, decord_decoder, pyav_decoder, timing, whole_files
 from flashvid_hf.video import decoders as video_decoders
 from flashvid_hf.video import download as video_download
 from flashvid_hf.video import reading as video_io
@@ -197,13 +198,22 @@ def real_clip(name):
 # --- files: which frames, which metadata ---
 
 
+def frames_at(key, metadata):
+    """The numbers of the frames that are shown at the indices of a clip: those of a variable rate are times."""
+    if "variable" not in key:
+        return metadata.frames_indices
+    seconds = [index / metadata.fps for index in metadata.frames_indices]
+    return (np.searchsorted(CLIPS[key]["times"] / 1000, np.array(seconds) + 1e-6, side="right") - 1).tolist()
+
+
 @pytest.mark.parametrize("key", CLIPS)
 def test_each_frame_is_the_one_that_its_index_names(clip, key):
     total = CLIPS[key].get("num_frames", 40)
     for num_frames in (1, 2, 9, total):
         result = read_video(clip(key), num_frames=min(num_frames, total), backend="pyav")
-        assert numbers_of(result.frames) == result.metadata.frames_indices
-        assert result.metadata.total_num_frames == total
+        assert numbers_of(result.frames) == frames_at(key, result.metadata)
+        # 20 intervals of 20 ms and 19 of 200 ms, and 1/24 s for the last frame, on a grid of 20 ms
+        assert result.metadata.total_num_frames == (212 if "variable" in key else total)
         assert len(result.frames) == min(num_frames, total)
 
 
@@ -216,7 +226,7 @@ def test_backends_give_the_same_frames_or_refuse(clip, key, backend):
         assert backend == "decord", error
         assert not key.startswith(tuple(INDEXED)) or key.startswith(tuple(DECORD_REFUSES)), error
         return
-    assert numbers_of(result.frames) == result.metadata.frames_indices
+    assert numbers_of(result.frames) == frames_at(key, result.metadata)
     assert result.metadata.frames_indices == expected.metadata.frames_indices
     difference = np.abs(result.frames.astype(int) - expected.frames)
     # Colours of 10 bits may differ more at edges, because builds of FFmpeg enlarge the colour planes differently.
@@ -738,7 +748,7 @@ def test_pyav_comes_first_and_decord_next(clip, monkeypatch):
     monkeypatch.setitem(video_io.BACKENDS, "pyav", failing(RuntimeError("no such codec")))
     assert read_video(clip("mp4")).metadata.video_backend == "decord"
     # Far into a long video decord would have to seek, and would give wrong frames.
-    monkeypatch.setattr(video_decoders, "MAX_FRAMES_IN_ONE_PASS", 10)
+    monkeypatch.setattr(decord_decoder, "MAX_FRAMES_IN_ONE_PASS", 10)
     assert read_video(clip("mp4"), num_frames=1).metadata.video_backend == "decord"
     with pytest.raises(ValueError, match="pyav: no such codec; decord: .* exact only in one pass"):
         read_video(clip("mp4"))
@@ -749,7 +759,7 @@ def test_next_backend_is_tried(clip, monkeypatch):
     monkeypatch.setattr(
         video_io,
         "BACKENDS",
-        {"decord": failing(RuntimeError("no\n FFmpeg")), "pyav": video_decoders._read_pyav},
+        {"decord": failing(RuntimeError("no\n FFmpeg")), "pyav": pyav_decoder.read_pyav},
     )
     monkeypatch.setattr(video_io, "available_backends", lambda: list(video_io.BACKENDS))
     result = read_video(clip("mp4"), num_frames=4)
@@ -773,7 +783,7 @@ def test_damage_is_not_left_to_a_decoder_that_hides_it(damaged, monkeypatch):
     def hide(path, choose):
         raise AssertionError("must not be asked")
 
-    monkeypatch.setattr(video_io, "BACKENDS", {"pyav": video_decoders._read_pyav, "decord": hide})
+    monkeypatch.setattr(video_io, "BACKENDS", {"pyav": pyav_decoder.read_pyav, "decord": hide})
     monkeypatch.setattr(video_io, "available_backends", lambda: ["pyav", "decord"])
     with pytest.raises(ValueError, match="damaged or cut short"):
         read_video(damaged / "cut.mkv")
@@ -845,12 +855,12 @@ def test_a_frame_drawn_from_a_damaged_later_one_is_an_error(clip, tmp_path):
     assert place > later, "no B frame before it"
     for index in range(40):
         try:
-            frames, *_ = video_decoders._read_pyav(str(path), lambda total, fps, index=index: [index])
-        except video_decoders.DamagedVideo:
+            frames, *_ = pyav_decoder.read_pyav(str(path), lambda total, fps, index=index: [index])
+        except decoder_types.DamagedVideo:
             continue
         assert index < place and np.array_equal(frames[0], whole[index])
-    with pytest.raises(video_decoders.DamagedVideo):
-        video_decoders._read_pyav(str(path), lambda total, fps: [place - 1])
+    with pytest.raises(decoder_types.DamagedVideo):
+        pyav_decoder.read_pyav(str(path), lambda total, fps: [place - 1])
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mkv"])
@@ -919,10 +929,12 @@ def test_a_frame_that_the_decoder_flags_is_an_error(clip, monkeypatch):
 
 
 def test_only_what_transformers_brings_is_mandatory():
-    for module, libraries in {video_io: {"torch", "transformers"}, video_decoders: {"torch"}}.items():
-        assert set(get_imports(module.__file__)) - set(sys.stdlib_module_names) == libraries
-    assert get_relative_imports(video_io.__file__) == ["decoders"]
-    assert get_relative_imports(video_decoders.__file__) == []
+    modules = [animated_pictures, decoder_types, decord_decoder, pyav_decoder, timing, video_decoders, whole_files]
+    libraries = {module: set(get_imports(module.__file__)) - set(sys.stdlib_module_names) for module in modules}
+    assert all(found <= {"torch"} for found in libraries.values()), libraries
+    assert set(get_imports(video_io.__file__)) - set(sys.stdlib_module_names) == {"torch", "transformers"}
+    own = {name for module in (video_io, *modules) for name in get_relative_imports(module.__file__)}
+    assert own == {module.__name__.rpartition(".")[2] for module in modules}
 
 
 @pytest.mark.parametrize("video", [b"bytes", "data:video/mp4;base64,AAAA", "http://host/a.mp4", "https://host/a.mp4"])

@@ -113,7 +113,7 @@ def _process(processor: Any, clip: VideoClip, questions: Sequence[Question], dev
         )
         for question in questions
     ]
-    media = media_arguments([clip] * len(prompts), [], device)
+    media = media_arguments([clip] * len(prompts), [], device, processor)
     inputs = processor(text=prompts, padding=True, padding_side="left", return_tensors="pt", **media)
     return dict(inputs.to(device))
 

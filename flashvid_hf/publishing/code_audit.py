@@ -18,7 +18,7 @@ from typing import NamedTuple
 from transformers.dynamic_module_utils import get_relative_imports
 
 LIBRARIES = ("torch", "transformers", "huggingface_hub")
-DECODERS = ("av", "decord")  # optional: the only modules that may be imported by a string
+DECODERS = ("av", "decord", "PIL")  # optional: the only modules that may be imported by a string
 PACKAGE = "flashvid_hf"
 
 # The rules that a fault can break.

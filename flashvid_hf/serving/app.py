@@ -111,7 +111,7 @@ class RequestProcessor:
         )
         _check_placeholders(prompt, self._processor.video_token, len(clips), "videos")
         _check_placeholders(prompt, self._processor.image_token, len(images), "images")
-        media = media_arguments(clips, images, self._device)
+        media = media_arguments(clips, images, self._device, self._processor)
         inputs = convert_to_tensors(self._processor(text=[prompt], **media), "pt")
         inputs.update(self._settings)
         return inputs

@@ -239,7 +239,7 @@ def trace_video(
     clip = read_video(video, num_frames=num_frames, fps=fps)
     content = [{"type": "video"}, {"type": "text", "text": question}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(text=[prompt], **media_arguments([clip], [], model.device))
+    inputs = processor(text=[prompt], **media_arguments([clip], [], model.device, processor))
     inputs = convert_to_tensors(inputs, "pt").to(model.device)
     with torch.no_grad():
         outputs = model(**inputs, logits_to_keep=1, use_cache=False, **settings)

@@ -213,7 +213,7 @@ class VideoTextToTextPipeline(Pipeline):
         ]
         clips = [clip for request in requests for clip in request.clips]
         images = [image for request in requests for image in request.images]
-        media = media_arguments(clips, images, self.device)
+        media = media_arguments(clips, images, self.device, self.processor)
         inputs = self.processor(text=prompts, padding=True, padding_side="left", **media)
         return convert_to_tensors(inputs, "pt")
 
@@ -230,19 +230,20 @@ class VideoTextToTextPipeline(Pipeline):
         return [counts[i // each] for i in range(num_sequences)]
 
 
-def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.device) -> dict[str, Any]:
+def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.device, processor: Any) -> dict[str, Any]:
     """The processor's arguments besides the text: videos, images, and the device that resizes them.
 
     Args:
         device: of the model. It resizes only if it is a CUDA device: others may not support resizing with antialiasing.
+        processor: that gets the arguments. Qwen's encode `temporal_patch_size` frames together; a shorter clip repeats
+            its last frame at the same time. Qwen2.5-VL's processor does so itself, Qwen3-VL's refuses one frame.
     """
     media: dict[str, Any] = {}
     if clips:
-        media["videos"] = [clip.frames for clip in clips]
-        media["video_metadata"] = [
-            clip.metadata or VideoMetadata(len(clip.frames), frames_indices=list(range(len(clip.frames))))
-            for clip in clips
-        ]
+        least = getattr(getattr(processor, "video_processor", None), "temporal_patch_size", None) or 1
+        filled = [_fill_grid(clip, least) for clip in clips]
+        media["videos"] = [clip.frames for clip in filled]
+        media["video_metadata"] = [clip.metadata for clip in filled]
         media["do_sample_frames"] = False  # already sampled; without metadata upstream would assume 24 fps
     if images:
         media["images"] = images
@@ -250,6 +251,17 @@ def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.dev
         fits = sum(clip.frames.nbytes for clip in clips) <= _MOST_BYTES_ON_GPU
         media["device"] = device if device.type == "cuda" and fits else "cpu"
     return media
+
+
+def _fill_grid(clip: VideoClip, least: int) -> VideoClip:
+    """A clip with its own metadata, which upstream's processors change, and with at least so many frames."""
+    number = len(clip.frames)
+    metadata = VideoMetadata(**(clip.metadata or VideoMetadata(number)))
+    repeats = max(least - number, 0)
+    indices = list(range(number) if metadata.frames_indices is None else metadata.frames_indices)
+    metadata.frames_indices = indices + indices[-1:] * repeats
+    frames = clip.frames
+    return VideoClip(frames[[*range(number), *[-1] * repeats]] if repeats else frames, metadata)
 
 
 def _is_list_of_videos(videos: Any) -> bool:

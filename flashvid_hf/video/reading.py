@@ -6,7 +6,9 @@
 The returned frames are always exactly those that `metadata.frames_indices` names; otherwise an error says why. Damage
 that the decoder notices, and a missing end, are errors (`decoders.py` says what each decoder can notice).
 
-A frame's time is index / fps, as in transformers: exact for a constant frame rate, based on the mean rate otherwise.
+A frame's time is index / fps, as in transformers. In a file with a variable frame rate the indices are places on a
+regular grid of times, so that this is true there too (`timing.py`): the frame at an index is the one that a player
+shows then, and a pause repeats a frame.
 
 Legend: T frames, H and W height and width of a frame in pixels.
 """
@@ -26,7 +28,9 @@ from transformers.image_utils import is_pil_image
 from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
 
-from .decoders import BACKENDS, MODULES, Choose, DamagedVideo, available_backends
+from .animated_pictures import is_animated_webp, read_animated_webp
+from .decoder_types import Choose, DamagedVideo, NoVideo
+from .decoders import BACKENDS, MODULES, available_backends
 
 logger = logging.get_logger(__name__)
 
@@ -60,16 +64,19 @@ def read_video(
             `data:video/...;base64,` URL and the bytes of a file; the code of a model's folder does not. Decoded frames
             are an array or tensor with shape (T, H, W, 3) or (T, 3, H, W), uint8 or float in [0, 1], or a list of
             equally large PIL images or of such arrays without the T axis.
-        num_frames: number of frames, spread evenly from the first to the last; all frames if the clip has fewer.
+        num_frames: number of frames, spread evenly from the first to the last; all frames if the clip has fewer. In a
+            file with a variable frame rate they are spread evenly over its time.
         fps: frames for each second of the clip; at least one frame, at most all. With neither `num_frames` nor `fps`,
             a file gives up to `DEFAULT_NUM_FRAMES` evenly spread frames, and decoded frames are all kept.
-        backend: the decoder for a file, one of `available_backends()`. Without it each is tried until one succeeds.
+        backend: the decoder for a file, one of `available_backends()`. Without it each is tried until one succeeds,
+            and Pillow reads animated WebP.
         video_metadata: for decoded frames only: `fps` (which sampling by `fps` needs) and, if the frames are themselves
             a sample, `frames_indices` and `total_num_frames` of the source.
 
     Returns:
         `VideoClip`. Its metadata describes the source: `fps`, `total_num_frames`, `duration` (seconds), and in
-        `frames_indices` the index of each returned frame.
+        `frames_indices` the index of each returned frame. A frame is shown as a player would: turned or mirrored as
+        the file says, and scaled to the size of the first one if the size changes.
 
     Raises:
         ValueError: an argument is out of range, or the file is missing, empty, damaged or not a video.
@@ -137,10 +144,15 @@ def _choose_frames(total: int, source_fps: float | None, num_frames: int | None,
 def _decode_file(path: str, label: str, choose: Choose, backend: str | None) -> VideoClip:
     if os.path.getsize(path) == 0:
         raise ValueError(f"the video {label} is empty (0 bytes)")
+    readers = {name: BACKENDS[name] for name in ([backend] if backend else available_backends())}
+    if is_animated_webp(path):
+        if backend:
+            raise ValueError(f"the video {label} is an animated WebP, which {backend} cannot read: leave out `backend`")
+        readers = {"pillow": read_animated_webp}
     reasons = []
-    for name in [backend] if backend else available_backends():
+    for name, read in readers.items():
         try:
-            frames, indices, total, fps = BACKENDS[name](path, choose)
+            frames, indices, total, fps = read(path, choose)
             if len(frames) != len(indices):
                 raise ValueError(f"{len(indices)} frames were asked for, {len(frames)} could be decoded")
             frames = torch.stack([torch.as_tensor(frame) for frame in frames]).numpy()
@@ -150,6 +162,7 @@ def _decode_file(path: str, label: str, choose: Choose, backend: str | None) -> 
             reasons.append(f"{name}: {' '.join(reason.split())[:160] or type(error).__name__}")
             if isinstance(error, DamagedVideo):
                 reasons[-1] += "; repair the file, or name another, less strict `backend`"
+            if isinstance(error, (DamagedVideo, NoVideo)):
                 break
         else:
             fps = float(fps) if fps else None

@@ -2,7 +2,13 @@
 
 Generated from flashvid_hf 0.1.0: do not edit. The sections are its modules:
 
+    video/decoder_types.py
+    video/timing.py
+    video/whole_files.py
+    video/animated_pictures.py
     video/batching.py
+    video/decord_decoder.py
+    video/pyav_decoder.py
     video/decoders.py
     video/reading.py
     video/pipeline_flashvid.py
@@ -15,12 +21,12 @@ import os
 import re
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate, pairwise
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import unquote, urlparse
 
 import torch
@@ -30,6 +36,339 @@ from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
 
 logger = logging.get_logger(__name__)
+
+
+# video/decoder_types.py -----------------------------------------------------------------------------------------------
+
+"""What all decoders of video files have in common."""
+
+# Indices of the source, its indices a second (`timing.py`) -> the ascending indices that are wanted.
+Choose = Callable[[int, float | None], list[int]]
+# Wanted frames, each an array or tensor with shape (H, W, 3), uint8; their indices; indices of the source; its fps.
+Decoded = tuple[Any, list[int], int, float | None]
+
+
+class NoVideo(ValueError):
+    """The file has nothing that could be read as a video. Another decoder would find none either, so none is tried."""
+
+
+class DamagedVideo(ValueError):
+    """The file opens but is damaged. Another decoder would only hide that, so none is tried."""
+
+
+# video/timing.py ------------------------------------------------------------------------------------------------------
+
+"""When each frame of a video is shown.
+
+Constant rate: every frame is shown close to index / fps (`_LARGEST_ERROR` says how close). Indices then count the
+frames of the file, and its header's rate applies.
+
+Variable rate (recordings of screens, browsers and television; animated pictures): the video is described as the
+constant-rate video that a player would show. Its indices are places on a regular grid of `fps` places a second, from
+the first shown frame to the end of the last one. At the place k the player shows the last frame that has started by
+k / fps seconds: a pause repeats a frame. So index / fps is the real time in either case, and everything that is
+computed from it: `VideoMetadata.timestamps`, the seconds in the prompt of Qwen3-VL, `second_per_grid_ts` of Qwen2.5-VL.
+
+The grid's rate is the header's, if that lies within `_GRID_RATES` and is high enough for the shortest interval between
+two frames. Otherwise it follows from the shortest interval. A few very short intervals do not count. Every rate
+below the range is multiplied by a whole number, so that a frame is at most 1/24 s late.
+"""
+
+# Seconds by which a frame of a constant rate may be early or late, at most half a frame. Qwen3-VL writes tenths of a
+# second into the prompt: 0.05 s is what rounding to them loses.
+_LARGEST_ERROR = 0.05
+# Places a second of the grid. The lowest is the lowest rate of films. Above the highest there are only slow-motion
+# recordings of a constant rate, and headers that state the unit of time (1000 in Matroska, 90000 in MPEG) as the rate.
+_GRID_RATES = (24.0, 240.0)
+_SHORT_INTERVALS = 0.1  # the share of the intervals that may be shorter than the step of the grid
+_ROUNDING = 1e-6  # seconds that the arithmetic may be off after many hours
+_ONLY_FRAME = 0.04  # seconds that a video of one frame lasts if nothing says so: 25 frames a second
+
+
+class Timeline(NamedTuple):
+    """Which frame is shown at which index.
+
+    Args:
+        total: indices of the video, at least 1.
+        fps: indices a second; None if nothing in the file says so.
+        starts: for a variable rate, the seconds from the first frame to each frame, ascending. None for a constant
+            rate, where an index is the number of a frame.
+        tolerance: seconds by which a frame may start after its index, because the file rounds times.
+    """
+
+    total: int
+    fps: float | None
+    starts: Sequence[float] | None = None
+    tolerance: float = 0.0
+
+    def frame_at(self, index: int) -> int:
+        """The number of the frame that is shown at an index; frames are counted in the order in which they appear."""
+        if self.starts is None:
+            return index
+        return max(bisect_right(self.starts, index / self.fps + self.tolerance) - 1, 0)
+
+
+def make_timeline(
+    times: Sequence[float], rates: Iterable[float | None], last: Iterable[float] = (), tick: float = 0.0
+) -> Timeline:
+    """The timeline of a video from the times of its frames.
+
+    Args:
+        times: seconds at which the frames appear, ascending; at least one.
+        rates: frames a second by the file's headers, the most trustworthy first; None or 0 where one is missing.
+        last: seconds for which the last frame is shown, by the file, the most trustworthy first. The first that is
+            not far too short counts, otherwise the usual interval between two frames does.
+        tick: the file's unit of time in seconds, to which it rounds times.
+    """
+    lowest, highest = _GRID_RATES
+    starts = [time - times[0] for time in times]
+    rates = [float(rate) for rate in rates if rate and rate > 0]
+    intervals = sorted(after - before for before, after in zip(starts, starts[1:], strict=False) if after > before)
+    if not intervals:  # one frame
+        length = next((float(length) for length in last if length > 0), 0.0)
+        if rates and rates[0] <= highest:
+            return Timeline(len(starts), rates[0])
+        return Timeline(1, 1 / max(length, _ONLY_FRAME)) if len(starts) == 1 and rates else Timeline(len(starts), None)
+    shortest = intervals[int(_SHORT_INTERVALS * len(intervals))]
+    usual = intervals[len(intervals) // 2]
+    # Shorter than that is what a wrong rate in the header makes of the last frame.
+    length = next((float(length) for length in last if length >= min(shortest / 2, 0.5 / lowest)), usual)
+
+    mean = (len(starts) - 1) / starts[-1]
+    for rate in rates:
+        if _is_constant(starts, rate):
+            return Timeline(len(starts), rate)
+    # The header may be wrong about a constant rate. It is one only if the last frame is shown as long as the others.
+    if abs(length - 1 / mean) <= max(0.55 / mean, _LARGEST_ERROR) + tick and _is_constant(starts, mean):
+        return Timeline(len(starts), mean)
+
+    fine = [rate for rate in rates[:1] if rate <= highest and 1 / rate <= shortest + tick]
+    fps = fine[0] if fine else round(min(1 / shortest, highest), 2)
+    fps *= math.ceil(lowest / fps - 1e-9) if fps < lowest else 1
+    tolerance = min(max(tick, _ROUNDING), 0.5 / fps)
+    total = max(round((starts[-1] + length) * fps), math.ceil((starts[-1] - tolerance) * fps) + 1)
+    return Timeline(total, fps, starts, tolerance)
+
+
+def _is_constant(starts: Sequence[float], rate: float) -> bool:
+    error = min(0.5 / rate, _LARGEST_ERROR)
+    return all(abs(start - index / rate) <= error for index, start in enumerate(starts))
+
+
+# video/whole_files.py -------------------------------------------------------------------------------------------------
+
+"""Whether a file is whole, by the marks of its format: sizes in headers, end marks, packets of a fixed size."""
+
+
+def container_of(path: str) -> str | None:
+    """The container by the first bytes of the file, or None.
+
+    "quicktime" (MP4, MOV), "matroska" (MKV, WebM), "riff" (AVI, WebP), "gif", "png", "y4m" or "transport" (MPEG-TS).
+    """
+    with open(path, "rb") as file:
+        head = file.read(4 * 204)
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return "quicktime"
+    marks = {b"\x1aE\xdf\xa3": "matroska", b"RIFF": "riff", b"GIF8": "gif", b"\x89PNG": "png", b"YUV4": "y4m"}
+    return marks.get(head[:4]) or ("transport" if _transport_packets(head) else None)
+
+
+def quicktime_boxes(path: str) -> Iterator[tuple[bytes, int]]:
+    """The kind of every top-level box of an MP4 or QuickTime file, and the byte at which it ends by its own header."""
+    end = 0
+    with open(path, "rb") as file:
+        while len(head := file.read(16)) >= 8:
+            size = int.from_bytes(head[:4], "big")
+            size = int.from_bytes(head[8:], "big") if size == 1 else size
+            if size < 8:  # the last box may have size 0, up to the end of the file
+                return
+            end += size
+            yield head[4:8], end
+            file.seek(end)
+
+
+def announced_size(path: str) -> int:
+    """The least size of a file in bytes by its own headers; 0 if they do not state it.
+
+    This finds losses that are shorter than a second, which the header's duration does not show, and it works in
+    containers without a frame count.
+    """
+    container = container_of(path)
+    if container == "quicktime":
+        return max((end for kind, end in quicktime_boxes(path) if kind in (b"moov", b"moof", b"mdat")), default=0)
+    if container not in ("matroska", "riff"):
+        return 0
+    with open(path, "rb") as file:
+        return _riff_size(file) if container == "riff" else _matroska_size(file)
+
+
+def missing_end(path: str, frame_bytes: int = 0) -> str | None:
+    """What the end of a file lacks, in a format whose headers state no size; None if nothing is known to be missing.
+
+    Args:
+        frame_bytes: bytes of each picture, for Y4M.
+    """
+    container = container_of(path)
+    with open(path, "rb") as file:
+        if container == "gif":
+            return None if _reaches_end_of_gif(file) else "the end mark of the GIF is missing"
+        if container == "png":
+            return None if _reaches_end_of_png(file) else "the end mark of the PNG is missing"
+        if container == "y4m" and frame_bytes:
+            return None if _has_whole_pictures(file, frame_bytes) else "the last picture is not complete"
+        if container == "transport":
+            return None if _has_whole_packets(file) else "the last packet of the MPEG transport stream is not complete"
+    return None
+
+
+def ends_in_zeros(path: str) -> bool:
+    """Whether the last 4 KiB are zero, as in a download that reserved the space but did not finish."""
+    with open(path, "rb") as file:
+        file.seek(-min(4096, os.path.getsize(path)), os.SEEK_END)
+        return not any(file.read())
+
+
+def _matroska_size(file: BinaryIO) -> int:
+    size = 0
+    for _ in range(2):  # a header element, then one segment with all the rest
+        file.seek(size + 4, os.SEEK_CUR)  # the content of the element, and the name of the next one
+        first = file.read(1)
+        num_bytes = 9 - (first[0].bit_length() if first else 0)
+        if num_bytes == 9:
+            return 0
+        digits = 7 * num_bytes
+        size = int.from_bytes(first + file.read(num_bytes - 1), "big") & ((1 << digits) - 1)
+    is_known = size != (1 << digits) - 1  # all ones in a recording that was not finished
+    return file.tell() + size if is_known else 0
+
+
+def _riff_size(file: BinaryIO) -> int:
+    end = 0
+    while (head := file.read(8))[:4] == b"RIFF" and len(head) == 8:  # long AVI files have several
+        size = int.from_bytes(head[4:], "little")
+        if size in (0, 0xFFFFFFFF):  # a recording that was not finished
+            break
+        end += 8 + size + size % 2
+        file.seek(end)
+    return max(end - 9, 0)  # some programs count the 8 bytes of the header or leave out the last byte, which is padding
+
+
+def _reaches_end_of_gif(file: BinaryIO) -> bool:
+    file.seek(10)
+    _skip_colours(file, file.read(3)[:1])
+    while kind := file.read(1):
+        if kind == b";":
+            return True
+        if kind == b",":  # a picture: place and size, colours, the size of a code
+            _skip_colours(file, file.read(9)[8:])
+            file.seek(1, os.SEEK_CUR)
+        elif kind == b"!":
+            file.seek(1, os.SEEK_CUR)
+        else:  # not a GIF's block: the decoder has to judge it
+            return True
+        while size := file.read(1):  # blocks of up to 255 bytes, the last one is empty
+            if size == b"\0":
+                break
+            file.seek(size[0], os.SEEK_CUR)
+    return False
+
+
+def _skip_colours(file: BinaryIO, flags: bytes) -> None:
+    if flags and flags[0] & 0x80:
+        file.seek(3 << (flags[0] & 7) + 1, os.SEEK_CUR)
+
+
+def _reaches_end_of_png(file: BinaryIO) -> bool:
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        file.seek(int.from_bytes(head[:4], "big") + 3, os.SEEK_CUR)  # the content, and all but one byte of its checksum
+        if not file.read(1):
+            return False
+        if head[4:] == b"IEND":
+            return True
+    return False
+
+
+def _has_whole_pictures(file: BinaryIO, frame_bytes: int) -> bool:
+    end = os.fstat(file.fileno()).st_size
+    file.readline(1024)
+    while file.tell() < end:
+        if not file.readline(1024).endswith(b"\n") or file.tell() + frame_bytes > end:
+            return False
+        file.seek(frame_bytes, os.SEEK_CUR)
+    return True
+
+
+def _transport_packets(head: bytes) -> tuple[int, int] | None:
+    """Where the first packet of an MPEG transport stream starts, and the bytes of each packet."""
+    for size, start in ((188, 0), (192, 4), (204, 0)):  # plain; with times (M2TS); with error correction
+        if len(head) > start + 3 * size and all(head[start + i * size] == 0x47 for i in range(4)):
+            return start, size
+    return None
+
+
+def _has_whole_packets(file: BinaryIO) -> bool:
+    start, size = _transport_packets(file.read(4 * 204)) or (0, 1)
+    end = os.fstat(file.fileno()).st_size
+    rest = end % size
+    file.seek(end - rest + start)
+    return rest <= start or file.read(1) != b"\x47"  # other bytes there are no packet, but were added at the end
+
+
+# video/animated_pictures.py -------------------------------------------------------------------------------------------
+
+"""Animated WebP by Pillow: FFmpeg reads only pictures that stand still. PyAV reads GIF and animated PNG."""
+
+_TICK = 0.001  # WebP states durations in milliseconds
+# Browsers show a frame that is to last at most 10 ms for 100 ms: files state 0 where their maker did not care.
+_TOO_SHORT, _INSTEAD = 0.01, 0.1
+
+
+def is_animated_webp(path: str) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(21)
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) == 21 and bool(head[20] & 2)
+
+
+def read_animated_webp(path: str, choose: Choose) -> Decoded:
+    """The wanted frames of an animated WebP, each shown for as long as the file says. Transparency is left out.
+
+    Raises:
+        DamagedVideo: the file is cut short.
+    """
+    durations = _webp_durations(path)
+    pictures = importlib.import_module("PIL.Image")
+    with pictures.open(path) as picture:
+        if len(durations) != picture.n_frames:
+            raise DamagedVideo(f"it is damaged: {picture.n_frames} frames, {len(durations)} durations")
+        timeline = make_timeline([0.0, *accumulate(durations[:-1])], [], durations[-1:], _TICK)
+        indices = choose(timeline.total, timeline.fps)
+        numbers = [timeline.frame_at(index) for index in indices]
+        frames: dict[int, torch.Tensor] = {}
+        for number in sorted(set(numbers)):
+            picture.seek(number)
+            pixels = bytearray(picture.convert("RGB").tobytes())
+            frames[number] = torch.frombuffer(pixels, dtype=torch.uint8).view(picture.height, picture.width, 3)
+    return [frames[number] for number in numbers], indices, timeline.total, timeline.fps
+
+
+def _webp_durations(path: str) -> list[float]:
+    """For how many seconds each frame is shown."""
+    durations = []
+    with open(path, "rb") as file:
+        end = file.seek(0, 2)
+        if end < announced_size(path):
+            raise DamagedVideo("it is cut short: the file is smaller than its header says")
+        place = 12
+        while place + 8 <= end:
+            file.seek(place)
+            head = file.read(24)  # name and size; then for a frame: place and size (12 bytes), duration (3 bytes)
+            if head[:4] == b"ANMF":
+                duration = int.from_bytes(head[20:23], "little") * _TICK
+                durations.append(duration if duration > _TOO_SHORT else _INSTEAD)
+            size = int.from_bytes(head[4:8], "little")
+            place += 8 + size + size % 2
+    return durations
 
 
 # video/batching.py ----------------------------------------------------------------------------------------------------
@@ -52,97 +391,250 @@ def convert_to_tensors(inputs: BatchFeature, tensor_type: Any) -> BatchFeature:
     return inputs.convert_to_tensors(tensor_type, skip_tensor_conversion=ragged)
 
 
-# video/decoders.py ----------------------------------------------------------------------------------------------------
+# video/decord_decoder.py ----------------------------------------------------------------------------------------------
 
-"""The decoders of video files: each returns exactly the wanted frames of a file, or raises an error.
-
-PyAV comes first. It decodes only from the keyframe before a wanted frame up to that frame, and it gives each frame's
-timestamp and damage flag, which are checked here. decord is tried where PyAV cannot read a file. decord is exact in
-MP4 and QuickTime, in one pass from the start. After a seek it returns neighbouring frames in MPEG-TS, MPEG-PS, AVI and
-open-GOP video, which x265 writes by default.
-
-Some damage stays unnoticed: no decoder rejects damaged picture data that decodes to a wrong picture. This is rare in
-H.264, AV1, MPEG-2 and MPEG-4 of plain pictures, more common in noisy pictures and in HEVC, VP9 and Motion JPEG, and
-usual in VP8 and GIF.
-"""
+"""Video files by decord."""
 
 # decord decodes every frame from the start, which takes too long for later frames. 3000 are 2 minutes at 25 fps.
 MAX_FRAMES_IN_ONE_PASS = 3000
-
-Choose = Callable[[int, float | None], list[int]]  # frames in the source, its fps -> ascending indices of wanted frames
-# Wanted frames, each an array or tensor with shape (H, W, 3), uint8; their indices; frames in the source; its fps.
-Decoded = tuple[Any, list[int], int, float | None]
+_TIME_ERROR = 0.001  # seconds; decord states times with 24 bits of precision, which is about this after some hours
 
 
-class DamagedVideo(ValueError):
-    """The file opens but is damaged. Another decoder would only hide that, so none is tried."""
+def read_decord(path: str, choose: Choose) -> Decoded:
+    """The wanted frames of an MP4 or QuickTime file, in one pass from the start.
+
+    transformers' reader is not used: its `get_batch` seeks, and returns neighbouring frames in open-GOP video. One pass
+    is exact.
+
+    Raises:
+        ValueError: decord may not find the right frames in this file.
+    """
+    if container_of(path) != "quicktime":
+        raise ValueError("this decoder finds the right frames only in MP4 and QuickTime")
+    if any(kind == b"moof" for kind, _ in quicktime_boxes(path)):
+        raise ValueError("it is fragmented, and decord may lose its first frames")
+    header = _header(path)
+    if header and not re.search(rb"hdlr.{8}vide", header, re.DOTALL):
+        raise NoVideo("it has no video, at most a cover picture")
+    if any(_is_mirrored(header, found.end()) for found in re.finditer(b"tkhd", header)):
+        raise ValueError("its pictures are stored mirrored, which decord ignores")
+    decord = importlib.import_module("decord")
+    # Without `fault_tol` decord replaces a frame that it cannot decode by a copy of the nearest one. The value is the
+    # share of the frames that may be replaced: so small that none may.
+    reader = decord.VideoReader(path, ctx=decord.cpu(0), fault_tol=1e-9)
+    if len(reader) and reader.get_frame_timestamp(0)[0] < 0:  # decord counts frames that the edit list drops
+        raise ValueError("its edit list drops frames, which decord miscounts")
+    fps = float(reader.get_avg_fps()) or None
+    starts = [float(reader.get_frame_timestamp(i)[0]) for i in range(len(reader))]  # seconds
+    if starts != sorted(starts) or not starts:
+        raise ValueError("decord does not know when its frames are shown")
+    timeline = make_timeline(starts, [fps], tick=_TIME_ERROR)
+    indices = choose(timeline.total, timeline.fps)
+    numbers = [timeline.frame_at(index) for index in indices]
+    if numbers[-1] >= MAX_FRAMES_IN_ONE_PASS:
+        raise ValueError(f"this decoder is exact only in one pass, which is slow after {MAX_FRAMES_IN_ONE_PASS} frames")
+    frames, wanted = {}, set(numbers)
+    for number in range(numbers[-1] + 1):
+        frame = reader.next()
+        if number in wanted:
+            # A program that has set one of decord's bridges gets tensors instead of decord's own arrays.
+            frames[number] = frame.asnumpy() if hasattr(frame, "asnumpy") else frame.numpy()
+    return [frames[number] for number in numbers], indices, timeline.total, timeline.fps
 
 
-def _read_pyav(path: str, choose: Choose) -> Decoded:
-    # transformers' reader is not used: it takes the frame count from the header (0 in Matroska, WebM, MPEG-TS,
-    # fragmented MP4), ignores rotation and decodes every frame. Here the packets' timestamps say which frames exist,
-    # without decoding. Each wanted frame is decoded from the keyframe before it, and must carry its timestamp.
+def _header(path: str) -> bytes:
+    """The box with all headers; empty if there is none."""
+    start = 0
+    for kind, end in quicktime_boxes(path):
+        if kind == b"moov":
+            with open(path, "rb") as file:
+                file.seek(start)
+                return file.read(end - start)
+        start = end
+    return b""
+
+
+def _is_mirrored(header: bytes, place: int) -> bool:
+    """Whether a track's display matrix mirrors its pictures; `place` is where the content of its `tkhd` box starts."""
+    start = place + (52 if header[place : place + 1] == b"\1" else 40)  # times have 8 bytes in version 1
+    a, b, _, c, d = (int.from_bytes(header[i : i + 4], "big", signed=True) for i in range(start, start + 20, 4))
+    return a * d - b * c < 0
+
+
+# video/pyav_decoder.py ------------------------------------------------------------------------------------------------
+
+"""Video files by PyAV."""
+
+_COVER_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
+
+
+class _Packet(NamedTuple):
+    """One packet of the video stream. Times are in the stream's unit, None where the file has none.
+
+    Args:
+        hidden: whether the edit list says that its frame is decoded, but not shown.
+    """
+
+    pts: int | None
+    dts: int | None
+    duration: int
+    is_key: bool
+    hidden: bool
+
+
+def read_pyav(path: str, choose: Choose) -> Decoded:
+    """The wanted frames of a video file, each decoded from the keyframe before it.
+
+    transformers' reader is not used: it takes the frame count from the header (0 in Matroska, WebM, MPEG-TS, fragmented
+    MP4), ignores rotation and decodes every frame. Here the packets' timestamps say which frames exist and when they
+    are shown, without decoding. Each wanted frame must carry its timestamp.
+
+    Raises:
+        NoVideo: the file has only a cover picture.
+        DamagedVideo: the file is damaged or cut short.
+    """
     av = importlib.import_module("av")
     with av.open(path) as container:
-        if not container.streams.video:
-            raise ValueError("no video stream can be found in it")
+        stream = _find_stream(container)
         try:
-            return _decode_pyav(av, container, path, choose)
+            return _decode(av, container, stream, path, choose)
         except av.error.InvalidDataError as error:  # the file opens, so its content is at fault
             raise DamagedVideo(f"it is damaged: {error}") from error
 
 
-def _decode_pyav(av: Any, container: Any, path: str, choose: Choose) -> Decoded:
-    stream = container.streams.video[0]
-    fps = float(stream.average_rate or stream.guessed_rate or 0) or None
-    packets, end, is_intact = [], 0.0, True  # packets: timestamp, is a keyframe, is hidden (edit list)
+def _find_stream(container: Any) -> Any:
+    if not container.streams.video:
+        raise ValueError("no video stream can be found in it")
+    for stream in container.streams.video:
+        flags = getattr(stream.disposition, "value", stream.disposition)  # an enumeration before PyAV 15
+        if not flags & _COVER_PICTURE:
+            return stream
+    raise NoVideo("it has no video, only a cover picture")
+
+
+def _decode(av: Any, container: Any, stream: Any, path: str, choose: Choose) -> Decoded:
+    packets = _read_packets(container, stream, path)
+    times = [packet.pts for packet in packets if not packet.hidden]
+    if None not in times and len(set(times)) == len(times):
+        shown = sorted(times)
+        timeline = _make_timeline(container, stream, packets, shown, container_of(path))
+        indices = choose(timeline.total, timeline.fps)
+        moments = [shown[timeline.frame_at(index)] for index in indices]
+        frames = _seek(container, stream, sorted(set(moments)), packets)
+        if frames is not None:
+            return [frames[moment] for moment in moments], indices, timeline.total, timeline.fps
+    # The packets' timestamps are missing or are not those of the frames (raw streams, AVI): decode once to count the
+    # frames, and once more to keep the wanted ones.
+    clock = [(frame.pts, frame.dts) for frame in _iterate(av, path)]
+    # In these containers each packet is a frame, but VP8 also has packets that are never shown. Matroska gives frames
+    # before a cut no timestamp, so only packets with a timestamp are counted.
+    timed = sum(time is not None for time in times)
+    frame_per_packet = container_of(path) in ("quicktime", "matroska") and stream.codec_context.name != "vp8"
+    if len(clock) < timed and frame_per_packet:
+        raise DamagedVideo(f"it is damaged: {timed} packets hold {len(clock)} frames")
+    moments = _frame_times(clock, packets)
+    if moments is None:  # no times at all: the header's rate is all that is known
+        timeline = Timeline(len(clock), float(stream.average_rate or stream.guessed_rate or 0) or None)
+    else:
+        timeline = _make_timeline(container, stream, packets, moments, container_of(path))
+    indices = choose(timeline.total, timeline.fps)
+    numbers = [timeline.frame_at(index) for index in indices]
+    found, size = {}, None
+    for number, frame in enumerate(_iterate(av, path, stop=numbers[-1])):
+        if number in numbers:
+            found[number], size = _to_picture(frame, size)
+    return [found[number] for number in numbers if number in found], indices, timeline.total, timeline.fps
+
+
+def _read_packets(container: Any, stream: Any, path: str) -> list[_Packet]:
+    """All packets of the stream in the order of the file.
+
+    Raises:
+        DamagedVideo: packets are missing or incomplete.
+    """
+    packets, end, is_intact, size = [], 0.0, True, 0
     for packet in container.demux():
         if packet.size == 0 and packet.dts is None:  # end-of-stream marker
             continue
         if packet.pts is not None and packet.time_base:  # every stream: the header states the longest duration
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index == stream.index:
-            packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
-            is_intact = is_intact and not packet.is_corrupt
-    expected, duration = stream.frames, (container.duration or 0) / 1e6  # microseconds
-    is_short = len(packets) < expected or end + 1 < duration or os.path.getsize(path) < _announced_size(path)
+            times = (packet.pts, packet.dts, packet.duration or 0)
+            packets.append(_Packet(*times, packet.is_keyframe, packet.is_discard))
+            is_intact, size = is_intact and not packet.is_corrupt, packet.size
+    counted, duration = stream.frames, (container.duration or 0) / 1e6  # microseconds
+    # A frame may be shown for long: 10 s in a video of 0.1 frames a second.
+    shown = sorted(packet.pts for packet in packets if packet.pts is not None)
+    longest = max((float((b - a) * stream.time_base) for a, b in pairwise(shown)), default=0.0)
+    ends_early = end + 1 + longest < duration
+    announced = announced_size(path)
+    if announced:
+        # The header may count more than there is to show: samples that the edit list leaves out, frames that were
+        # dropped. Then the index says what the demuxer has to find (PyAV of these days has it, 14 has not).
+        expected = len(getattr(stream, "index_entries", None) or ()) if counted else 0
+        is_short = os.path.getsize(path) < announced or len(packets) < expected
+        is_short = is_short or (ends_early and ends_in_zeros(path))
+    else:
+        is_short = len(packets) < counted or ends_early
     if is_short or not is_intact:
-        found = f"{len(packets)} of {expected or '?'} packets, {end:.1f} of {duration:.1f} seconds"
+        found = f"{len(packets)} of {counted or '?'} packets, {end:.1f} of {duration:.1f} seconds"
         raise DamagedVideo(f"it is damaged or cut short, found {found}")
-    times = [time for time, _, is_hidden in packets if not is_hidden]
-    if None not in times and len(set(times)) == len(times):
-        indices, shown = choose(len(times), fps), sorted(times)
-        frames = _seek_pyav(container, stream, [shown[i] for i in indices], packets)
-        if frames is not None:
-            return frames, indices, len(times), fps
-    # The packets' timestamps are missing or are not those of the frames (raw streams, AVI): decode once to count the
-    # frames, and once more to keep the wanted ones.
-    total = sum(1 for _ in _iterate_pyav(av, path))
-    # In these containers each packet is a frame, but VP8 also has packets that are never shown. Matroska gives frames
-    # before a cut no timestamp, so only packets with a timestamp are counted.
-    timed = sum(time is not None for time in times)
-    if total < timed and _container(path) and stream.codec_context.name != "vp8":
-        raise DamagedVideo(f"it is damaged: {timed} packets hold {total} frames")
-    indices = choose(total, fps)
-    decoded = islice(_iterate_pyav(av, path), indices[-1] + 1)
-    return [_pyav_frame(frame) for i, frame in enumerate(decoded) if i in indices], indices, total, fps
+    missing = missing_end(path, size)
+    if missing:
+        raise DamagedVideo(f"it is cut short: {missing}")
+    return packets
 
 
-def _seek_pyav(
-    container: Any, stream: Any, wanted: list[int], packets: list[tuple[int | None, bool, bool]]
-) -> list[torch.Tensor] | None:
+def _make_timeline(
+    container: Any, stream: Any, packets: Sequence[_Packet], shown: Sequence[int], kind: str | None
+) -> Timeline:
+    """The timeline of frames that are shown at these ascending times in the stream's unit."""
+    unit = float(stream.time_base)
+    last: list[float] = []  # seconds for which the last frame is shown, by different parts of the file
+    if kind == "quicktime":
+        # Its headers count what the edit list leaves out. A packet lasts up to the next one in the file. That holds the
+        # next frame only if the packets are in the order in which their frames are shown, and none is left out.
+        times = [packet.pts for packet in packets if not packet.hidden and packet.pts is not None]
+        is_plain = times == sorted(times) and len(times) >= stream.frames
+        lengths = [packet.duration for packet in packets if packet.pts == shown[-1] and is_plain]
+    else:
+        end = (stream.start_time or 0) + stream.duration if stream.duration else shown[-1]
+        lengths = [end - shown[-1], *(packet.duration for packet in packets if packet.pts == shown[-1])]
+        if len(container.streams) == 1 and container.duration:  # from time 0, or from the first frame
+            ends = [container.duration / 1e6, container.duration / 1e6 + shown[0] * unit]
+            last = sorted(end - shown[-1] * unit for end in ends)
+    last = [length * unit for length in lengths] + last
+    rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
+    return make_timeline([time * unit for time in shown], rates, last, unit)
+
+
+def _frame_times(clock: Sequence[tuple[int | None, int | None]], packets: Sequence[_Packet]) -> list[int] | None:
+    """When each decoded frame is shown, in the stream's unit; None if that is unknown.
+
+    Args:
+        clock: `pts` and `dts` of every frame in the order in which the decoder gives them.
+    """
+    times = [pts for pts, _ in clock]
+    if clock and None not in times and times == sorted(times):
+        return times
+    # AVI has no times of presentation, but an empty packet in place of each dropped frame.
+    decoded = [packet.dts for packet in packets if packet.dts is not None]
+    return sorted(decoded) if clock and len(decoded) == len(clock) else None
+
+
+def _seek(container: Any, stream: Any, wanted: list[int], packets: Sequence[_Packet]) -> dict[int, torch.Tensor] | None:
     """The frames at the ascending timestamps `wanted`, each decoded from the nearest keyframe before it.
 
     Returns None if the decoder leaves out a wanted frame, or a shown frame between the keyframe and a wanted one.
     """
-    shown = sorted(time for time, _, is_hidden in packets if not is_hidden and time is not None)
-    keys = sorted(time for time, is_key, _ in packets if is_key and time is not None)
+    shown = sorted(packet.pts for packet in packets if not packet.hidden and packet.pts is not None)
+    keys = sorted(packet.pts for packet in packets if packet.is_key and packet.pts is not None)
     # A frame may refer to later frames that are decoded before it: those must be undamaged too.
-    coded = [time for time, *_ in packets if time is not None]
+    coded = [packet.pts for packet in packets if packet.pts is not None]
     sources = dict(zip(coded, accumulate(coded, max), strict=True))
     stream.thread_type = "AUTO"
     frames: dict[int, torch.Tensor] = {}
-    targets, seen = set(wanted), set()
+    targets, seen, size = set(wanted), set(), None
     decoder: Iterator[Any] = iter(())
     now: float = -math.inf
     for moment in wanted:
@@ -161,101 +653,73 @@ def _seek_pyav(
                 raise DamagedVideo(f"it is damaged at {frame.time:.2f} s")
             seen.add(now)
             if now in targets:
-                frames[int(now)] = _pyav_frame(frame)
+                frames[int(now)], size = _to_picture(frame, size)
         if now < sources[moment] or not seen.issuperset(shown[bisect_left(shown, key) : bisect_right(shown, moment)]):
             return None
-    return [frames[moment] for moment in wanted]
+    return frames
 
 
-def _iterate_pyav(av: Any, path: str) -> Iterator[Any]:
+def _iterate(av: Any, path: str, stop: int | None = None) -> Iterator[Any]:
+    """All frames in the order in which they are shown, up to the one with the number `stop`."""
     with av.open(path) as container:
-        stream = container.streams.video[0]
+        stream = _find_stream(container)
         stream.thread_type = "AUTO"
-        for index, frame in enumerate(container.decode(stream)):
+        for number, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:
-                raise DamagedVideo(f"it is damaged at frame {index}")
+                raise DamagedVideo(f"it is damaged at frame {number}")
             yield frame
-
-
-def _pyav_frame(frame: Any) -> torch.Tensor:
-    # Phones store portrait video on its side, with the rotation in degrees, counter-clockwise (av >= 14.1 has it).
-    return torch.rot90(torch.as_tensor(frame.to_ndarray(format="rgb24")), round(frame.rotation / 90))
-
-
-def _read_decord(path: str, choose: Choose) -> Decoded:
-    # transformers' reader is not used: its `get_batch` seeks, and returns neighbouring frames in open-GOP video. One
-    # pass is exact.
-    if _container(path) != "quicktime":
-        raise ValueError("this decoder finds the right frames only in MP4 and QuickTime")
-    if any(kind == b"moof" for kind, _ in _boxes(path)):
-        raise ValueError("it is fragmented, and decord may lose its first frames")
-    decord = importlib.import_module("decord")
-    # Without `fault_tol` decord replaces a frame that it cannot decode by a copy of the nearest one. The value is the
-    # share of the frames that may be replaced: so small that none may.
-    reader = decord.VideoReader(path, ctx=decord.cpu(0), fault_tol=1e-9)
-    if len(reader) and reader.get_frame_timestamp(0)[0] < 0:  # decord counts frames that the edit list drops
-        raise ValueError("its edit list drops frames, which decord miscounts")
-    fps = float(reader.get_avg_fps()) or None
-    indices = choose(len(reader), fps)
-    if indices[-1] >= MAX_FRAMES_IN_ONE_PASS:
-        raise ValueError(f"this decoder is exact only in one pass, which is slow after {MAX_FRAMES_IN_ONE_PASS} frames")
-    frames = (reader.next() for _ in range(indices[-1] + 1))
-    # A program that has set one of decord's bridges gets tensors instead of decord's own arrays.
-    arrays = (frame.asnumpy if hasattr(frame, "asnumpy") else frame.numpy for frame in frames)
-    return [array() for i, array in enumerate(arrays) if i in indices], indices, len(reader), fps
-
-
-def _container(path: str) -> str | None:
-    """The container by the first bytes of the file: "quicktime" (MP4, MOV), "matroska" (MKV, WebM) or None."""
-    with open(path, "rb") as file:
-        head = file.read(8)
-    if head[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        return "quicktime"
-    return "matroska" if head.startswith(b"\x1aE\xdf\xa3") else None
-
-
-def _boxes(path: str) -> Iterator[tuple[bytes, int]]:
-    """The kind of every top-level box of an MP4 or QuickTime file, and the byte at which it ends by its own header."""
-    end = 0
-    with open(path, "rb") as file:
-        while len(head := file.read(16)) >= 8:
-            size = int.from_bytes(head[:4], "big")
-            size = int.from_bytes(head[8:], "big") if size == 1 else size
-            if size < 8:  # the last box may have size 0, up to the end of the file
+            if number == stop:
                 return
-            end += size
-            yield head[4:8], end
-            file.seek(end)
 
 
-def _announced_size(path: str) -> int:
-    """The least size of a file in bytes by its own headers; 0 if they do not state it.
+def _to_picture(frame: Any, size: tuple[int, int] | None) -> tuple[torch.Tensor, tuple[int, int]]:
+    """The picture as it is to be seen, with shape (H, W, 3), and its height and width.
 
-    This finds losses that are shorter than a second, which the header's duration does not show, and it works in
-    containers without a frame count.
+    Args:
+        size: height and width of the first picture; None for the first one itself. A stream may change its size, which
+            players hide: they scale every picture to the size of the window.
     """
-    container = _container(path)
-    if container == "quicktime":
-        return max((end for kind, end in _boxes(path) if kind in (b"moov", b"moof", b"mdat")), default=0)
-    if container is None:
-        return 0
-    with open(path, "rb") as file:  # Matroska: a header element, then one segment with all the rest
-        size = 0
-        for _ in range(2):
-            file.seek(size + 4, os.SEEK_CUR)  # the content of the element, and the name of the next one
-            first = file.read(1)
-            num_bytes = 9 - (first[0].bit_length() if first else 0)
-            if num_bytes == 9:
-                return 0
-            digits = 7 * num_bytes
-            size = int.from_bytes(first + file.read(num_bytes - 1), "big") & ((1 << digits) - 1)
-        is_known = size != (1 << digits) - 1  # all ones in a recording that was not finished
-        return file.tell() + size if is_known else 0
+    a, b, c, d = _display_matrix(frame)
+    is_turned = abs(b) + abs(c) > abs(a) + abs(d)
+    height, width = size or ((frame.width, frame.height) if is_turned else (frame.height, frame.width))
+    stored = (height, width) if is_turned else (width, height)
+    picture = torch.as_tensor(frame.to_ndarray(format="rgb24", width=stored[0], height=stored[1]))
+    if is_turned:
+        picture = picture.transpose(0, 1)
+    flips = [axis for axis, sign in enumerate((b, c) if is_turned else (d, a)) if sign < 0]
+    return picture.flip(flips), (height, width)
 
+
+def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
+    """How a stored picture is to be seen: the point (x, y), right and down, moves to (a x + c y, b x + d y).
+
+    Phones store upright video on its side, and front cameras mirror it. Other angles than quarter turns are rounded.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 1, 0, 0, 1
+    values = torch.frombuffer(bytearray(bytes(data)), dtype=torch.int32).tolist()
+    return values[0], values[1], values[3], values[4]
+
+
+# video/decoders.py ----------------------------------------------------------------------------------------------------
+
+"""The decoders of video files: each returns exactly the wanted frames of a file, or raises an error.
+
+PyAV comes first. It decodes only from the keyframe before a wanted frame up to that frame, and it gives each frame's
+timestamp and damage flag, which are checked here. decord is tried where PyAV cannot read a file. decord is exact in
+MP4 and QuickTime, in one pass from the start. After a seek it returns neighbouring frames in MPEG-TS, MPEG-PS, AVI and
+open-GOP video, which x265 writes by default.
+
+Some damage stays unnoticed: no decoder rejects damaged picture data that decodes to a wrong picture. This is rare in
+H.264, AV1, MPEG-2 and MPEG-4 of plain pictures, more common in noisy pictures and in HEVC, VP9 and Motion JPEG, and
+usual in VP8 and GIF. A missing end is noticed where the format says how long the file is, or marks its end
+(`whole_files.py`): not in raw streams, and in MPEG-TS and MPEG-PS only if the cut divides a packet.
+"""
 
 BACKENDS: dict[str, Callable[[str, Choose], Decoded]] = {  # in the order in which they are tried
-    "pyav": _read_pyav,
-    "decord": _read_decord,
+    "pyav": read_pyav,
+    "decord": read_decord,
 }
 MODULES = {"pyav": "av", "decord": "decord"}  # the module of each decoder; pip has it under the same name
 
@@ -275,7 +739,9 @@ def available_backends() -> list[str]:
 The returned frames are always exactly those that `metadata.frames_indices` names; otherwise an error says why. Damage
 that the decoder notices, and a missing end, are errors (`decoders.py` says what each decoder can notice).
 
-A frame's time is index / fps, as in transformers: exact for a constant frame rate, based on the mean rate otherwise.
+A frame's time is index / fps, as in transformers. In a file with a variable frame rate the indices are places on a
+regular grid of times, so that this is true there too (`timing.py`): the frame at an index is the one that a player
+shows then, and a pause repeats a frame.
 
 Legend: T frames, H and W height and width of a frame in pixels.
 """
@@ -310,16 +776,19 @@ def read_video(
             `data:video/...;base64,` URL and the bytes of a file; the code of a model's folder does not. Decoded frames
             are an array or tensor with shape (T, H, W, 3) or (T, 3, H, W), uint8 or float in [0, 1], or a list of
             equally large PIL images or of such arrays without the T axis.
-        num_frames: number of frames, spread evenly from the first to the last; all frames if the clip has fewer.
+        num_frames: number of frames, spread evenly from the first to the last; all frames if the clip has fewer. In a
+            file with a variable frame rate they are spread evenly over its time.
         fps: frames for each second of the clip; at least one frame, at most all. With neither `num_frames` nor `fps`,
             a file gives up to `DEFAULT_NUM_FRAMES` evenly spread frames, and decoded frames are all kept.
-        backend: the decoder for a file, one of `available_backends()`. Without it each is tried until one succeeds.
+        backend: the decoder for a file, one of `available_backends()`. Without it each is tried until one succeeds,
+            and Pillow reads animated WebP.
         video_metadata: for decoded frames only: `fps` (which sampling by `fps` needs) and, if the frames are themselves
             a sample, `frames_indices` and `total_num_frames` of the source.
 
     Returns:
         `VideoClip`. Its metadata describes the source: `fps`, `total_num_frames`, `duration` (seconds), and in
-        `frames_indices` the index of each returned frame.
+        `frames_indices` the index of each returned frame. A frame is shown as a player would: turned or mirrored as
+        the file says, and scaled to the size of the first one if the size changes.
 
     Raises:
         ValueError: an argument is out of range, or the file is missing, empty, damaged or not a video.
@@ -387,10 +856,15 @@ def _choose_frames(total: int, source_fps: float | None, num_frames: int | None,
 def _decode_file(path: str, label: str, choose: Choose, backend: str | None) -> VideoClip:
     if os.path.getsize(path) == 0:
         raise ValueError(f"the video {label} is empty (0 bytes)")
+    readers = {name: BACKENDS[name] for name in ([backend] if backend else available_backends())}
+    if is_animated_webp(path):
+        if backend:
+            raise ValueError(f"the video {label} is an animated WebP, which {backend} cannot read: leave out `backend`")
+        readers = {"pillow": read_animated_webp}
     reasons = []
-    for name in [backend] if backend else available_backends():
+    for name, read in readers.items():
         try:
-            frames, indices, total, fps = BACKENDS[name](path, choose)
+            frames, indices, total, fps = read(path, choose)
             if len(frames) != len(indices):
                 raise ValueError(f"{len(indices)} frames were asked for, {len(frames)} could be decoded")
             frames = torch.stack([torch.as_tensor(frame) for frame in frames]).numpy()
@@ -400,6 +874,7 @@ def _decode_file(path: str, label: str, choose: Choose, backend: str | None) -> 
             reasons.append(f"{name}: {' '.join(reason.split())[:160] or type(error).__name__}")
             if isinstance(error, DamagedVideo):
                 reasons[-1] += "; repair the file, or name another, less strict `backend`"
+            if isinstance(error, (DamagedVideo, NoVideo)):
                 break
         else:
             fps = float(fps) if fps else None
@@ -682,7 +1157,7 @@ class VideoTextToTextPipeline(Pipeline):
         ]
         clips = [clip for request in requests for clip in request.clips]
         images = [image for request in requests for image in request.images]
-        media = media_arguments(clips, images, self.device)
+        media = media_arguments(clips, images, self.device, self.processor)
         inputs = self.processor(text=prompts, padding=True, padding_side="left", **media)
         return convert_to_tensors(inputs, "pt")
 
@@ -699,19 +1174,20 @@ class VideoTextToTextPipeline(Pipeline):
         return [counts[i // each] for i in range(num_sequences)]
 
 
-def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.device) -> dict[str, Any]:
+def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.device, processor: Any) -> dict[str, Any]:
     """The processor's arguments besides the text: videos, images, and the device that resizes them.
 
     Args:
         device: of the model. It resizes only if it is a CUDA device: others may not support resizing with antialiasing.
+        processor: that gets the arguments. Qwen's encode `temporal_patch_size` frames together; a shorter clip repeats
+            its last frame at the same time. Qwen2.5-VL's processor does so itself, Qwen3-VL's refuses one frame.
     """
     media: dict[str, Any] = {}
     if clips:
-        media["videos"] = [clip.frames for clip in clips]
-        media["video_metadata"] = [
-            clip.metadata or VideoMetadata(len(clip.frames), frames_indices=list(range(len(clip.frames))))
-            for clip in clips
-        ]
+        least = getattr(getattr(processor, "video_processor", None), "temporal_patch_size", None) or 1
+        filled = [_fill_grid(clip, least) for clip in clips]
+        media["videos"] = [clip.frames for clip in filled]
+        media["video_metadata"] = [clip.metadata for clip in filled]
         media["do_sample_frames"] = False  # already sampled; without metadata upstream would assume 24 fps
     if images:
         media["images"] = images
@@ -719,6 +1195,17 @@ def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.dev
         fits = sum(clip.frames.nbytes for clip in clips) <= _MOST_BYTES_ON_GPU
         media["device"] = device if device.type == "cuda" and fits else "cpu"
     return media
+
+
+def _fill_grid(clip: VideoClip, least: int) -> VideoClip:
+    """A clip with its own metadata, which upstream's processors change, and with at least so many frames."""
+    number = len(clip.frames)
+    metadata = VideoMetadata(**(clip.metadata or VideoMetadata(number)))
+    repeats = max(least - number, 0)
+    indices = list(range(number) if metadata.frames_indices is None else metadata.frames_indices)
+    metadata.frames_indices = indices + indices[-1:] * repeats
+    frames = clip.frames
+    return VideoClip(frames[[*range(number), *[-1] * repeats]] if repeats else frames, metadata)
 
 
 def _is_list_of_videos(videos: Any) -> bool:

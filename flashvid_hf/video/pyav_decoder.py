@@ -1,0 +1,251 @@
+"""Video files by PyAV."""
+
+import importlib
+import math
+import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+import torch
+
+from .decoder_types import Choose, DamagedVideo, Decoded, NoVideo
+from .timing import Timeline, make_timeline
+from .whole_files import announced_size, container_of, ends_in_zeros, missing_end
+
+_COVER_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
+
+
+class _Packet(NamedTuple):
+    """One packet of the video stream. Times are in the stream's unit, None where the file has none.
+
+    Args:
+        hidden: whether the edit list says that its frame is decoded, but not shown.
+    """
+
+    pts: int | None
+    dts: int | None
+    duration: int
+    is_key: bool
+    hidden: bool
+
+
+def read_pyav(path: str, choose: Choose) -> Decoded:
+    """The wanted frames of a video file, each decoded from the keyframe before it.
+
+    transformers' reader is not used: it takes the frame count from the header (0 in Matroska, WebM, MPEG-TS, fragmented
+    MP4), ignores rotation and decodes every frame. Here the packets' timestamps say which frames exist and when they
+    are shown, without decoding. Each wanted frame must carry its timestamp.
+
+    Raises:
+        NoVideo: the file has only a cover picture.
+        DamagedVideo: the file is damaged or cut short.
+    """
+    av = importlib.import_module("av")
+    with av.open(path) as container:
+        stream = _find_stream(container)
+        try:
+            return _decode(av, container, stream, path, choose)
+        except av.error.InvalidDataError as error:  # the file opens, so its content is at fault
+            raise DamagedVideo(f"it is damaged: {error}") from error
+
+
+def _find_stream(container: Any) -> Any:
+    if not container.streams.video:
+        raise ValueError("no video stream can be found in it")
+    for stream in container.streams.video:
+        flags = getattr(stream.disposition, "value", stream.disposition)  # an enumeration before PyAV 15
+        if not flags & _COVER_PICTURE:
+            return stream
+    raise NoVideo("it has no video, only a cover picture")
+
+
+def _decode(av: Any, container: Any, stream: Any, path: str, choose: Choose) -> Decoded:
+    packets = _read_packets(container, stream, path)
+    times = [packet.pts for packet in packets if not packet.hidden]
+    if None not in times and len(set(times)) == len(times):
+        shown = sorted(times)
+        timeline = _make_timeline(container, stream, packets, shown, container_of(path))
+        indices = choose(timeline.total, timeline.fps)
+        moments = [shown[timeline.frame_at(index)] for index in indices]
+        frames = _seek(container, stream, sorted(set(moments)), packets)
+        if frames is not None:
+            return [frames[moment] for moment in moments], indices, timeline.total, timeline.fps
+    # The packets' timestamps are missing or are not those of the frames (raw streams, AVI): decode once to count the
+    # frames, and once more to keep the wanted ones.
+    clock = [(frame.pts, frame.dts) for frame in _iterate(av, path)]
+    # In these containers each packet is a frame, but VP8 also has packets that are never shown. Matroska gives frames
+    # before a cut no timestamp, so only packets with a timestamp are counted.
+    timed = sum(time is not None for time in times)
+    frame_per_packet = container_of(path) in ("quicktime", "matroska") and stream.codec_context.name != "vp8"
+    if len(clock) < timed and frame_per_packet:
+        raise DamagedVideo(f"it is damaged: {timed} packets hold {len(clock)} frames")
+    moments = _frame_times(clock, packets)
+    if moments is None:  # no times at all: the header's rate is all that is known
+        timeline = Timeline(len(clock), float(stream.average_rate or stream.guessed_rate or 0) or None)
+    else:
+        timeline = _make_timeline(container, stream, packets, moments, container_of(path))
+    indices = choose(timeline.total, timeline.fps)
+    numbers = [timeline.frame_at(index) for index in indices]
+    found, size = {}, None
+    for number, frame in enumerate(_iterate(av, path, stop=numbers[-1])):
+        if number in numbers:
+            found[number], size = _to_picture(frame, size)
+    return [found[number] for number in numbers if number in found], indices, timeline.total, timeline.fps
+
+
+def _read_packets(container: Any, stream: Any, path: str) -> list[_Packet]:
+    """All packets of the stream in the order of the file.
+
+    Raises:
+        DamagedVideo: packets are missing or incomplete.
+    """
+    packets, end, is_intact, size = [], 0.0, True, 0
+    for packet in container.demux():
+        if packet.size == 0 and packet.dts is None:  # end-of-stream marker
+            continue
+        if packet.pts is not None and packet.time_base:  # every stream: the header states the longest duration
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream.index == stream.index:
+            times = (packet.pts, packet.dts, packet.duration or 0)
+            packets.append(_Packet(*times, packet.is_keyframe, packet.is_discard))
+            is_intact, size = is_intact and not packet.is_corrupt, packet.size
+    counted, duration = stream.frames, (container.duration or 0) / 1e6  # microseconds
+    # A frame may be shown for long: 10 s in a video of 0.1 frames a second.
+    shown = sorted(packet.pts for packet in packets if packet.pts is not None)
+    longest = max((float((b - a) * stream.time_base) for a, b in pairwise(shown)), default=0.0)
+    ends_early = end + 1 + longest < duration
+    announced = announced_size(path)
+    if announced:
+        # The header may count more than there is to show: samples that the edit list leaves out, frames that were
+        # dropped. Then the index says what the demuxer has to find (PyAV of these days has it, 14 has not).
+        expected = len(getattr(stream, "index_entries", None) or ()) if counted else 0
+        is_short = os.path.getsize(path) < announced or len(packets) < expected
+        is_short = is_short or (ends_early and ends_in_zeros(path))
+    else:
+        is_short = len(packets) < counted or ends_early
+    if is_short or not is_intact:
+        found = f"{len(packets)} of {counted or '?'} packets, {end:.1f} of {duration:.1f} seconds"
+        raise DamagedVideo(f"it is damaged or cut short, found {found}")
+    missing = missing_end(path, size)
+    if missing:
+        raise DamagedVideo(f"it is cut short: {missing}")
+    return packets
+
+
+def _make_timeline(
+    container: Any, stream: Any, packets: Sequence[_Packet], shown: Sequence[int], kind: str | None
+) -> Timeline:
+    """The timeline of frames that are shown at these ascending times in the stream's unit."""
+    unit = float(stream.time_base)
+    last: list[float] = []  # seconds for which the last frame is shown, by different parts of the file
+    if kind == "quicktime":
+        # Its headers count what the edit list leaves out. A packet lasts up to the next one in the file. That holds the
+        # next frame only if the packets are in the order in which their frames are shown, and none is left out.
+        times = [packet.pts for packet in packets if not packet.hidden and packet.pts is not None]
+        is_plain = times == sorted(times) and len(times) >= stream.frames
+        lengths = [packet.duration for packet in packets if packet.pts == shown[-1] and is_plain]
+    else:
+        end = (stream.start_time or 0) + stream.duration if stream.duration else shown[-1]
+        lengths = [end - shown[-1], *(packet.duration for packet in packets if packet.pts == shown[-1])]
+        if len(container.streams) == 1 and container.duration:  # from time 0, or from the first frame
+            ends = [container.duration / 1e6, container.duration / 1e6 + shown[0] * unit]
+            last = sorted(end - shown[-1] * unit for end in ends)
+    last = [length * unit for length in lengths] + last
+    rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
+    return make_timeline([time * unit for time in shown], rates, last, unit)
+
+
+def _frame_times(clock: Sequence[tuple[int | None, int | None]], packets: Sequence[_Packet]) -> list[int] | None:
+    """When each decoded frame is shown, in the stream's unit; None if that is unknown.
+
+    Args:
+        clock: `pts` and `dts` of every frame in the order in which the decoder gives them.
+    """
+    times = [pts for pts, _ in clock]
+    if clock and None not in times and times == sorted(times):
+        return times
+    # AVI has no times of presentation, but an empty packet in place of each dropped frame.
+    decoded = [packet.dts for packet in packets if packet.dts is not None]
+    return sorted(decoded) if clock and len(decoded) == len(clock) else None
+
+
+def _seek(container: Any, stream: Any, wanted: list[int], packets: Sequence[_Packet]) -> dict[int, torch.Tensor] | None:
+    """The frames at the ascending timestamps `wanted`, each decoded from the nearest keyframe before it.
+
+    Returns None if the decoder leaves out a wanted frame, or a shown frame between the keyframe and a wanted one.
+    """
+    shown = sorted(packet.pts for packet in packets if not packet.hidden and packet.pts is not None)
+    keys = sorted(packet.pts for packet in packets if packet.is_key and packet.pts is not None)
+    # A frame may refer to later frames that are decoded before it: those must be undamaged too.
+    coded = [packet.pts for packet in packets if packet.pts is not None]
+    sources = dict(zip(coded, accumulate(coded, max), strict=True))
+    stream.thread_type = "AUTO"
+    frames: dict[int, torch.Tensor] = {}
+    targets, seen, size = set(wanted), set(), None
+    decoder: Iterator[Any] = iter(())
+    now: float = -math.inf
+    for moment in wanted:
+        key = keys[max(bisect_right(keys, moment) - 1, 0)] if keys else moment
+        if key > now:  # a keyframe lies ahead: jump to it instead of decoding all frames up to it
+            container.seek(key, stream=stream)
+            decoder, now = container.decode(stream), -math.inf
+        while now < sources[moment]:
+            frame = next(decoder, None)
+            if frame is None:
+                break
+            now = -math.inf if frame.pts is None else frame.pts
+            if now < key:  # precedes the keyframe, and refers to frames that the jump left out
+                continue
+            if frame.is_corrupt:
+                raise DamagedVideo(f"it is damaged at {frame.time:.2f} s")
+            seen.add(now)
+            if now in targets:
+                frames[int(now)], size = _to_picture(frame, size)
+        if now < sources[moment] or not seen.issuperset(shown[bisect_left(shown, key) : bisect_right(shown, moment)]):
+            return None
+    return frames
+
+
+def _iterate(av: Any, path: str, stop: int | None = None) -> Iterator[Any]:
+    """All frames in the order in which they are shown, up to the one with the number `stop`."""
+    with av.open(path) as container:
+        stream = _find_stream(container)
+        stream.thread_type = "AUTO"
+        for number, frame in enumerate(container.decode(stream)):
+            if frame.is_corrupt:
+                raise DamagedVideo(f"it is damaged at frame {number}")
+            yield frame
+            if number == stop:
+                return
+
+
+def _to_picture(frame: Any, size: tuple[int, int] | None) -> tuple[torch.Tensor, tuple[int, int]]:
+    """The picture as it is to be seen, with shape (H, W, 3), and its height and width.
+
+    Args:
+        size: height and width of the first picture; None for the first one itself. A stream may change its size, which
+            players hide: they scale every picture to the size of the window.
+    """
+    a, b, c, d = _display_matrix(frame)
+    is_turned = abs(b) + abs(c) > abs(a) + abs(d)
+    height, width = size or ((frame.width, frame.height) if is_turned else (frame.height, frame.width))
+    stored = (height, width) if is_turned else (width, height)
+    picture = torch.as_tensor(frame.to_ndarray(format="rgb24", width=stored[0], height=stored[1]))
+    if is_turned:
+        picture = picture.transpose(0, 1)
+    flips = [axis for axis, sign in enumerate((b, c) if is_turned else (d, a)) if sign < 0]
+    return picture.flip(flips), (height, width)
+
+
+def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
+    """How a stored picture is to be seen: the point (x, y), right and down, moves to (a x + c y, b x + d y).
+
+    Phones store upright video on its side, and front cameras mirror it. Other angles than quarter turns are rounded.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 1, 0, 0, 1
+    values = torch.frombuffer(bytearray(bytes(data)), dtype=torch.int32).tolist()
+    return values[0], values[1], values[3], values[4]

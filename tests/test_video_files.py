@@ -1,0 +1,229 @@
+"""Valid files that look damaged, files that are cut short, and pictures that are not shown as they are stored."""
+
+import struct
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_video_io import PIXEL_TOLERANCE, av, clip, numbered_frame, numbers_of, remux, write_clip  # noqa: F401
+
+from flashvid_hf import read_video
+from flashvid_hf.video import whole_files
+from flashvid_hf.video.reading import available_backends
+
+SIZE = (48, 64)
+
+
+# --- valid files that look damaged ---
+
+
+def limit_edit_list(path, seconds, start=None):
+    """Shorten what the edit list of an MP4 shows; `start` moves its beginning, in units of the stream."""
+    content = bytearray(path.read_bytes())
+    place = content.find(b"elst")
+    scale = int.from_bytes(content[(header := content.find(b"mvhd")) + 16 : header + 20], "big")
+    content[place + 12 : place + 16] = struct.pack(">I", round(seconds * scale))
+    if start is not None:
+        content[place + 16 : place + 20] = struct.pack(">i", start)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("seconds, start", [(2, None), (0.5, None), (2, 2), (1.25, 3)])
+def test_an_edit_list_that_shows_a_part(tmp_path, seconds, start):
+    path = write_clip(tmp_path / "a.mp4", 120, SIZE, options={"g": "25", "bf": "0"})
+    with av.open(str(path)) as container:
+        unit = container.streams.video[0].time_base
+    limit_edit_list(path, seconds, None if start is None else round(start / unit))
+    first = (start or 0) * 24
+    result = read_video(path, num_frames=7)
+    assert result.metadata.total_num_frames == round(24 * seconds) and result.metadata.fps == 24
+    assert numbers_of(result.frames) == [first + index for index in result.metadata.frames_indices]
+
+
+def test_an_edit_list_of_a_variable_rate(tmp_path):
+    times = np.array([0, 40, 80, 3000, 3040, 9000, 9040, 9080, 15000])
+    path = write_clip(tmp_path / "a.mp4", 9, SIZE, fps=25, times=times, options={"bf": "0"})
+    limit_edit_list(path, 9.1)
+    result = read_video(path, fps=2)
+    shown = np.searchsorted(times / 1000, np.array(result.metadata.timestamps) + 0.001, side="right") - 1
+    assert numbers_of(result.frames) == shown.tolist() and shown.max() < 8
+    assert result.metadata.duration == pytest.approx(9.1, abs=0.06)
+
+
+@pytest.mark.parametrize("milliseconds", [10_000, 2_500, 60_000])
+def test_slow_flv(tmp_path, milliseconds):
+    path = write_clip(tmp_path / "a.flv", 6, SIZE, fps=30, times=np.arange(6) * milliseconds)
+    result = read_video(path, num_frames=6)
+    seconds = np.array(result.metadata.timestamps) * 1000
+    assert numbers_of(result.frames) == np.floor((seconds + 1) / milliseconds).astype(int).tolist()
+
+
+@pytest.mark.parametrize("number", [41, 500])
+def test_avi_whose_header_counts_too_many(tmp_path, number):
+    path = write_clip(tmp_path / "a.avi", 40, SIZE, codec="mpeg4")
+    content = bytearray(path.read_bytes())
+    header, stream = content.find(b"avih"), content.find(b"strh")
+    content[header + 24 : header + 28] = content[stream + 40 : stream + 44] = struct.pack("<I", number)
+    path.write_bytes(content)
+    result = read_video(path, num_frames=5)
+    assert len(result.frames) == 5 and numbers_of(result.frames)[-1] == 39
+
+
+# --- cut files ---
+
+CUT = {
+    "a.gif": dict(codec="gif", pix_fmt="rgb8", fps=25),
+    "a.y4m": dict(codec="wrapped_avframe"),
+    "a.ts": {},
+    "a.avi": dict(codec="mpeg4"),
+    "a.png": dict(codec="apng", pix_fmt="rgb24"),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_cut_files_are_errors(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.png":
+        pictures = [Image.fromarray(numbered_frame(number, *SIZE)) for number in range(20)]
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=40)
+    elif name == "a.y4m":
+        planes = b"".join(b"FRAME\n" + bytes([40 + number]) * (64 * 48 * 3 // 2) for number in range(20))
+        path.write_bytes(b"YUV4MPEG2 W64 H48 F24:1 C420jpeg\n" + planes)
+    else:
+        write_clip(path, 20, SIZE, **CUT[name])
+    assert read_video(path, num_frames=20).metadata.total_num_frames == 20
+    content = path.read_bytes()
+    for part in (0.4, 0.7, 0.95):
+        size = int(part * len(content))
+        path.write_bytes(content[: size + (size % 188 == 0)])
+        with pytest.raises(ValueError, match=r"cannot be read: pyav: (it is (cut short|damaged)|.*Invalid data)"):
+            read_video(path, num_frames=2)
+    if name in ("a.gif", "a.ts"):
+        path.write_bytes(content + b"\0" * 100)
+        assert len(read_video(path, num_frames=20).frames) == 20, "something after the end is no damage"
+
+
+def test_transport_streams_with_larger_packets(tmp_path):
+    packets = [b"\x47" + bytes(187) for _ in range(6)]
+    for wrap in (lambda packet: packet, lambda packet: bytes(4) + packet, lambda packet: packet + bytes(16)):
+        path = tmp_path / "a.ts"
+        path.write_bytes(b"".join(map(wrap, packets)))
+        assert whole_files.container_of(str(path)) == "transport" and whole_files.missing_end(str(path)) is None
+        path.write_bytes(path.read_bytes()[:-50])
+        assert "not complete" in whole_files.missing_end(str(path))
+
+
+def test_space_that_was_reserved_but_not_filled(tmp_path):
+    path = write_clip(tmp_path / "a.mkv", 120, (96, 128), seed=0)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
+    with pytest.raises(ValueError, match="it is damaged"):
+        read_video(path, num_frames=2)
+
+
+# --- pictures ---
+
+# The display matrix (a, b, c, d) moves the point (x, y), right and down, to (a x + c y, b x + d y). The functions state
+# what a player then shows, for a picture as an array of rows.
+ORIENTATIONS = {
+    (1, 0, 0, 1): lambda p: p,
+    (-1, 0, 0, 1): lambda p: p[:, ::-1],  # left and right exchanged
+    (1, 0, 0, -1): lambda p: p[::-1],  # top and bottom exchanged
+    (-1, 0, 0, -1): lambda p: p[::-1, ::-1],  # half a turn
+    (0, 1, -1, 0): lambda p: np.rot90(p, -1),  # a quarter turn clockwise
+    (0, -1, 1, 0): lambda p: np.rot90(p),  # counter-clockwise
+    (0, 1, 1, 0): lambda p: p.transpose(1, 0, 2),  # mirrored at the diagonal from the upper left
+    (0, -1, -1, 0): lambda p: p[::-1, ::-1].transpose(1, 0, 2),  # at the other diagonal
+}
+
+
+@pytest.mark.parametrize("matrix", ORIENTATIONS)
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+def test_all_orientations(clip, tmp_path, matrix, backend):  # noqa: F811
+    if backend not in available_backends():
+        pytest.skip(f"{backend} is not installed")
+    content = bytearray(clip("mp4").read_bytes())
+    place = content.find(b"tkhd") + 44
+    a, b, c, d = (value << 16 for value in matrix)
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path = tmp_path / "a.mp4"
+    path.write_bytes(content)
+    stored = read_video(clip("mp4"), num_frames=3).frames
+    if backend == "decord" and a * d - b * c < 0:
+        with pytest.raises(ValueError, match="stored mirrored, which decord ignores"):
+            read_video(path, num_frames=3, backend=backend)
+        return
+    result = read_video(path, num_frames=3, backend=backend)
+    for found, picture in zip(result.frames, stored, strict=True):
+        np.testing.assert_allclose(found.astype(int), ORIENTATIONS[matrix](picture), atol=PIXEL_TOLERANCE)
+    assert (result.metadata.height, result.metadata.width) == result.frames.shape[1:3]
+
+
+@pytest.mark.parametrize("ending", ["h264", "ts", "flv"])
+@pytest.mark.parametrize("sizes", [((96, 128), (48, 64)), ((48, 64), (96, 128)), ((96, 128), (128, 96))])
+def test_size_changes_in_mid_stream(tmp_path, ending, sizes):
+    parts = [write_clip(tmp_path / f"{size}.h264", 20, size, fps=25, options={"bf": "0"}) for size in sizes]
+    raw = tmp_path / "raw.h264"
+    raw.write_bytes(b"".join(part.read_bytes() for part in parts))
+    path = tmp_path / f"a.{ending}"
+    if ending == "h264":
+        path = raw
+    else:
+        with av.open(str(raw)) as old, av.open(str(path), "w") as new:
+            stream = new.add_stream_from_template(old.streams.video[0])
+            packets = [packet for packet in old.demux() if packet.size]
+            for number, packet in enumerate(packets):
+                packet.stream, packet.time_base = stream, Fraction(1, 25)
+                packet.pts, packet.dts, packet.duration = number, number, 1
+                new.mux(packet)
+    result = read_video(path, num_frames=10)
+    assert result.frames.shape == (10, *sizes[0], 3)
+    expected = [index % 20 for index in result.metadata.frames_indices]
+    assert numbers_of(result.frames) == expected
+
+
+def write_song(path, codec="libmp3lame"):
+    """A second of silence with a cover picture."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((2, 1152), np.float32), format="fltp", layout="stereo")
+        for block in range(38):
+            frame.rate, frame.pts = 44100, block * 1152
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_song_with_a_cover_picture_is_no_video(tmp_path):
+    Image.new("RGB", (64, 64), (200, 0, 0)).save(tmp_path / "cover.jpg")
+    cover = (tmp_path / "cover.jpg").read_bytes()
+    path = write_song(tmp_path / "a.mp3")
+    content = b"\0image/jpeg\0\x03\0" + cover
+    frame = b"APIC" + struct.pack(">I", len(content)) + b"\0\0" + content
+    size = bytes(len(frame) >> shift & 0x7F for shift in (21, 14, 7, 0))
+    path.write_bytes(b"ID3\x03\0\0" + size + frame + path.read_bytes())
+    with pytest.raises(ValueError, match=r"a.mp3' cannot be read: pyav: it has no video, only a cover picture$"):
+        read_video(path)
+
+
+def test_a_song_in_mp4_with_a_cover_picture_is_no_video(tmp_path):
+    Image.new("RGB", (64, 64), (200, 0, 0)).save(tmp_path / "cover.jpg")
+    cover = (tmp_path / "cover.jpg").read_bytes()
+    path = write_song(tmp_path / "a.m4a", "aac")
+
+    def box(kind, content):
+        return struct.pack(">I", 8 + len(content)) + kind + content
+
+    content = path.read_bytes()
+    start = content.find(b"moov") - 4
+    old = content[start : start + int.from_bytes(content[start : start + 4], "big")]
+    assert start + len(old) == len(content), "the headers are at the end, so that they can grow"
+    data = box(b"data", struct.pack(">II", 13, 0) + cover)
+    handler = box(b"hdlr", bytes(8) + b"mdirappl" + bytes(9))
+    more = box(b"udta", box(b"meta", bytes(4) + handler + box(b"ilst", box(b"covr", data))))
+    old = old[: old.find(b"udta") - 4] if b"udta" in old else old
+    path.write_bytes(content[:start] + box(b"moov", old[8:] + more))
+    for backend in (None, *available_backends()):
+        with pytest.raises(ValueError, match=r"a.m4a' cannot be read: \w+: it has no video, .*cover picture$"):
+            read_video(path, backend=backend)
