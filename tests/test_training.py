@@ -91,7 +91,8 @@ def test_which_calls_return_full_length(family):
     for call in ({"labels": labels}, {"num_items_in_batch": 3}, {"full_length": True}):
         assert length(model, **call) == num_columns, call
         assert length(model, **{**call, "full_length": False}) == num_kept, call
-    assert length(model.model) == num_columns and length(model.model, full_length=False) == num_kept
+    assert length(model.model) == num_kept
+    assert length(model.model, full_length=True) == length(model.model, use_cache=False) == num_columns
     model.train()
     assert length(model) == num_columns and length(model, full_length=False) == num_kept
     model.eval().config.full_length = True

@@ -84,7 +84,8 @@ class FlashVIDModelMixin:
                 sequence, earlier turns included; an integer, or one for each sample. Default: the last real column.
             full_length: whether `last_hidden_state` has all S columns of a compressed prompt, or only the L that are
                 left. A dropped column repeats the row of the last column before it that is left. `None` stands for
-                `full_length` of the configuration, and if that is `None` too, for all columns.
+                `full_length` of the configuration. If that is `None` too, all columns are there in training mode and
+                with `use_cache=False`, as trainers call a base model to compute the loss themselves.
             kwargs: FlashVID's fields that shall differ from the configuration in this call (`retention_ratio=0.2`), or
                 all of them as one configuration in `settings`; `prompt_length`, how many columns the whole sequence had
                 before `generate` began, because a placeholder behind them is a token that the model itself wrote; and
@@ -102,6 +103,10 @@ class FlashVIDModelMixin:
         settings, prompt_length = self.find_settings(encoded, kwargs), kwargs.pop("prompt_length", None)
         missing = self.missing_media(inputs, encoded)
         has_videos = "video" not in missing
+        if full_length is None:
+            full_length = self.config.full_length
+        if full_length is None:
+            full_length = self.training or inputs["use_cache"] is False
         cache, use_cache = self.prepare_cache(inputs["cache"], inputs["use_cache"])
         inputs = {**inputs, "cache": cache, "use_cache": use_cache}
         seen = 0 if cache is None else cache.get_seq_length()
@@ -118,9 +123,9 @@ class FlashVIDModelMixin:
         writes = num_prompt is not None and num_prompt < count_columns(inputs)
         is_own |= writes and not seen and len(missing) < len(self.encoder_inputs)
         if is_compressed(cache) or is_own:
-            full_length = self.config.full_length if full_length is None else full_length
-            kwargs["full_length"] = full_length is not False
-            outputs = self._forward(inputs, encoded, settings, query_index, num_prompt, **kwargs)
+            outputs = self._forward(
+                inputs, encoded, settings, query_index, num_prompt, full_length=full_length, **kwargs
+            )
         else:
             given = {name: value for name, value in inputs.items() if value is not None}
             outputs = upstream_forward(**rename_cache(given), return_dict=True, **kwargs)

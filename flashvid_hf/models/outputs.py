@@ -46,8 +46,8 @@ class FlashVIDModelOutput(CacheAlias, ModelOutput):
     """FlashVID's fields of the output of a base model. Each family adds the fields of upstream's output.
 
     Args:
-        last_hidden_state: with shape (B, S, D), or (B, L, D) with `full_length=False`. `hidden_states` and `attentions`
-            have M columns below the pruning layer, and L columns from it on.
+        last_hidden_state: with shape (B, L, D), or (B, S, D) for trainers, see `full_length` of `forward_flashvid`.
+            `hidden_states` and `attentions` have M columns below the pruning layer, and L columns from it on.
         token_index: input column of every row that is left, with shape (B, L), -1 for padding. `None` in calls without
             videos, in which all columns are left.
         report: what was compressed; `None` in calls that continue a cache and have no video of their own.
