@@ -18,7 +18,14 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 KINDS = {
-    "process": {"subprocess", "multiprocessing", "run_program", "run_engine", "shared_interpreter", "check_snippets_run"},
+    "process": {
+        "subprocess",
+        "multiprocessing",
+        "run_program",
+        "run_engine",
+        "shared_interpreter",
+        "check_snippets_run",
+    },
     "server": {"uvicorn", "openai", "OpenAI", "ThreadingHTTPServer"},
 }
 

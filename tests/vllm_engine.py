@@ -139,4 +139,3 @@ def main() -> None:
             answers.append((prompt, list(completion.token_ids), logprobs, placed, output.request_id in interrupted))
         rounds.append(answers)
     Path(sys.argv[2]).write_bytes(pickle.dumps(rounds))
-

@@ -141,14 +141,11 @@ def _make_timeline(
     unit = float(stream.time_base)
     last: list[float] = []  # seconds for which the last frame is shown, by different parts of the file
     if kind == "quicktime":
-        # Its headers count what the edit list leaves out. A packet lasts up to the next one in the file. That holds the
-        # next frame only if the packets are in the order in which their frames are shown, and none is left out.
-        times = [packet.pts for packet in packets if not packet.hidden and packet.pts is not None]
-        is_whole = len(times) >= stream.frames
-        is_plain = is_whole and times == sorted(times)
-        lengths = [packet.duration for packet in packets if packet.pts == shown[-1] and is_plain]
-        if is_whole and stream.duration:
-            lengths.append(shown[0] + stream.duration - shown[-1])
+        # Its headers count what the edit list leaves out. A packet lasts up to the next one in the file, so only the
+        # length of the last packet is the file's own. It counts if that is the frame that is shown last.
+        timed = [packet for packet in packets if not packet.hidden and packet.pts is not None]
+        is_known = len(timed) >= stream.frames and timed[-1].pts == shown[-1]
+        lengths = [timed[-1].duration] if is_known else []
     else:
         end = (stream.start_time or 0) + stream.duration if stream.duration else shown[-1]
         lengths = [end - shown[-1], *(packet.duration for packet in packets if packet.pts == shown[-1])]
