@@ -10,7 +10,6 @@ from typing import Any
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..families import FAMILIES
-from ..hub.processing_flashvid import FlashVIDProcessor
 from ..models.family import Family
 from .bundle import Place, bundle
 
@@ -42,7 +41,7 @@ def find_places(family: Family) -> dict[str, Place]:
             ),
         ),
         f"processing_flashvid_{family.name}": Place(
-            f"The processor of {family.title} with FlashVID.", ("models.*.processing_*",)
+            f"The processor of {family.title} with FlashVID.", ("hub.processing_flashvid", "models.*.processing_*")
         ),
         modeling: Place(f"The models of {family.title} with FlashVID.", ("models.*.modeling_*",)),
         configuration: Place(
@@ -58,9 +57,6 @@ def find_places(family: Family) -> dict[str, Place]:
         "pipeline_flashvid": Place(
             "The pipeline `video-text-to-text`: videos and questions in, answers out.", ("video.*",)
         ),
-        "processing_flashvid": Place(
-            "The processor of a folder without weights: that of its base.", ("hub.processing_flashvid",)
-        ),
         "modeling_flashvid": Place("What the models of all families share.", ("models.*", "hub.*")),
     }
 
@@ -72,7 +68,7 @@ def published_files(family: Family) -> dict[str, str]:
     Raises:
         BundleError: the package has a form that cannot be published.
     """
-    classes = (family.generative_model, family.processor or FlashVIDProcessor)
+    classes = (family.generative_model, family.processor)
     return bundle(PACKAGE, map(_module_name, classes), find_places(family), find_origin())
 
 
