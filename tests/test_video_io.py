@@ -24,6 +24,7 @@ from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 from flashvid_hf.video import decoders as video_decoders
 from flashvid_hf.video import download as video_download
 from flashvid_hf.video import reading as video_io
+from flashvid_hf.video import sources, video_settings
 from flashvid_hf.video.reading import DEFAULT_NUM_FRAMES, VideoClip, available_backends, read_video
 
 av = pytest.importorskip("av")
@@ -694,7 +695,8 @@ def test_bytes_that_are_no_video():
         ([Image.new("RGB", (4, 4)), Image.new("RGB", (6, 4))], r"equally large"),
         (Image.new("RGB", (4, 4)), r"got \(4, 4, 3\); add the time axis"),
         ([], r"a list of PIL images or arrays, got list"),
-        (["a.png", "b.png"], r"a list of PIL images or arrays, got str"),
+        (["a.png", "b.png"], r"the image 'a.png' cannot be read: it does not exist"),
+        (["a.png", None], r"a list of PIL images or arrays, got str"),
         (None, r"`video` must be a path, a URL, .* got NoneType"),
     ],
 )
@@ -919,9 +921,15 @@ def test_a_frame_that_the_decoder_flags_is_an_error(clip, monkeypatch):
 
 
 def test_only_what_transformers_brings_is_mandatory():
-    for module, libraries in {video_io: {"torch", "transformers"}, video_decoders: {"torch"}}.items():
+    modules = {
+        video_io: {"torch", "transformers"},
+        video_decoders: {"torch"},
+        sources: {"transformers"},
+        video_settings: {"torch"},
+    }
+    for module, libraries in modules.items():
         assert set(get_imports(module.__file__)) - set(sys.stdlib_module_names) == libraries
-    assert get_relative_imports(video_io.__file__) == ["decoders"]
+    assert sorted(get_relative_imports(video_io.__file__)) == ["decoders", "sources", "video_settings"]
     assert get_relative_imports(video_decoders.__file__) == []
 
 

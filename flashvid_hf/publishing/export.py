@@ -92,7 +92,7 @@ def export_model(
         processor.save_pretrained(target)
     else:
         write_processor_pointer(target, family, source)
-    write_code(family.generative_model, target, family)
+    write_code(family.generative_model, target)
     (target / "README.md").write_text(card, encoding="utf-8")
     for path, text in render_eval_results(base, config.retention_ratio).items():
         (target / path).parent.mkdir(exist_ok=True)
@@ -203,7 +203,7 @@ def write_processor_pointer(target: Path, family: Family, source: str | os.PathL
     own = json.loads(recipe.read_text(encoding="utf-8")) if recipe.exists() else {}
     text = json.dumps({**own, **processor_pointer(family)}, indent=2)
     (target / "processor_config.json").write_text(text + "\n", encoding="utf-8")
-    write_code(family.processor, target, family)
+    write_code(family.processor, target)
 
 
 def make_card(repository: str, family: Family, config: Any, base: str, commit: str | None, weights: str) -> str:

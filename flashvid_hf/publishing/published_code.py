@@ -77,20 +77,19 @@ def find_origin() -> str:
     return f"{NAME} {version('flashvid-hf')}"
 
 
-def write_code(published: Any, folder: str | os.PathLike, family: Family | None = None) -> None:
+def write_code(published: Any, folder: str | os.PathLike) -> None:
     """Write the file that defines a class, and the files that it imports.
 
     Args:
-        published: one of the package's classes, or an object of one. The code of any other class, such as your own
+        published: one of the classes of a family, or an object of one. The code of any other class, such as your own
             subclass, is copied in the way of transformers.
         folder: an existing folder to write to.
-        family: the family of the folder. It is needed only for classes that several families share.
     """
     published_class = published if isinstance(published, type) else type(published)
     if published_class.__module__.partition(".")[0] != NAME:
         custom_object_save(published, folder)
         return
-    family = family or next(family for family in FAMILIES if published_class in family.classes)
+    family = next(family for family in FAMILIES if published_class in family.classes)
     files = published_files(family)
     waiting, written = [f"{published_class.__module__.rpartition('.')[2]}.py"], set()
     while waiting:

@@ -16,7 +16,7 @@ from .video_settings import (
     IMAGE_SETTINGS,
     PIXEL_SETTINGS,
     VIDEO_SETTINGS,
-    check_settings,
+    check_media_settings,
     fit_size,
     resize_frames,
 )
@@ -55,7 +55,7 @@ def read_video_part(part: Mapping[str, Any], sampling: Mapping[str, Any], proces
     """
     source, given = _split(part, "video", VIDEO_SOURCES, (*VIDEO_SETTINGS, "video_metadata"))
     metadata = given.pop("video_metadata", None)
-    check_settings(given)
+    check_media_settings(given)
     if "sample_fps" in given:
         if metadata is not None:
             raise ValueError("`sample_fps` and `video_metadata` both say the rate of the frames: pass only one")
@@ -84,7 +84,7 @@ def read_image_part(part: Mapping[str, Any], processor: Any, timeout: float | No
         ValueError: as of `read_video_part`.
     """
     source, pixels = _split(part, "image", IMAGE_SOURCES, IMAGE_SETTINGS)
-    check_settings(pixels)
+    check_media_settings(pixels)
     image = load_picture(source, timeout)
     if not pixels:
         return Picture(image)

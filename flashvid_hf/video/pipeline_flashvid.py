@@ -294,12 +294,8 @@ def _to_messages(inputs: Any) -> list[dict[str, Any]]:
         return inputs.messages
     if isinstance(inputs, dict):
         inputs = {key: value for key, value in inputs.items() if value is not None}
-        if isinstance(inputs.get("text"), str) and inputs.keys() <= {
-            "video",
-            "text",
-            "video_metadata",
-            *VIDEO_SETTINGS,
-        }:
+        known = {"video", "text", "video_metadata", *VIDEO_SETTINGS}
+        if isinstance(inputs.get("text"), str) and inputs.keys() <= known:
             video = {key: value for key, value in inputs.items() if key != "text"}
             text = {"type": "text", "text": inputs["text"]}
             return [{"role": "user", "content": [{"type": "video", **video}, text] if video else [text]}]

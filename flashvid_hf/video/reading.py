@@ -27,7 +27,7 @@ from transformers.video_utils import VideoMetadata
 
 from .decoders import BACKENDS, MODULES, DamagedVideo, available_backends
 from .sources import file_of_url, is_list_of_files, load_picture, scheme_of, unpack_source
-from .video_settings import PartOfVideo, check_settings
+from .video_settings import PartOfVideo, check_media_settings
 
 logger = logging.get_logger(__name__)
 
@@ -99,7 +99,7 @@ def read_video(
         raise ValueError(f"`fps` must be a number > 0 (frames a second), got {fps!r}; leave it out for the default")
 
     bounds = {"min_frames": min_frames, "max_frames": max_frames, "video_start": video_start, "video_end": video_end}
-    check_settings({name: value for name, value in bounds.items() if value is not None})
+    check_media_settings({name: value for name, value in bounds.items() if value is not None})
     video = unpack_source(video)
     is_bytes = isinstance(video, (bytes, bytearray, memoryview))
     is_file = is_bytes or isinstance(video, (str, os.PathLike))

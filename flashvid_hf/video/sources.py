@@ -10,6 +10,8 @@ from urllib.parse import unquote
 from transformers.image_utils import load_image
 
 FILE_TYPES = (str, bytes, os.PathLike)
+# Characters. A shorter text is the path of a picture, not the picture itself in base64.
+_LEAST_BASE64 = 80
 
 
 def scheme_of(address: str) -> str:
@@ -68,6 +70,9 @@ def load_picture(source: Any, timeout: float | None = None) -> Any:
                 source = file_of_url(source)
             elif scheme in ("http", "https", "data"):  # transformers knows them in lower case only
                 source = scheme + source[len(scheme) :]
+        if isinstance(source, str) and len(source) < _LEAST_BASE64 and not re.match("https?:|data:", source):
+            if not os.path.isfile(source):
+                raise ValueError("it is a directory" if os.path.isdir(source) else "it does not exist")
         return load_image(source, timeout=timeout)
     except Exception as error:  # from the HTTP client, PIL or the file system
         raise ValueError(f"the image {given!r:.60} cannot be read: {str(error)[:200]}") from error

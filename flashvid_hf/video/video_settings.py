@@ -45,7 +45,7 @@ _ALTERNATIVES = (
 _FRAMES_PER_TOKEN = 2  # of qwen-vl-utils, in the meaning of `total_pixels`
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
+def check_media_settings(settings: Mapping[str, Any]) -> None:
     """Check every setting by itself, and that no two contradict each other.
 
     Raises:

@@ -274,6 +274,8 @@ def available_backends() -> list[str]:
 """Where a video or a picture comes from: paths, URLs, lists of pictures, and rows of a data set."""
 
 FILE_TYPES = (str, bytes, os.PathLike)
+# Characters. A shorter text is the path of a picture, not the picture itself in base64.
+_LEAST_BASE64 = 80
 
 
 def scheme_of(address: str) -> str:
@@ -332,6 +334,9 @@ def load_picture(source: Any, timeout: float | None = None) -> Any:
                 source = file_of_url(source)
             elif scheme in ("http", "https", "data"):  # transformers knows them in lower case only
                 source = scheme + source[len(scheme) :]
+        if isinstance(source, str) and len(source) < _LEAST_BASE64 and not re.match("https?:|data:", source):
+            if not os.path.isfile(source):
+                raise ValueError("it is a directory" if os.path.isdir(source) else "it does not exist")
         return load_image(source, timeout=timeout)
     except Exception as error:  # from the HTTP client, PIL or the file system
         raise ValueError(f"the image {given!r:.60} cannot be read: {str(error)[:200]}") from error
@@ -379,7 +384,7 @@ _ALTERNATIVES = (
 _FRAMES_PER_TOKEN = 2  # of qwen-vl-utils, in the meaning of `total_pixels`
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
+def check_media_settings(settings: Mapping[str, Any]) -> None:
     """Check every setting by itself, and that no two contradict each other.
 
     Raises:
@@ -632,7 +637,7 @@ def read_video(
         raise ValueError(f"`fps` must be a number > 0 (frames a second), got {fps!r}; leave it out for the default")
 
     bounds = {"min_frames": min_frames, "max_frames": max_frames, "video_start": video_start, "video_end": video_end}
-    check_settings({name: value for name, value in bounds.items() if value is not None})
+    check_media_settings({name: value for name, value in bounds.items() if value is not None})
     video = unpack_source(video)
     is_bytes = isinstance(video, (bytes, bytearray, memoryview))
     is_file = is_bytes or isinstance(video, (str, os.PathLike))
@@ -837,7 +842,7 @@ def read_video_part(part: Mapping[str, Any], sampling: Mapping[str, Any], proces
     """
     source, given = _split(part, "video", VIDEO_SOURCES, (*VIDEO_SETTINGS, "video_metadata"))
     metadata = given.pop("video_metadata", None)
-    check_settings(given)
+    check_media_settings(given)
     if "sample_fps" in given:
         if metadata is not None:
             raise ValueError("`sample_fps` and `video_metadata` both say the rate of the frames: pass only one")
@@ -866,7 +871,7 @@ def read_image_part(part: Mapping[str, Any], processor: Any, timeout: float | No
         ValueError: as of `read_video_part`.
     """
     source, pixels = _split(part, "image", IMAGE_SOURCES, IMAGE_SETTINGS)
-    check_settings(pixels)
+    check_media_settings(pixels)
     image = load_picture(source, timeout)
     if not pixels:
         return Picture(image)
@@ -1210,12 +1215,8 @@ def _to_messages(inputs: Any) -> list[dict[str, Any]]:
         return inputs.messages
     if isinstance(inputs, dict):
         inputs = {key: value for key, value in inputs.items() if value is not None}
-        if isinstance(inputs.get("text"), str) and inputs.keys() <= {
-            "video",
-            "text",
-            "video_metadata",
-            *VIDEO_SETTINGS,
-        }:
+        known = {"video", "text", "video_metadata", *VIDEO_SETTINGS}
+        if isinstance(inputs.get("text"), str) and inputs.keys() <= known:
             video = {key: value for key, value in inputs.items() if key != "text"}
             text = {"type": "text", "text": inputs["text"]}
             return [{"role": "user", "content": [{"type": "video", **video}, text] if video else [text]}]
