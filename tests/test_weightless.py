@@ -249,7 +249,7 @@ def test_export_writes_over_nothing(local_base, tmp_path):
 
 def test_processor_without_a_base(tmp_path, local_base):
     export_model(local_base, tmp_path / "full", weights="included")
-    pointer = {"processor_class": "FlashVIDProcessor"}
+    pointer = processor_pointer(family_named("qwen2_5_vl"))
     (tmp_path / "full" / "processor_config.json").write_text(json.dumps(pointer))
     with pytest.raises(ValueError, match="has no `base_model_name_or_path`"):
         load_processor(tmp_path / "full")
