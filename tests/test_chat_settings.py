@@ -9,6 +9,7 @@ import pytest
 import torch
 from checkpoints import CLIP
 from PIL import Image
+from test_pipeline import write_video
 
 from flashvid_hf import read_video
 from flashvid_hf.serving.fields import SeedFirst, check_fields
@@ -18,7 +19,15 @@ from flashvid_hf.video.parts import check_sizes, read_image_part, read_video_par
 from flashvid_hf.video.pipeline_flashvid import VideoTextToTextPipeline, media_arguments
 
 QWEN, LLAVA = ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"], ["llava_onevision", "llava_video"]
-FPS, TOTAL = 4.0, 32  # of the clip, which has 252 x 336 pixels
+SLOW = CLIP  # replaced by `slow_clip`
+FPS, TOTAL = 4.0, 32  # of the video of these tests, which has 252 x 336 pixels
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slow_clip(tmp_path_factory):
+    """The clip at four frames a second."""
+    frames = read_video(CLIP, num_frames=TOTAL).frames
+    globals()["SLOW"] = write_video(tmp_path_factory.mktemp("slow") / "slow.mp4", frames)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +36,7 @@ def processors() -> dict[str, Any]:
 
 
 def video(**settings: Any) -> dict[str, Any]:
-    return {"type": "video", "video": str(CLIP), **settings}
+    return {"type": "video", "video": str(SLOW), **settings}
 
 
 def read(part: dict[str, Any], processor: Any = None, **sampling: Any) -> Any:
@@ -58,7 +67,7 @@ def read(part: dict[str, Any], processor: Any = None, **sampling: Any) -> Any:
 def test_frames(settings, sampling, indices):
     clip = read(video(**settings), **sampling)
     assert clip.metadata.frames_indices == indices
-    assert np.array_equal(clip.frames, read_video(CLIP, num_frames=TOTAL).frames[indices])
+    assert np.array_equal(clip.frames, read_video(SLOW, num_frames=TOTAL).frames[indices])
 
 
 def test_a_part_of_a_video_keeps_its_times():
@@ -223,12 +232,19 @@ def serve(part: Any, processor: Any = None, field: str = "messages", allow_local
 @pytest.mark.parametrize("field", ["messages", "input"])
 def test_settings_of_a_request(processors, field):
     processor = processors["qwen2_5_vl"]
-    for settings in ({"nframes": 2}, {"fps": 0.5}, {"video_start": 1, "video_end": 2}, {"nframes": 2, "max_pixels": 31360}):
+    for settings in (
+        {"nframes": 2},
+        {"fps": 0.5},
+        {"video_start": 1, "video_end": 2},
+        {"nframes": 2, "max_pixels": 31360},
+    ):
         expected = read_video_part(video(**settings), {"num_frames": 4}, processor)
-        beside = {"type": "video_url", "video_url": {"url": str(CLIP)}, **settings}
-        inside = {"type": "video_url", "video_url": {"url": str(CLIP), **settings}}
+        beside = {"type": "video_url", "video_url": {"url": str(SLOW)}, **settings}
+        inside = {"type": "video_url", "video_url": {"url": str(SLOW), **settings}}
         for part in (beside, inside):
-            clip = serve(part, processor, field, num_frames=3) if "nframes" in settings else serve(part, processor, field)
+            clip = (
+                serve(part, processor, field, num_frames=3) if "nframes" in settings else serve(part, processor, field)
+            )
             assert clip.metadata == expected.metadata and np.array_equal(clip.frames, expected.frames)
 
 
@@ -236,7 +252,10 @@ def test_settings_of_a_request(processors, field):
     "part, message",
     [
         ({"type": "video_url", "video_url": {"url": str(CLIP), "frames": 3}}, "`frames` beside a video is 3"),
-        ({"type": "video_url", "video_url": {"url": str(CLIP), "fps": 3}, "fps": 2}, "`fps` stands inside .* and beside"),
+        (
+            {"type": "video_url", "video_url": {"url": str(CLIP), "fps": 3}, "fps": 2},
+            "`fps` stands inside .* and beside",
+        ),
         ({"type": "video_url", "video_url": {"url": str(CLIP)}, "detail": "low"}, "`detail` beside a video is 'low'"),
         ({"type": "video_url", "video_url": {"url": [str(CLIP), 3]}}, "must be an object with a `url`"),
         ({"type": "image_url", "image_url": {"url": ["a.png"]}}, "must be an object with a `url`"),

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from checkpoints import assert_same, build_flashvid_folder, observe, once, run_program, state, video_inputs
+from checkpoints import (
+    assert_same,
+    build_flashvid_folder,
+    observe,
+    once,
+    run_program,
+    state,
+    upstream_class,
+    video_inputs,
+)
 from families import FAMILIES, VIDEO
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -189,6 +198,7 @@ def build_official_folder(folder):
     from flashvid_hf.tiny_models import build_processor, build_small_config, scramble
 
     processor = build_processor("qwen3_vl_moe")
+    processor.__class__ = upstream_class(type(processor))
     config = build_small_config(processor.tokenizer, "qwen3_vl_moe")
     tokens = {name: value for name, value in config.to_dict().items() if name.endswith("_token_id")}
     parts = {name: getattr(config, name).to_dict() for name in ("text_config", "vision_config")}

@@ -40,7 +40,9 @@ def chat(*videos: object, text: str = "What moves?") -> list:
 
 def expect(upstream, *clips, text="What moves?"):
     """What upstream makes of clips that `read_video` has read."""
-    prompt = upstream.apply_chat_template(chat(*[{"type": "video"}] * len(clips), text=text), add_generation_prompt=True)
+    prompt = upstream.apply_chat_template(
+        chat(*[{"type": "video"}] * len(clips), text=text), add_generation_prompt=True
+    )
     media = media_arguments(list(clips), [], torch.device("cpu"))
     return dict(convert_to_tensors(upstream(text=[prompt], **media), "pt"))
 
@@ -78,7 +80,9 @@ def test_conversations_in_a_batch(processor):
 
 
 @pytest.mark.parametrize(
-    "videos", [str(CLIP), [str(CLIP)], [[CLIP]], CLIP, [CLIP.read_bytes()]], ids=["path", "list", "nested", "Path", "bytes"]
+    "videos",
+    [str(CLIP), [str(CLIP)], [[CLIP]], CLIP, [CLIP.read_bytes()]],
+    ids=["path", "list", "nested", "Path", "bytes"],
 )
 def test_videos_of_a_call(processor, upstream, videos):
     prompt = upstream.apply_chat_template(chat({"type": "video"}), add_generation_prompt=True)

@@ -87,7 +87,11 @@ def test_compressed_replies(server, kind):
 
 @pytest.mark.parametrize(
     "path, message",
-    [("gzip/cut", "the connection ended"), ("deflate/cut", "the connection ended"), ("br", "`Content-Encoding` is 'br'")],
+    [
+        ("gzip/cut", "the connection ended"),
+        ("deflate/cut", "the connection ended"),
+        ("br", "`Content-Encoding` is 'br'"),
+    ],
 )
 def test_replies_that_cannot_be_read(server, path, message):
     url = f"http://{server}/{path}"

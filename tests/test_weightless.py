@@ -10,7 +10,8 @@ from hub_cache import LATER, PINNED, RECIPES, base_of, build_base, num_layers_of
 from transformers import AutoModelForImageTextToText
 
 from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration, load_processor
-from flashvid_hf.publishing.export import export_model
+from flashvid_hf.families import family_named
+from flashvid_hf.publishing.export import export_model, processor_pointer
 
 # Runs with the package and without it; the results must be equal.
 LOAD = """

@@ -690,7 +690,8 @@ def _choose_frames(
         if not source_fps:
             raise ValueError("`fps` needs the source's frame rate: give it in `video_metadata`, or pass `num_frames`")
         wanted = max(1, int(total / source_fps * fps))
-    wanted = min(max(wanted, min(min_frames or 1, total)), max_frames or wanted)
+    wanted = max(wanted, min(min_frames or 1, total))
+    wanted = min(wanted, max_frames or wanted)
     if wanted > total:
         logger.warning_once(f"{wanted} frames were asked for, but the video has {total}: all of them are taken")
         wanted = total
