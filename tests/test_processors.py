@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from checkpoints import CLIP, assert_same, upstream_class, video_inputs
+from checkpoints import CLIP as LONG
+from checkpoints import assert_same, upstream_class, video_inputs
 from PIL import Image
 from transformers import AutoProcessor
 
@@ -12,6 +13,7 @@ from flashvid_hf.tiny_models import build_processor
 from flashvid_hf.video.batching import convert_to_tensors
 from flashvid_hf.video.pipeline_flashvid import media_arguments
 
+CLIP = LONG.parent / "moving_shapes.mp4"  # 16 frames, two a second
 PREPARE = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
 
 
@@ -51,10 +53,10 @@ def expect(upstream, *clips, text="What moves?"):
 def test_paths_in_messages(processor, upstream, sampling):
     """Without sampling all frames are taken, as upstream does."""
     messages = chat(str(CLIP))
-    read = {name: value for name, value in sampling.items() if name != "do_sample_frames"} or {"num_frames": 32}
+    read = {name: value for name, value in sampling.items() if name != "do_sample_frames"} or {"num_frames": 16}
     expected = expect(upstream, read_video(CLIP, **read))
     assert_same(dict(processor.apply_chat_template(messages, **PREPARE, **sampling)), expected)
-    assert_same(dict(processor.apply_chat_template(messages, **PREPARE, processor_kwargs=sampling)), expected)
+    assert_same(dict(processor.apply_chat_template(messages, **PREPARE, processor_kwargs={**sampling})), expected)
     assert messages == chat(str(CLIP))
 
 
@@ -113,14 +115,16 @@ def test_the_rest_is_upstreams(processor, upstream, tmp_path):
     assert_same(*(dict(made.apply_chat_template(chat(), **PREPARE)) for made in (processor, upstream)))
     picture = Image.fromarray(read_video(CLIP, num_frames=1).frames[0])
     picture.save(tmp_path / "a.png")
-    for source in (picture, str(tmp_path / "a.png")):
+    messages = chat({"type": "image", "image": picture})
+    expected = dict(upstream.apply_chat_template(messages, **PREPARE))
+    for source in (picture, str(tmp_path / "a.png"), (tmp_path / "a.png").as_uri()):
         messages = chat({"type": "image", "image": source})
-        assert_same(*(dict(made.apply_chat_template(messages, **PREPARE)) for made in (processor, upstream)))
+        assert_same(dict(processor.apply_chat_template(messages, **PREPARE)), expected)
     frames = chat({"type": "video", "video": np.asarray(read_video(CLIP, num_frames=4).frames)})
-    described = {"video_metadata": [{"fps": 4.0, "total_num_frames": 4}]}
-    expected = expect(upstream, read_video(CLIP, num_frames=4).__class__(frames[0]["content"][0]["video"], None))
-    made = dict(processor.apply_chat_template(frames, **PREPARE, processor_kwargs=described))
-    assert_same(made["pixel_values_videos"], expected["pixel_values_videos"])
+    described = {"video_metadata": [{"fps": 4.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}]}
+    given = {**described, "do_sample_frames": False}
+    made = (which.apply_chat_template(frames, **PREPARE, processor_kwargs={**given}) for which in (processor, upstream))
+    assert_same(*map(dict, made))
 
 
 def test_saved_and_loaded(family, processor, tmp_path):
@@ -132,14 +136,14 @@ def test_saved_and_loaded(family, processor, tmp_path):
 
 
 def test_the_video_processors_own_sampling():
-    """Qwen3-VL's published processors sample two frames a second, at least four."""
+    """Qwen3-VL's published processors sample by a rate, and take at least four frames."""
     processor = build_processor("qwen3_vl")
-    processor.video_processor.do_sample_frames = True
-    for part, grids in (({}, 8), ({"video_end": 1.0}, 2), ({"nframes": 6}, 3)):
+    processor.video_processor.do_sample_frames, processor.video_processor.fps = True, 1
+    for part, grids in (({}, 4), ({"video_end": 2.0}, 2), ({"nframes": 6}, 3)):
         made = processor.apply_chat_template(chat({"type": "video", "video": str(CLIP), **part}), **PREPARE)
         assert made["video_grid_thw"][0, 0] == grids
     made = processor.apply_chat_template(chat(str(CLIP)), **PREPARE, processor_kwargs={"do_sample_frames": False})
-    assert made["video_grid_thw"][0, 0] == 16
+    assert made["video_grid_thw"][0, 0] == 8
     with pytest.raises(ValueError, match="`do_sample_frames` is False"):
         processor.apply_chat_template(
             chat(str(CLIP)), **PREPARE, processor_kwargs={"do_sample_frames": False, "num_frames": 2}

@@ -194,8 +194,8 @@ def _find_videos(videos: Any) -> Iterator[Any]:
 
     A list of files is one video where lists of videos are nested, else several, as upstream has it.
     """
-    if isinstance(videos, (list, tuple)) and videos:
-        first = videos[0]
+    if isinstance(videos, (list, tuple)):
+        first = videos[0] if videos else None
         if isinstance(first, (list, tuple)) and first and is_list_of_files(first[0]):  # batches of lists of pictures
             yield from (video for batch in videos for video in batch)
         elif getattr(first, "ndim", 0) == 3 or is_pil_image(first):  # the frames of one video

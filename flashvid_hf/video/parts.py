@@ -23,6 +23,7 @@ from .video_settings import (
 
 # Keys beside the source that never change an answer: names that programs give to parts.
 _LABELS = ("type", "id", "uuid")
+_ARTICLES = {"video": "a", "image": "an"}
 # Keys under which the source may stand.
 IMAGE_SOURCES, VIDEO_SOURCES = ("image", "path", "url", "base64"), ("video", "path", "url")
 
@@ -110,7 +111,7 @@ def _split(
     known = tuple(settings)
     for key in sorted(given.keys() - set(known), key=str):
         raise ValueError(
-            f"`{key}` beside a {kind} is {given[key]!r:.100}: no such setting is known. Choose from "
+            f"`{key}` beside {_ARTICLES[kind]} {kind} is {given[key]!r:.100}: no such setting is known. Choose from "
             f"{', '.join(known)}, or leave it out."
         )
     return next(iter(found.values())), given
@@ -142,6 +143,7 @@ def _compare(kind: str, sized: list[tuple[tuple[str, ...], Any]], grids: Any, pr
             made = [side * processor.patch_size for side in torch.as_tensor(grids[number]).tolist()[1:]]
             if made != list(size):
                 raise ValueError(
-                    f"`{'` and `'.join(names)}` beside a {kind}: it became {size[0]} x {size[1]} pixels, and the "
-                    f"model's processor made {made[0]} x {made[1]} of them. Choose a size within its limits."
+                    f"`{'` and `'.join(names)}` beside {_ARTICLES[kind]} {kind}: it became {size[0]} x {size[1]} "
+                    f"pixels, and the model's processor made {made[0]} x {made[1]} of them. Choose a size within its "
+                    "limits."
                 )

@@ -166,10 +166,10 @@ def fit_size(
             high = min(high, max(share, low * 1.05))  # a little above `min_pixels`, as in qwen-vl-utils
         rows, columns = _fit(height / unit, width / unit, low / unit**2, high / unit**2)
     if not least <= rows * columns * unit**2 <= most:
+        each = "each image" if num_frames is None else f"each of {num_frames} frames"
         raise ValueError(
-            f"{names}: a {kind} of {height} x {width} pixels would become {rows * unit} x {columns * unit}, and the "
-            f"model's processor takes from {math.ceil(least)} to {math.floor(most)} pixels a {kind}"
-            f"{'' if num_frames is None else f' of {num_frames} frames'}. Choose a setting within these limits."
+            f"{names}: {height} x {width} pixels would become {rows * unit} x {columns * unit}. The model's processor "
+            f"takes from {math.ceil(least)} to {math.floor(most)} pixels for {each}: choose a setting in these limits."
         )
     return rows * unit, columns * unit
 

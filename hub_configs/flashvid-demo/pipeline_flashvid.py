@@ -505,10 +505,10 @@ def fit_size(
             high = min(high, max(share, low * 1.05))  # a little above `min_pixels`, as in qwen-vl-utils
         rows, columns = _fit(height / unit, width / unit, low / unit**2, high / unit**2)
     if not least <= rows * columns * unit**2 <= most:
+        each = "each image" if num_frames is None else f"each of {num_frames} frames"
         raise ValueError(
-            f"{names}: a {kind} of {height} x {width} pixels would become {rows * unit} x {columns * unit}, and the "
-            f"model's processor takes from {math.ceil(least)} to {math.floor(most)} pixels a {kind}"
-            f"{'' if num_frames is None else f' of {num_frames} frames'}. Choose a setting within these limits."
+            f"{names}: {height} x {width} pixels would become {rows * unit} x {columns * unit}. The model's processor "
+            f"takes from {math.ceil(least)} to {math.floor(most)} pixels for {each}: choose a setting in these limits."
         )
     return rows * unit, columns * unit
 
@@ -811,6 +811,7 @@ The pipeline, `serve` and the processors all read the parts of messages here.
 
 # Keys beside the source that never change an answer: names that programs give to parts.
 _LABELS = ("type", "id", "uuid")
+_ARTICLES = {"video": "a", "image": "an"}
 # Keys under which the source may stand.
 IMAGE_SOURCES, VIDEO_SOURCES = ("image", "path", "url", "base64"), ("video", "path", "url")
 
@@ -898,7 +899,7 @@ def _split(
     known = tuple(settings)
     for key in sorted(given.keys() - set(known), key=str):
         raise ValueError(
-            f"`{key}` beside a {kind} is {given[key]!r:.100}: no such setting is known. Choose from "
+            f"`{key}` beside {_ARTICLES[kind]} {kind} is {given[key]!r:.100}: no such setting is known. Choose from "
             f"{', '.join(known)}, or leave it out."
         )
     return next(iter(found.values())), given
@@ -930,8 +931,9 @@ def _compare(kind: str, sized: list[tuple[tuple[str, ...], Any]], grids: Any, pr
             made = [side * processor.patch_size for side in torch.as_tensor(grids[number]).tolist()[1:]]
             if made != list(size):
                 raise ValueError(
-                    f"`{'` and `'.join(names)}` beside a {kind}: it became {size[0]} x {size[1]} pixels, and the "
-                    f"model's processor made {made[0]} x {made[1]} of them. Choose a size within its limits."
+                    f"`{'` and `'.join(names)}` beside {_ARTICLES[kind]} {kind}: it became {size[0]} x {size[1]} "
+                    f"pixels, and the model's processor made {made[0]} x {made[1]} of them. Choose a size within its "
+                    "limits."
                 )
 
 
