@@ -186,6 +186,7 @@ def test_a_new_family_is_its_own_files_and_one_line(work):
             "__init__.py",
             "configuration_flashvid_throwaway.py",
             "modeling_flashvid_throwaway.py",
+            "processing_flashvid_throwaway.py",
             "family_throwaway.py",
         )
     }
