@@ -27,6 +27,7 @@ from .models.llava.modeling_flashvid_llava_video import (
     FlashVIDLlavaVideoForConditionalGeneration,
     FlashVIDLlavaVideoModel,
 )
+from .models.llava.processing_flashvid_llava_onevision import FlashVIDLlavaOnevisionProcessor
 from .models.llava.processing_flashvid_llava_video import FlashVIDLlavaVideoProcessor
 from .models.qwen.configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
 from .models.qwen.configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
@@ -40,6 +41,9 @@ from .models.qwen.modeling_flashvid_qwen3_vl_moe import (
     FlashVIDQwen3VLMoeForConditionalGeneration,
     FlashVIDQwen3VLMoeModel,
 )
+from .models.qwen.processing_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLProcessor
+from .models.qwen.processing_flashvid_qwen3_vl import FlashVIDQwen3VLProcessor
+from .models.qwen.processing_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeProcessor
 from .models.report import CompressionReport
 from .publishing.published_code import write_code
 from .video.download import SCHEMES, fetch_video
@@ -55,7 +59,7 @@ for _family in FAMILIES:
     AutoModel.register(_family.config, _family.base_model)
     AutoModelForImageTextToText.register(_family.config, _family.generative_model)
     AutoModelForMultimodalLM.register(_family.config, _family.generative_model)
-    AutoProcessor.register(_family.config, _family.processor or FlashVIDProcessor)
+    AutoProcessor.register(_family.config, _family.processor)
 FETCHERS.update(dict.fromkeys(SCHEMES, fetch_video))
 CODE_WRITERS["generate"] = write_code
 PIPELINE_REGISTRY.register_pipeline(
@@ -73,6 +77,7 @@ __all__ = [
     "FlashVIDLlavaOnevisionConfig",
     "FlashVIDLlavaOnevisionForConditionalGeneration",
     "FlashVIDLlavaOnevisionModel",
+    "FlashVIDLlavaOnevisionProcessor",
     "FlashVIDLlavaVideoConfig",
     "FlashVIDLlavaVideoForConditionalGeneration",
     "FlashVIDLlavaVideoModel",
@@ -81,12 +86,15 @@ __all__ = [
     "FlashVIDQwen2_5_VLConfig",
     "FlashVIDQwen2_5_VLForConditionalGeneration",
     "FlashVIDQwen2_5_VLModel",
+    "FlashVIDQwen2_5_VLProcessor",
     "FlashVIDQwen3VLConfig",
     "FlashVIDQwen3VLForConditionalGeneration",
     "FlashVIDQwen3VLModel",
+    "FlashVIDQwen3VLProcessor",
     "FlashVIDQwen3VLMoeConfig",
     "FlashVIDQwen3VLMoeForConditionalGeneration",
     "FlashVIDQwen3VLMoeModel",
+    "FlashVIDQwen3VLMoeProcessor",
     "Kept",
     "LayerPruning",
     "Signal",

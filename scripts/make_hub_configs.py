@@ -163,7 +163,7 @@ def make_files() -> dict[str, str]:
     """The text of every file of `hub_configs/` but the demo's trained ones, by path."""
     files = {"README.md": make_readme()}
     code = published_files(FAMILIES_BY_NAME[DEMO_FAMILY])
-    files.update({f"{DEMO}/{name}": text for name, text in code.items() if not name.startswith("processing_")})
+    files.update({f"{DEMO}/{name}": text for name, text in code.items()})
     for recipe in RECIPES:
         files.update({f"{recipe.name}/{path}": text for path, text in make_recipe(recipe).items()})
     return files

@@ -39,6 +39,8 @@ def build_upstream_folder(folder: Path, family: str = "qwen2_5_vl", seed: int = 
     from flashvid_hf.tiny_models import build_processor, upstream_fields
 
     processor = build_processor(family)
+    if family_named(family).has_upstream_checkpoints:
+        processor.__class__ = upstream_class(type(processor))
     upstream = family_named(family).upstream_model
     set_seed(seed)
     model = upstream(upstream.config_class(**{**upstream_fields(processor.tokenizer, family), **fields})).eval()
@@ -51,7 +53,7 @@ def build_upstream_folder(folder: Path, family: str = "qwen2_5_vl", seed: int = 
 
 
 def upstream_class(model_class: type) -> Any:
-    """The class of transformers from which a FlashVID model derives."""
+    """The class of transformers from which a FlashVID model or processor derives."""
     return next(c for c in model_class.__mro__ if c.__module__.startswith("transformers.models."))
 
 

@@ -11,8 +11,8 @@ import pytest
 from transformers.dynamic_module_utils import get_relative_imports
 
 import flashvid_hf
-from flashvid_hf.families import FAMILIES, family_of_type
-from flashvid_hf.hub.processing_flashvid import FlashVIDProcessor
+from flashvid_hf import FlashVIDQwen3VLProcessor
+from flashvid_hf.families import FAMILIES
 from flashvid_hf.publishing.bundle import BundleError, Place, bundle, read_module
 from flashvid_hf.publishing.published_code import PACKAGE, published_files, write_code
 
@@ -169,10 +169,11 @@ def test_the_text_does_not_depend_on_the_process():
     assert ended.stdout.strip() == hashlib.sha256("".join(texts).encode()).hexdigest()
 
 
-def test_code_of_a_shared_class_is_written_for_a_family(tmp_path):
-    write_code(FlashVIDProcessor, tmp_path, family_of_type("flashvid_qwen3_vl"))
+def test_code_of_a_processor_is_written_with_what_it_imports(tmp_path):
+    write_code(FlashVIDQwen3VLProcessor, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "compression_flashvid.py",
         "configuration_flashvid_qwen3_vl.py",
-        "processing_flashvid.py",
+        "pipeline_flashvid.py",
+        "processing_flashvid_qwen3_vl.py",
     ]

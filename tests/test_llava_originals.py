@@ -25,13 +25,13 @@ from transformers import (
     GenerationConfig,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionProcessor,
     pipeline,
 )
 
 from flashvid_hf import (
     FlashVIDLlavaOnevisionConfig,
     FlashVIDLlavaOnevisionForConditionalGeneration,
+    FlashVIDLlavaOnevisionProcessor,
     FlashVIDLlavaVideoConfig,
     FlashVIDLlavaVideoForConditionalGeneration,
     FlashVIDLlavaVideoModel,
@@ -409,7 +409,7 @@ def test_all_paths_answer_alike(work, remote, kind):
     """The original and its conversion, each by the package and by remote code."""
     folder = work / f"converted-{kind}"
     processor = AutoProcessor.from_pretrained(folder)
-    expected_processor = {"video": FlashVIDLlavaVideoProcessor, "onevision": LlavaOnevisionProcessor}[kind]
+    expected_processor = {"video": FlashVIDLlavaVideoProcessor, "onevision": FlashVIDLlavaOnevisionProcessor}[kind]
     assert type(processor) is expected_processor and processor.tokenizer.padding_side == "left"
     assert remote[kind]["processor"].endswith(f".{expected_processor.__name__}")
     inputs = video_inputs(processor)

@@ -23,17 +23,19 @@ NAMES = {
 RECORD = '''\
 """The record of a family that is not there to stay."""
 
-from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
+from transformers import Qwen2VLVideoProcessor
 
 from ..family import Family, PublishedSize
 from ..qwen.family_qwen import PROCESSING, ROPE, QwenGeometry, small_shape, tiny_shape
 from .configuration_flashvid_throwaway import FlashVIDThrowawayConfig
 from .modeling_flashvid_throwaway import FlashVIDThrowawayForConditionalGeneration, FlashVIDThrowawayModel
+from .processing_flashvid_throwaway import FlashVIDThrowawayProcessor
 
 FAMILY = Family(
     FlashVIDThrowawayConfig,
     FlashVIDThrowawayModel,
     FlashVIDThrowawayForConditionalGeneration,
+    FlashVIDThrowawayProcessor,
     title="Throw-away",
     geometry=QwenGeometry(),
     published_vision={"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2},
@@ -45,7 +47,7 @@ FAMILY = Family(
         vision={"window_size": 16, "fullatt_block_indexes": [1, 3]},
     ),
     small=small_shape(
-        Qwen2_5_VLProcessor,
+        FlashVIDThrowawayProcessor,
         Qwen2VLVideoProcessor,
         text={"rope_parameters": {**ROPE, "mrope_section": [2, 3, 3]}},
         vision={"patch_size": 14, "fullatt_block_indexes": [1, 3]},
@@ -147,7 +149,7 @@ def add_family(package: Path) -> None:
     folder, source = package / "models" / "throwaway", package / "models" / "qwen"
     folder.mkdir()
     (folder / "__init__.py").write_text('"""A family that is not there to stay."""\n')
-    for kind in ("configuration", "modeling"):
+    for kind in ("configuration", "modeling", "processing"):
         text = (source / f"{kind}_flashvid_qwen2_5_vl.py").read_text()
         for old, new in sorted(NAMES.items(), key=lambda pair: -len(pair[0])):
             text = text.replace(old, new)
@@ -184,6 +186,7 @@ def test_a_new_family_is_its_own_files_and_one_line(work):
             "__init__.py",
             "configuration_flashvid_throwaway.py",
             "modeling_flashvid_throwaway.py",
+            "processing_flashvid_throwaway.py",
             "family_throwaway.py",
         )
     }

@@ -277,7 +277,7 @@ def test_the_address_decides_whether_files_are_read(host, allowed, monkeypatch):
     monkeypatch.setattr(uvicorn, "run", lambda app, **_: None)
     serve("model", host=host, num_frames=5)
     serve("model", host=host, allow_local_files=not allowed)
-    assert seen == [("model", 5, allowed), ("model", 32, not allowed)]
+    assert seen == [("model", 5, allowed, None), ("model", 32, not allowed, None)]
 
 
 def test_serve_compresses_an_upstream_checkpoint_until_interrupted(tmp_path_factory):

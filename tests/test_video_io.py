@@ -25,6 +25,7 @@ from flashvid_hf.video import animated_pictures, decoder_types, decord_decoder, 
 from flashvid_hf.video import decoders as video_decoders
 from flashvid_hf.video import download as video_download
 from flashvid_hf.video import reading as video_io
+from flashvid_hf.video import sources, video_settings
 from flashvid_hf.video.reading import DEFAULT_NUM_FRAMES, VideoClip, available_backends, read_video
 
 av = pytest.importorskip("av")
@@ -704,7 +705,8 @@ def test_bytes_that_are_no_video():
         ([Image.new("RGB", (4, 4)), Image.new("RGB", (6, 4))], r"equally large"),
         (Image.new("RGB", (4, 4)), r"got \(4, 4, 3\); add the time axis"),
         ([], r"a list of PIL images or arrays, got list"),
-        (["a.png", "b.png"], r"a list of PIL images or arrays, got str"),
+        (["a.png", "b.png"], r"the image 'a.png' cannot be read: it does not exist"),
+        (["a.png", None], r"a list of PIL images or arrays, got str"),
         (None, r"`video` must be a path, a URL, .* got NoneType"),
     ],
 )
@@ -930,7 +932,9 @@ def test_a_frame_that_the_decoder_flags_is_an_error(clip, monkeypatch):
 
 def test_only_what_transformers_brings_is_mandatory():
     modules = [animated_pictures, decoder_types, decord_decoder, pyav_decoder, timing, video_decoders, whole_files]
+    modules += [sources, video_settings]
     libraries = {module: set(get_imports(module.__file__)) - set(sys.stdlib_module_names) for module in modules}
+    assert libraries.pop(sources) == {"transformers"}
     assert all(found <= {"torch"} for found in libraries.values()), libraries
     assert set(get_imports(video_io.__file__)) - set(sys.stdlib_module_names) == {"torch", "transformers"}
     own = {name for module in (video_io, *modules) for name in get_relative_imports(module.__file__)}

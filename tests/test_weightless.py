@@ -10,7 +10,8 @@ from hub_cache import LATER, PINNED, RECIPES, base_of, build_base, num_layers_of
 from transformers import AutoModelForImageTextToText
 
 from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration, load_processor
-from flashvid_hf.publishing.export import export_model
+from flashvid_hf.families import family_named
+from flashvid_hf.publishing.export import export_model, processor_pointer
 
 # Runs with the package and without it; the results must be equal.
 LOAD = """
@@ -249,7 +250,7 @@ def test_export_writes_over_nothing(local_base, tmp_path):
 
 def test_processor_without_a_base(tmp_path, local_base):
     export_model(local_base, tmp_path / "full", weights="included")
-    pointer = {"processor_class": "FlashVIDProcessor"}
+    pointer = processor_pointer(family_named("qwen2_5_vl"))
     (tmp_path / "full" / "processor_config.json").write_text(json.dumps(pointer))
     with pytest.raises(ValueError, match="has no `base_model_name_or_path`"):
         load_processor(tmp_path / "full")

@@ -148,7 +148,7 @@ class Family:
 
     Args:
         config, base_model, generative_model: the classes of the family.
-        processor: the class of its processor; `None` if it uses upstream's processor.
+        processor: the class of its processor, which derives from `FlashVIDProcessor` and from upstream's.
         title: its name as people write it.
         geometry: how it cuts a video into tokens.
         published_vision: values of the `vision_config` fields that `geometry` needs, the same in all published models.
@@ -166,7 +166,7 @@ class Family:
     config: Any
     base_model: Any
     generative_model: Any
-    processor: Any = None
+    processor: Any
     _: KW_ONLY
     title: str
     geometry: VideoGeometry
@@ -187,8 +187,8 @@ class Family:
 
     @property
     def classes(self) -> tuple[Any, ...]:
-        """The classes of its configuration, its models and, if it has its own, its processor."""
-        return tuple(filter(None, (self.config, self.base_model, self.generative_model, self.processor)))
+        """The classes of its configuration, its models and its processor."""
+        return (self.config, self.base_model, self.generative_model, self.processor)
 
     @property
     def upstream_model(self) -> Any:

@@ -14,13 +14,12 @@ from typing import Any
 from huggingface_hub import hf_hub_download, is_offline_mode, metadata_load, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 from tqdm import tqdm
-from transformers import AutoProcessor, GenerationConfig, PreTrainedConfig, ProcessorMixin
+from transformers import GenerationConfig, PreTrainedConfig, ProcessorMixin
 from transformers.utils.hub import extract_commit_hash
 
 from ..compression.validation import check_choice
 from ..families import families_that_accept, family_of_type, find_family
 from ..hub.loading import name_code
-from ..hub.processing_flashvid import FlashVIDProcessor
 from ..models.family import Family
 from .model_card import CardFacts, render_card
 from .published_accuracy import render_eval_results
@@ -93,7 +92,7 @@ def export_model(
         processor.save_pretrained(target)
     else:
         write_processor_pointer(target, family, source)
-    write_code(family.generative_model, target, family)
+    write_code(family.generative_model, target)
     (target / "README.md").write_text(card, encoding="utf-8")
     for path, text in render_eval_results(base, config.retention_ratio).items():
         (target / path).parent.mkdir(exist_ok=True)
@@ -170,7 +169,7 @@ def load_base_processor(
     """The processor of a full folder."""
     original = family.original_format(base_dict)
     if original is None:
-        return AutoProcessor.from_pretrained(base, revision=commit)
+        return family.processor.from_pretrained(base, revision=commit)
     return original.build_processor(config, base, commit)
 
 
@@ -190,7 +189,7 @@ def make_generation_config(
 
 def processor_pointer(family: Family) -> dict[str, Any]:
     """`processor_config.json` of a weightless folder: the class that loads the processor of the base."""
-    processor = family.processor or FlashVIDProcessor
+    processor = family.processor
     module = processor.__module__.rpartition(".")[2]
     return {
         "processor_class": processor.__name__,
@@ -204,7 +203,7 @@ def write_processor_pointer(target: Path, family: Family, source: str | os.PathL
     own = json.loads(recipe.read_text(encoding="utf-8")) if recipe.exists() else {}
     text = json.dumps({**own, **processor_pointer(family)}, indent=2)
     (target / "processor_config.json").write_text(text + "\n", encoding="utf-8")
-    write_code(family.processor or FlashVIDProcessor, target, family)
+    write_code(family.processor, target)
 
 
 def make_card(repository: str, family: Family, config: Any, base: str, commit: str | None, weights: str) -> str:

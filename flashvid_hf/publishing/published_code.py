@@ -10,7 +10,6 @@ from typing import Any
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..families import FAMILIES
-from ..hub.processing_flashvid import FlashVIDProcessor
 from ..models.family import Family
 from .bundle import Place, bundle
 
@@ -42,7 +41,7 @@ def find_places(family: Family) -> dict[str, Place]:
             ),
         ),
         f"processing_flashvid_{family.name}": Place(
-            f"The processor of {family.title} with FlashVID.", ("models.*.processing_*",)
+            f"The processor of {family.title} with FlashVID.", ("hub.processing_flashvid", "models.*.processing_*")
         ),
         modeling: Place(f"The models of {family.title} with FlashVID.", ("models.*.modeling_*",)),
         configuration: Place(
@@ -58,9 +57,6 @@ def find_places(family: Family) -> dict[str, Place]:
         "pipeline_flashvid": Place(
             "The pipeline `video-text-to-text`: videos and questions in, answers out.", ("video.*",)
         ),
-        "processing_flashvid": Place(
-            "The processor of a folder without weights: that of its base.", ("hub.processing_flashvid",)
-        ),
         "modeling_flashvid": Place("What the models of all families share.", ("models.*", "hub.*")),
     }
 
@@ -72,7 +68,7 @@ def published_files(family: Family) -> dict[str, str]:
     Raises:
         BundleError: the package has a form that cannot be published.
     """
-    classes = (family.generative_model, family.processor or FlashVIDProcessor)
+    classes = (family.generative_model, family.processor)
     return bundle(PACKAGE, map(_module_name, classes), find_places(family), find_origin())
 
 
@@ -81,20 +77,19 @@ def find_origin() -> str:
     return f"{NAME} {version('flashvid-hf')}"
 
 
-def write_code(published: Any, folder: str | os.PathLike, family: Family | None = None) -> None:
+def write_code(published: Any, folder: str | os.PathLike) -> None:
     """Write the file that defines a class, and the files that it imports.
 
     Args:
-        published: one of the package's classes, or an object of one. The code of any other class, such as your own
+        published: one of the classes of a family, or an object of one. The code of any other class, such as your own
             subclass, is copied in the way of transformers.
         folder: an existing folder to write to.
-        family: the family of the folder. It is needed only for classes that several families share.
     """
     published_class = published if isinstance(published, type) else type(published)
     if published_class.__module__.partition(".")[0] != NAME:
         custom_object_save(published, folder)
         return
-    family = family or next(family for family in FAMILIES if published_class in family.classes)
+    family = next(family for family in FAMILIES if published_class in family.classes)
     files = published_files(family)
     waiting, written = [f"{published_class.__module__.rpartition('.')[2]}.py"], set()
     while waiting:

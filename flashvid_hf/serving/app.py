@@ -16,7 +16,7 @@ import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, GenerationConfig, LogitsProcessorList, PreTrainedModel, ProcessorMixin
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.utils import X_REQUEST_ID, BaseHandler, GenerationState, Modality
@@ -24,7 +24,9 @@ from transformers.utils import logging
 
 from ..loading import load_model
 from ..video.batching import convert_to_tensors
+from ..video.parts import check_sizes
 from ..video.pipeline_flashvid import media_arguments
+from .fields import SeedFirst, check_fields
 from .requests import TEMPLATE_ARGUMENTS, RequestReader
 
 logger = logging.get_logger(__name__)
@@ -93,7 +95,7 @@ class RequestProcessor:
         return self.tokenizer(*args, **kwargs)
 
     def apply_chat_template(self, conversation: list[dict], tools: list | None = None, **kwargs: Any) -> BatchFeature:
-        """The model's inputs for a conversation whose videos are `VideoClip`s and whose images are PIL images.
+        """The model's inputs for a conversation whose videos are `VideoClip`s and whose images are `Picture`s.
 
         Raises:
             ValueError: the number of placeholders in the prompt is not the number of videos or of images.
@@ -101,7 +103,7 @@ class RequestProcessor:
         variables = {name: v for name, v in kwargs.items() if name not in TEMPLATE_ARGUMENTS | {"num_frames"}}
         parts = [part for message in conversation for part in message["content"]]
         clips = [part["url"] for part in parts if part["type"] == "video"]
-        images = [part["url"] for part in parts if part["type"] == "image"]
+        pictures = [part["url"] for part in parts if part["type"] == "image"]
         messages = [
             {**message, "content": [{k: v for k, v in part.items() if k != "url"} for part in message["content"]]}
             for message in conversation
@@ -110,9 +112,10 @@ class RequestProcessor:
             messages, tools=tools, add_generation_prompt=True, tokenize=False, **variables
         )
         _check_placeholders(prompt, self._processor.video_token, len(clips), "videos")
-        _check_placeholders(prompt, self._processor.image_token, len(images), "images")
-        media = media_arguments(clips, images, self._device, self._processor)
+        _check_placeholders(prompt, self._processor.image_token, len(pictures), "images")
+        media = media_arguments(clips, [picture.image for picture in pictures], self._device, self._processor)
         inputs = convert_to_tensors(self._processor(text=[prompt], **media), "pt")
+        check_sizes(inputs, clips, pictures, self._processor)
         inputs.update(self._settings)
         return inputs
 
@@ -144,6 +147,7 @@ class _VideoHandler(BaseHandler):
             HTTPException: the request is invalid, found by transformers.
         """
         self._validate_request(body)
+        body = check_fields(body, "tools" in str(self.served.processor.chat_template))
         if body.get("retention_ratio") is not None:  # `generate` checks it too late, after a stream has begun
             self.served.model.config.override(retention_ratio=body["retention_ratio"])
         # In a thread, so that other answers go on streaming.
@@ -154,10 +158,22 @@ class _VideoHandler(BaseHandler):
         super()._validate_request({name: value for name, value in body.items() if name not in _EXTRA_FIELDS})
 
     def _resolve_model(self, body: dict) -> tuple[str, PreTrainedModel, RequestProcessor]:
-        ratio = body.get("retention_ratio")
-        settings = {} if ratio is None else {"retention_ratio": ratio}
+        settings = {} if body.get("retention_ratio") is None else {"retention_ratio": body["retention_ratio"]}
+        # transformers would set the seed now, while another request may run.
+        if (seed := body.pop("seed", None)) is not None:
+            settings["logits_processor"] = LogitsProcessorList([SeedFirst(seed)])
         model = self.served.model
         return self.served.name, model, RequestProcessor(self.served.processor, model.device, settings)
+
+    def _build_generation_config(
+        self, body: dict, model_generation_config: GenerationConfig, use_cb: bool = False
+    ) -> GenerationConfig:
+        config = super()._build_generation_config(body, model_generation_config, use_cb=use_cb)
+        # Without this, `temperature` and `top_p` do nothing if the model's own settings do not sample.
+        temperature = body.get("temperature")
+        if temperature or (temperature is None and body.get("top_p", 1) < 1):
+            config.do_sample = True
+        return config
 
 
 class ChatHandler(_VideoHandler, ChatCompletionHandler):
@@ -175,7 +191,7 @@ class ResponsesHandler(_VideoHandler, ResponseHandler):
 def build_app(served: ServedModel, *, num_frames: int, allow_local_files: bool) -> FastAPI:
     """The web application; see `serve` for its addresses and arguments."""
     state = GenerationState()  # runs the requests one after the other
-    reader = RequestReader(served.name, num_frames, allow_local_files)
+    reader = RequestReader(served.name, num_frames, allow_local_files, served.processor)
     chat, responses = ChatHandler(served, state, reader), ResponsesHandler(served, state, reader)
     model = {"id": served.name, "object": "model", "created": int(time.time()), "owned_by": "flashvid_hf"}
     app = FastAPI(title="flashvid_hf")

@@ -5,16 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import ProcessorMixin
-from transformers.image_utils import load_image
 
 from ..video.download import DOWNLOAD_TIMEOUT
-from ..video.reading import read_video
+from ..video.parts import read_image_part, read_video_part
+from ..video.sources import scheme_of
 
 # Types of the parts of a message in OpenAI's chat completions and responses; for media also the field with the URL.
 _TEXT_TYPES = ("text", "input_text", "output_text")
 _MEDIA_FIELDS = {"video_url": "video_url", "image_url": "image_url", "input_image": "image_url"}
 _KNOWN_TYPES = (*_TEXT_TYPES, *_MEDIA_FIELDS)
-_REMOTE = ("http://", "https://", "data:")
+_REMOTE = ("http", "https", "data")  # schemes of URLs
+# OpenAI's level of detail of an image. The only one that leaves the choice to the server.
+_DETAIL = "auto"
 # Arguments of `apply_chat_template` itself. A request may set all other names, which are variables of the template.
 TEMPLATE_ARGUMENTS = frozenset(inspect.signature(ProcessorMixin.apply_chat_template).parameters)
 
@@ -27,11 +29,13 @@ class RequestReader:
         model_name: the only model that requests may name.
         num_frames: number of frames of a video, if the request does not set it.
         allow_local_files: whether requests may name files of this machine.
+        processor: the model's processor, which settings of the size of videos and images need.
     """
 
     model_name: str
     num_frames: int
     allow_local_files: bool
+    processor: Any = None
 
     def read(self, body: dict[str, Any], messages_field: str) -> dict[str, Any]:
         """The request with a `VideoClip` for the URL of every video, and a PIL image for the URL of every image.
@@ -93,21 +97,32 @@ class RequestReader:
                 raise ValueError(f"A part of a message has the `text` {part.get('text')!r:.100}: it must be a string.")
             return part
         field = _MEDIA_FIELDS[kind]
-        source = part.get(field)
-        source = source.get("url") if isinstance(source, dict) else source
-        if not isinstance(source, str) or not source:
+        source, settings = self._split_part(part, field)
+        for address in source if isinstance(source, list) else [source]:
+            if not isinstance(address, str) or not address:
+                raise ValueError(f"`{field}` is {part.get(field)!r:.100}: it must be an object with a `url`.")
+            if scheme_of(address) not in _REMOTE and not self.allow_local_files:
+                raise ValueError(
+                    f"`{field}` is {address!r:.100}: this server reads no files of its own machine. Send an http(s) "
+                    "address, or the file itself as `data:video/mp4;base64,...` (`data:image/png;base64,...`)."
+                )
+        if kind == "video_url":
+            clip = read_video_part({**settings, "video": source}, sampling, self.processor)
+            return {"type": kind, field: {"url": clip}}
+        picture = read_image_part({**settings, "image": source}, self.processor, DOWNLOAD_TIMEOUT)
+        return {"type": kind, field: {"url": picture}}
+
+    def _split_part(self, part: dict[str, Any], field: str) -> tuple[Any, dict[str, Any]]:
+        """The URL of a part, or a list of URLs of frames, and the settings beside it and beside the part's type."""
+        inside = part.get(field)
+        inside = dict(inside) if isinstance(inside, dict) else {"url": inside}
+        source = inside.pop("url", None)
+        if not source or (isinstance(source, list) and field != "video_url"):
             raise ValueError(f"`{field}` is {part.get(field)!r:.100}: it must be an object with a `url`.")
-        if not source.startswith(_REMOTE) and not self.allow_local_files:
-            raise ValueError(
-                f"`{field}` is {source!r:.100}: this server reads no files of its own machine. Send an http(s) "
-                "address, or the file itself as `data:video/mp4;base64,...` (`data:image/png;base64,...`)."
-            )
-        media = read_video(source, **sampling) if kind == "video_url" else _read_image(source)
-        return {"type": kind, field: {"url": media}}
-
-
-def _read_image(source: str) -> Any:
-    try:
-        return load_image(source, timeout=DOWNLOAD_TIMEOUT)
-    except Exception as error:  # from the HTTP client, PIL or the file system
-        raise ValueError(f"the image {source!r:.60} cannot be read: {str(error)[:200]}") from error
+        outside = {name: value for name, value in part.items() if name not in ("type", field)}
+        for name in sorted(inside.keys() & outside.keys()):
+            raise ValueError(f"`{name}` stands inside `{field}` and beside it: give it once.")
+        settings = {**inside, **outside}
+        if settings.get("detail") == _DETAIL:
+            del settings["detail"]
+        return source, settings

@@ -1,25 +1,25 @@
 """`pipeline("video-text-to-text")`: ask a model about video files, decoded frames or chats."""
 
-import os
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, Pipeline
-from transformers.image_utils import load_image
 from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
 
 from .batching import convert_to_tensors
-from .reading import VideoClip, read_video
+from .parts import Picture, check_sizes, read_image_part, read_video_part
+from .reading import VideoClip
+from .sources import FILE_TYPES
+from .video_settings import VIDEO_SETTINGS
 
 logger = logging.get_logger(__name__)
 
 TASK = "video-text-to-text"
 # Decoded frames of more bytes are resized on the CPU: while it runs, resizing takes many times their size in memory.
 _MOST_BYTES_ON_GPU = 512 * 2**20
-_FILE_TYPES = (str, bytes, os.PathLike)
 # An entry of the configuration: `pipeline` finds the class below by it in a folder with code.
 CUSTOM_PIPELINES = {
     TASK: {
@@ -36,7 +36,7 @@ class _Request:
 
     messages: list[dict[str, Any]]
     clips: list[VideoClip]
-    images: list[Any]
+    pictures: list[Picture]
     seconds: float
 
 
@@ -91,9 +91,12 @@ class VideoTextToTextPipeline(Pipeline):
         Args:
             videos: what `read_video` takes: a path, a URL, or decoded frames; or a list of such videos. Or, without
                 `text`, a chat (a list of messages whose content has parts like `{"type": "video", "path": ...}`), a
-                list of chats, dictionaries with "video" and "text", or a generator or dataset of any of these.
+                list of chats, dictionaries with "video" and "text", or a generator or dataset of any of these. A
+                `datasets.Dataset` has rows with "video" and "text"; one that streams counts as a generator.
             text: the question; a list of as many questions as videos; or one or more chats.
-            num_frames, fps: how to sample the frames of a file, see `read_video`.
+            num_frames, fps: how to sample the frames of a file, see `read_video`. Settings beside a video, in its part
+                of a chat or in its dictionary, replace them: `fps`, `nframes`, `video_start`, `max_pixels` and the
+                others of `video_settings.py`, named as in qwen-vl-utils.
             batch_size: number of inputs that run together.
             num_workers: number of processes that read the videos of the next inputs while the model runs; 1 for a
                 generator.
@@ -103,14 +106,15 @@ class VideoTextToTextPipeline(Pipeline):
             The answer, a list of dictionaries; a list of answers for a list of inputs.
 
         Raises:
-            ValueError: a video cannot be read, or the inputs do not fit together.
+            ValueError: a video cannot be read, a setting cannot be honoured, or the inputs do not fit together.
         """
         if videos is None and text is None:
             raise ValueError("`videos` and `text` are both None: pass a video and a question, or a chat.")
+        videos, text = _rows(videos), _rows(text)
         if any(isinstance(given, (list, tuple)) and len(given) == 0 for given in (videos, text)):
             raise ValueError("The list of inputs is empty: pass at least one video and question, or one chat.")
         if text is None:
-            if isinstance(videos, _FILE_TYPES) or _is_list_of_videos(videos):
+            if isinstance(videos, FILE_TYPES) or _is_list_of_videos(videos):
                 raise ValueError(f"`text` is None and `videos` is {videos!r:.200}: pass the question as `text=`.")
             return super().__call__(videos, **kwargs)
         if videos is None:
@@ -149,7 +153,7 @@ class VideoTextToTextPipeline(Pipeline):
         return sampling, {**(generate_kwargs or {}), **kwargs}, {}
 
     def preprocess(self, inputs: Any, **sampling: Any) -> dict[str, _Request]:
-        clips, images, messages, seconds = [], [], [], 0.0
+        clips, pictures, messages, seconds = [], [], [], 0.0
         for message in _to_messages(inputs):
             content = message["content"]
             if isinstance(content, str):  # some templates read text from parts only, and would drop it
@@ -163,14 +167,13 @@ class VideoTextToTextPipeline(Pipeline):
                     )
                 start = time.perf_counter()
                 if part["type"] == "video":
-                    metadata = part.get("video_metadata")
-                    clips.append(read_video(_source(part), video_metadata=metadata, **sampling))
+                    clips.append(read_video_part(part, sampling, self.processor))
                 elif part["type"] == "image":
-                    images.append(load_image(_source(part)))
+                    pictures.append(read_image_part(part, self.processor))
                 seconds += time.perf_counter() - start
                 parts.append({"type": part["type"]} if part["type"] in ("video", "image") else part)
             messages.append({**message, "content": parts})
-        return {"request": _Request(messages, clips, images, seconds)}
+        return {"request": _Request(messages, clips, pictures, seconds)}
 
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, list]:
         request = model_inputs["request"]
@@ -212,9 +215,10 @@ class VideoTextToTextPipeline(Pipeline):
             for request in requests
         ]
         clips = [clip for request in requests for clip in request.clips]
-        images = [image for request in requests for image in request.images]
-        media = media_arguments(clips, images, self.device, self.processor)
+        pictures = [picture for request in requests for picture in request.pictures]
+        media = media_arguments(clips, [picture.image for picture in pictures], self.device, self.processor)
         inputs = self.processor(text=prompts, padding=True, padding_side="left", **media)
+        check_sizes(inputs, clips, pictures, self.processor)
         return convert_to_tensors(inputs, "pt")
 
     def _count_tokens(self, input_ids: torch.Tensor, report: Any, num_sequences: int) -> list[dict[str, int]]:
@@ -264,6 +268,28 @@ def _fill_grid(clip: VideoClip, least: int) -> VideoClip:
     return VideoClip(frames[[*range(number), *[-1] * repeats]] if repeats else frames, metadata)
 
 
+class _Rows(torch.utils.data.Dataset):
+    """The rows of a `datasets.Dataset`, which transformers' pipelines do not take for a data set."""
+
+    def __init__(self, rows: Any):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._rows[index]
+
+
+def _rows(inputs: Any) -> Any:
+    """A data set of the library `datasets` in a form that transformers goes through, a column of one as a list."""
+    if type(inputs).__module__.partition(".")[0] != "datasets":
+        return inputs
+    if not hasattr(inputs, "column_names"):
+        return list(inputs)
+    return _Rows(inputs) if hasattr(inputs, "__len__") else (row for row in inputs)
+
+
 def _is_list_of_videos(videos: Any) -> bool:
     """Whether this is a list of files or of whole clips. A list of frames (pictures or 3D arrays) is one video."""
     if not isinstance(videos, (list, tuple)) or not videos:
@@ -271,16 +297,22 @@ def _is_list_of_videos(videos: Any) -> bool:
     first = videos[0]
     if isinstance(first, (list, tuple)):  # a list of frames is a video; a list of messages is a chat
         return not (first and isinstance(first[0], dict))
-    return isinstance(first, _FILE_TYPES) or getattr(first, "ndim", 0) == 4
+    return isinstance(first, FILE_TYPES) or getattr(first, "ndim", 0) == 4
 
 
 def _to_messages(inputs: Any) -> list[dict[str, Any]]:
     """The messages of one input, in any form that `__call__` takes."""
     if hasattr(inputs, "messages"):  # upstream's own wrapper of a chat
         return inputs.messages
-    if isinstance(inputs, dict) and isinstance(inputs.get("text"), str) and inputs.keys() <= {"video", "text"}:
-        video = [{"type": "video", "video": inputs["video"]}] if inputs.get("video") is not None else []
-        return [{"role": "user", "content": [*video, {"type": "text", "text": inputs["text"]}]}]
+    if isinstance(inputs, dict):
+        inputs = {key: value for key, value in inputs.items() if value is not None}
+        known = {"video", "text", "video_metadata", *VIDEO_SETTINGS}
+        if isinstance(inputs.get("text"), str) and inputs.keys() <= known:
+            video = {key: value for key, value in inputs.items() if key != "text"}
+            text = {"type": "text", "text": inputs["text"]}
+            return [{"role": "user", "content": [{"type": "video", **video}, text] if video else [text]}]
+        if inputs.keys() == {"messages"}:  # a row of a data set of chats
+            return _to_messages(inputs["messages"])
     if isinstance(inputs, str):
         return [{"role": "user", "content": [{"type": "text", "text": inputs}]}]
     if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], dict) and "role" in inputs[0]:
@@ -288,16 +320,5 @@ def _to_messages(inputs: Any) -> list[dict[str, Any]]:
     keys = f" with the keys {sorted(map(str, inputs))}" if isinstance(inputs, dict) else ""
     raise ValueError(
         f"The input is a `{type(inputs).__name__}`{keys}: pass a video with `text=`, a chat, or a dictionary with "
-        "'video' and 'text'."
-    )
-
-
-def _source(part: dict[str, Any]) -> Any:
-    """The video or image that a part of a message names."""
-    for key in (part["type"], "path", "url"):
-        if part.get(key) is not None:
-            return part[key]
-    raise ValueError(
-        f"A part of a message has type {part['type']!r} but no {part['type']}: give it one under "
-        f"'{part['type']}', 'path' or 'url'."
+        "'video' and 'text' (of a data set `select_columns(['video', 'text'])`)."
     )

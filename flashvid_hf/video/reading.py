@@ -21,7 +21,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 import torch
 from transformers.image_utils import is_pil_image
@@ -29,8 +28,10 @@ from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
 
 from .animated_pictures import is_animated_webp, read_animated_webp
-from .decoder_types import Choose, DamagedVideo, NoVideo
+from .decoder_types import DamagedVideo, NoVideo
 from .decoders import BACKENDS, MODULES, available_backends
+from .sources import file_of_url, is_list_of_files, load_picture, scheme_of, unpack_source
+from .video_settings import PartOfVideo, check_media_settings
 
 logger = logging.get_logger(__name__)
 
@@ -43,10 +44,17 @@ FETCHERS: dict[str, Callable[[Any, str], AbstractContextManager[str]]] = {}
 
 @dataclass(frozen=True)
 class VideoClip:
-    """Frames as an array with shape (T, H, W, 3), uint8 RGB, and the metadata of the source (None if it is unknown)."""
+    """A video that was read.
+
+    Args:
+        frames: an array with shape (T, H, W, 3), uint8 RGB.
+        metadata: of the source; `None` if it is unknown.
+        sized_by: the settings that chose the size of the frames, such as "max_pixels"; a processor must not change it.
+    """
 
     frames: Any
     metadata: VideoMetadata | None
+    sized_by: tuple[str, ...] = ()
 
 
 def read_video(
@@ -56,6 +64,10 @@ def read_video(
     fps: float | None = None,
     backend: str | None = None,
     video_metadata: VideoMetadata | Mapping[str, Any] | None = None,
+    min_frames: int | None = None,
+    max_frames: int | None = None,
+    video_start: float | None = None,
+    video_end: float | None = None,
 ) -> VideoClip:
     """Reads and samples a video file or decoded frames.
 
@@ -63,11 +75,15 @@ def read_video(
         video: a path, a `file://` URL, or decoded frames. The package also reads an `http(s)://` or
             `data:video/...;base64,` URL and the bytes of a file; the code of a model's folder does not. Decoded frames
             are an array or tensor with shape (T, H, W, 3) or (T, 3, H, W), uint8 or float in [0, 1], or a list of
-            equally large PIL images or of such arrays without the T axis.
+            equally large PIL images or of such arrays without the T axis. A list of paths or URLs is one video too: its
+            files are pictures, the frames.
         num_frames: number of frames, spread evenly from the first to the last; all frames if the clip has fewer. In a
             file with a variable frame rate they are spread evenly over its time.
         fps: frames for each second of the clip; at least one frame, at most all. With neither `num_frames` nor `fps`,
             a file gives up to `DEFAULT_NUM_FRAMES` evenly spread frames, and decoded frames are all kept.
+        min_frames, max_frames: bounds on the number that `num_frames`, `fps` or the default gives.
+        video_start, video_end: seconds; only frames between them, both included, are sampled. The rate of the source
+            must be known.
         backend: the decoder for a file, one of `available_backends()`. Without it each is tried until one succeeds,
             and Pillow reads animated WebP.
         video_metadata: for decoded frames only: `fps` (which sampling by `fps` needs) and, if the frames are themselves
@@ -75,8 +91,10 @@ def read_video(
 
     Returns:
         `VideoClip`. Its metadata describes the source: `fps`, `total_num_frames`, `duration` (seconds), and in
-        `frames_indices` the index of each returned frame. A frame is shown as a player would: turned or mirrored as
-        the file says, and scaled to the size of the first one if the size changes.
+        `frames_indices` the index of each returned frame. With `video_start` or `video_end` the number and the duration
+        are those of the part between them, as in qwen-vl-utils; the indices stay those of the whole source. A frame is
+        shown as a player would: turned or mirrored as the file says, and scaled to the size of the first one if the
+        size changes.
 
     Raises:
         ValueError: an argument is out of range, or the file is missing, empty, damaged or not a video.
@@ -88,13 +106,20 @@ def read_video(
     if fps is not None and (not isinstance(fps, Real) or not 0 < fps < math.inf):
         raise ValueError(f"`fps` must be a number > 0 (frames a second), got {fps!r}; leave it out for the default")
 
-    def choose(total: int, source_fps: float | None) -> list[int]:
-        return _choose_frames(total, source_fps, num_frames, fps)
-
+    bounds = {"min_frames": min_frames, "max_frames": max_frames, "video_start": video_start, "video_end": video_end}
+    check_media_settings({name: value for name, value in bounds.items() if value is not None})
+    video = unpack_source(video)
     is_bytes = isinstance(video, (bytes, bytearray, memoryview))
-    if not is_bytes and not isinstance(video, (str, os.PathLike)):
-        keep_all = num_frames is None and fps is None
-        return _take_frames(video, video_metadata, (lambda total, _: list(range(total))) if keep_all else choose)
+    is_file = is_bytes or isinstance(video, (str, os.PathLike))
+
+    def choose_among(total: int, source_fps: float | None) -> list[int]:
+        default = DEFAULT_NUM_FRAMES if is_file else total
+        return _choose_frames(total, source_fps, num_frames, fps, default, min_frames, max_frames)
+
+    choose = PartOfVideo(choose_among, video_start, video_end)
+    if not is_file:
+        frames = [load_picture(file) for file in video] if is_list_of_files(video) else video
+        return _take_frames(frames, video_metadata, choose)
     if video_metadata is not None:
         raise ValueError("`video_metadata` describes decoded frames; a video file carries its own: leave it out")
     if backend is not None and backend not in available_backends():
@@ -103,7 +128,7 @@ def read_video(
 
     text = f"<{len(video)} bytes>" if is_bytes else os.fspath(video)
     label = repr(text if len(text) <= 300 else text[:60] + "...")
-    scheme = "bytes" if is_bytes else text.partition(":")[0]
+    scheme = "bytes" if is_bytes else scheme_of(text)
     if scheme in FETCHERS:
         with FETCHERS[scheme](video, label) as path:
             return _decode_file(path, label, choose, backend)
@@ -112,26 +137,31 @@ def read_video(
             f"`video` is {label}: code that a model's folder brings along reads files and decoded frames only. Save "
             "the video as a file and pass its path, or `import flashvid_hf` (the package), which reads this too."
         )
-    path = _file_of_url(text) if scheme == "file" else text
+    path = file_of_url(text) if scheme == "file" else text
     if not os.path.isfile(path):
         problem = "is a directory" if os.path.isdir(path) else "does not exist"
         raise ValueError(f"`video` must be a video file, but {label} {problem}")
     return _decode_file(os.path.abspath(path), label, choose, backend)
 
 
-def _file_of_url(url: str) -> str:
-    path = unquote(urlparse(url).path)
-    return path[1:] if re.match(r"/[A-Za-z]:", path) else path  # "/C:/talk.mp4"
-
-
-def _choose_frames(total: int, source_fps: float | None, num_frames: int | None, fps: float | None) -> list[int]:
+def _choose_frames(
+    total: int,
+    source_fps: float | None,
+    num_frames: int | None,
+    fps: float | None,
+    default: int = DEFAULT_NUM_FRAMES,
+    min_frames: int | None = None,
+    max_frames: int | None = None,
+) -> list[int]:
     if total < 1:
         raise ValueError("it has no video frames")
-    wanted = num_frames or min(DEFAULT_NUM_FRAMES, total)
+    wanted = num_frames or min(default, total)
     if fps is not None:
         if not source_fps:
             raise ValueError("`fps` needs the source's frame rate: give it in `video_metadata`, or pass `num_frames`")
         wanted = max(1, int(total / source_fps * fps))
+    wanted = max(wanted, min(min_frames or 1, total))
+    wanted = min(wanted, max_frames or wanted)
     if wanted > total:
         logger.warning_once(f"{wanted} frames were asked for, but the video has {total}: all of them are taken")
         wanted = total
@@ -141,7 +171,7 @@ def _choose_frames(total: int, source_fps: float | None, num_frames: int | None,
     return [round(i * step) for i in range(wanted)]
 
 
-def _decode_file(path: str, label: str, choose: Choose, backend: str | None) -> VideoClip:
+def _decode_file(path: str, label: str, choose: PartOfVideo, backend: str | None) -> VideoClip:
     if os.path.getsize(path) == 0:
         raise ValueError(f"the video {label} is empty (0 bytes)")
     readers = {name: BACKENDS[name] for name in ([backend] if backend else available_backends())}
@@ -167,12 +197,14 @@ def _decode_file(path: str, label: str, choose: Choose, backend: str | None) -> 
         else:
             fps = float(fps) if fps else None
             duration = total / fps if fps else None
-            return VideoClip(frames, VideoMetadata(total, fps, width, height, duration, name, indices))
+            metadata = VideoMetadata(total, fps, width, height, duration, name, indices)
+            choose.describe(metadata)
+            return VideoClip(frames, metadata)
     why = "; ".join(reasons) or "no decoder is installed; `pip install av` provides one"
     raise ValueError(f"the video {label} cannot be read: {why}")
 
 
-def _take_frames(video: Any, video_metadata: Mapping[str, Any] | None, choose: Choose) -> VideoClip:
+def _take_frames(video: Any, video_metadata: Mapping[str, Any] | None, choose: PartOfVideo) -> VideoClip:
     frames = _as_uint8(video)
     total, height, width = frames.shape[:3]
     if video_metadata is None:
@@ -188,10 +220,12 @@ def _take_frames(video: Any, video_metadata: Mapping[str, Any] | None, choose: C
         source = VideoMetadata(**{"total_num_frames": total, **given, "frames_indices": list(places)})
     except TypeError as error:
         raise ValueError(f"`video_metadata` must have the fields of transformers' VideoMetadata: {error}") from error
-    indices = choose(total, source.fps and source.sampled_fps)
+    times = [place / source.fps for place in places] if source.fps else None
+    indices = choose(total, source.fps and source.sampled_fps, times)
     source.update({"height": height, "width": width, "frames_indices": [int(places[i]) for i in indices]})
     if source.fps and source.duration is None:
         source.duration = source.total_num_frames / source.fps
+    choose.describe(source)
     return VideoClip(frames[indices], source)
 
 

@@ -10,10 +10,14 @@ Generated from flashvid_hf 0.1.0: do not edit. The sections are its modules:
     video/decord_decoder.py
     video/pyav_decoder.py
     video/decoders.py
+    video/sources.py
+    video/video_settings.py
     video/reading.py
+    video/parts.py
     video/pipeline_flashvid.py
 """
 
+import base64
 import importlib
 import importlib.util
 import math
@@ -27,7 +31,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from numbers import Integral, Real
 from typing import Any, BinaryIO, NamedTuple
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote
 
 import torch
 from transformers import BatchFeature, GenerationConfig, Pipeline
@@ -592,14 +596,11 @@ def _make_timeline(
     unit = float(stream.time_base)
     last: list[float] = []  # seconds for which the last frame is shown, by different parts of the file
     if kind == "quicktime":
-        # Its headers count what the edit list leaves out. A packet lasts up to the next one in the file. That holds the
-        # next frame only if the packets are in the order in which their frames are shown, and none is left out.
-        times = [packet.pts for packet in packets if not packet.hidden and packet.pts is not None]
-        is_whole = len(times) >= stream.frames
-        is_plain = is_whole and times == sorted(times)
-        lengths = [packet.duration for packet in packets if packet.pts == shown[-1] and is_plain]
-        if is_whole and stream.duration:
-            lengths.append(shown[0] + stream.duration - shown[-1])
+        # Its headers count what the edit list leaves out. A packet lasts up to the next one in the file, so only the
+        # length of the last packet is the file's own. It counts if that is the frame that is shown last.
+        timed = [packet for packet in packets if not packet.hidden and packet.pts is not None]
+        is_known = len(timed) >= stream.frames and timed[-1].pts == shown[-1]
+        lengths = [timed[-1].duration] if is_known else []
     else:
         end = (stream.start_time or 0) + stream.duration if stream.duration else shown[-1]
         lengths = [end - shown[-1], *(packet.duration for packet in packets if packet.pts == shown[-1])]
@@ -732,6 +733,291 @@ def available_backends() -> list[str]:
     return [name for name in BACKENDS if importlib.util.find_spec(MODULES[name]) is not None]
 
 
+# video/sources.py -----------------------------------------------------------------------------------------------------
+
+"""Where a video or a picture comes from: paths, URLs, lists of pictures, and rows of a data set."""
+
+FILE_TYPES = (str, bytes, os.PathLike)
+# Characters. A shorter text is the path of a picture, not the picture itself in base64.
+_LEAST_BASE64 = 80
+
+
+def scheme_of(address: str) -> str:
+    """The scheme of a URL in lower case; of a path whatever stands before its first colon."""
+    return address.partition(":")[0].lower()
+
+
+def file_of_url(url: str) -> str:
+    """The path that a `file:` URL names.
+
+    `#` and `?` belong to the name, because a file has neither a fragment nor a query. Percent signs are decoded if a
+    file of the decoded name exists, or none of the literal name. `file://name`, without a host or with
+    `file://localhost/`, is the file `name`, as qwen-vl-utils has it.
+    """
+    path = url.partition(":")[2]
+    if path.startswith("//"):
+        path = path[2:].removeprefix("localhost") if path[2:].startswith("localhost/") else path[2:]
+    if re.match(r"/[A-Za-z]:", path):  # "/C:/talk.mp4"
+        path = path[1:]
+    decoded = unquote(path)
+    return path if os.path.exists(path) and not os.path.exists(decoded) else decoded
+
+
+def unpack_source(source: Any) -> Any:
+    """The file in a row of a data set (`{"path": ..., "bytes": ...}`, an undecoded video); all else as it is."""
+    if isinstance(source, Mapping) and source and source.keys() <= {"path", "bytes"}:
+        return source.get("bytes") or source.get("path")
+    return source
+
+
+def is_list_of_files(video: Any) -> bool:
+    """Whether this is a list of files or URLs; as one video these are pictures, its frames."""
+    return isinstance(video, (list, tuple)) and len(video) > 0 and all(isinstance(file, FILE_TYPES) for file in video)
+
+
+def load_picture(source: Any, timeout: float | None = None) -> Any:
+    """A PIL image, RGB and upright.
+
+    Args:
+        source: a path, an `http(s)://`, `file://` or `data:image/...;base64,` URL, the bytes of a file, base64, or a
+            PIL image.
+        timeout: seconds that a server may stay silent; `None` waits.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    given = source = unpack_source(source)
+    try:
+        if isinstance(source, os.PathLike):
+            source = os.fspath(source)
+        if isinstance(source, bytes):
+            source = base64.b64encode(source).decode()
+        if isinstance(source, str) and ":" in source:
+            scheme = scheme_of(source)
+            if scheme == "file":
+                source = file_of_url(source)
+            elif scheme in ("http", "https", "data"):  # transformers knows them in lower case only
+                source = scheme + source[len(scheme) :]
+        if isinstance(source, str) and len(source) < _LEAST_BASE64 and not re.match("https?:|data:", source):
+            if not os.path.isfile(source):
+                raise ValueError("it is a directory" if os.path.isdir(source) else "it does not exist")
+        return load_image(source, timeout=timeout)
+    except Exception as error:  # from the HTTP client, PIL or the file system
+        raise ValueError(f"the image {given!r:.60} cannot be read: {str(error)[:200]}") from error
+
+
+# video/video_settings.py ----------------------------------------------------------------------------------------------
+
+"""The settings beside a video or an image in a chat, under the names of qwen-vl-utils.
+
+    {"type": "video", "video": "talk.mp4", "fps": 2, "video_start": 10, "video_end": 20, "max_pixels": 100352}
+
+Which frames (every family):
+
+- `num_frames` or `nframes`: number of frames, spread evenly. `fps`: frames a second.
+- `min_frames`, `max_frames`: bounds on the number of frames that `fps`, the call or the default asks for.
+- `video_start`, `video_end`: seconds. Only the frames from the first to the second time, both included, are sampled.
+- `video_metadata`: for decoded frames and lists of pictures, see `read_video`. `sample_fps` is short for its `fps`.
+
+How large (families that take frames of any size, that is Qwen's; for images too, but for `total_pixels`):
+
+- `min_pixels`, `max_pixels`: bounds on height x width of a frame. The aspect ratio stays, up to whole tokens.
+- `total_pixels`: bound on the pixels of all tokens of the video. A token covers two frames, so a frame has at most
+  `total_pixels / num_frames * 2` pixels.
+- `resized_height`, `resized_width`: the size itself, rounded to whole tokens; both or none.
+
+The meaning is that of qwen-vl-utils, with three differences: the number of frames is not rounded to an even one, a
+bound that is not given is that of the model's processor, and settings that contradict each other are errors.
+"""
+
+# The names of `read_video`'s arguments, and of what else says which frames are wanted.
+FRAME_SETTINGS = ("num_frames", "nframes", "fps", "min_frames", "max_frames", "video_start", "video_end")
+IMAGE_SETTINGS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
+PIXEL_SETTINGS = (*IMAGE_SETTINGS, "total_pixels")
+VIDEO_SETTINGS = (*FRAME_SETTINGS, "sample_fps", *PIXEL_SETTINGS)
+_RATES, _TIMES = ("fps", "sample_fps"), ("video_start", "video_end")
+# Settings of which one replaces the other, and what they are.
+_ALTERNATIVES = (
+    (("num_frames", "nframes"), "the number of frames"),
+    (("num_frames", "nframes", "fps"), "how many frames are taken"),
+    (("num_frames", "nframes", "min_frames"), "the number of frames"),
+    (("num_frames", "nframes", "max_frames"), "the number of frames"),
+    *(((side, bound), "the size of a frame") for side in IMAGE_SETTINGS[2:] for bound in IMAGE_SETTINGS[:2]),
+    *(((side, "total_pixels"), "the size of a frame") for side in IMAGE_SETTINGS[2:]),
+)
+_FRAMES_PER_TOKEN = 2  # of qwen-vl-utils, in the meaning of `total_pixels`
+
+
+def check_media_settings(settings: Mapping[str, Any]) -> None:
+    """Check every setting by itself, and that no two contradict each other.
+
+    Raises:
+        ValueError: a setting is out of its range, or two exclude each other.
+    """
+    for name, value in settings.items():
+        if name in _RATES:
+            is_right = _is_number(value) and 0 < value < math.inf
+            allowed = "a number > 0 (frames a second)"
+        elif name in _TIMES:
+            is_right = _is_number(value) and 0 <= value < math.inf
+            allowed = "a number >= 0 (seconds)"
+        else:
+            is_right = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+            allowed = "an integer >= 1"
+        if not is_right:
+            raise ValueError(f"`{name}` must be {allowed}, got {value!r}; leave it out for the default")
+    for names, what in _ALTERNATIVES:
+        given = [f"`{name}` ({settings[name]!r})" for name in names if name in settings]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both say {what}: pass only one")
+    for low, high in (("min_frames", "max_frames"), ("min_pixels", "max_pixels"), _TIMES):
+        if low in settings and high in settings and settings[low] > settings[high]:
+            raise ValueError(
+                f"`{low}` is {settings[low]!r} and `{high}` {settings[high]!r}: the first must not be greater"
+            )
+    sides = IMAGE_SETTINGS[2:]
+    for side, other in (sides, sides[::-1]):
+        if side in settings and other not in settings:
+            raise ValueError(f"`{side}` is {settings[side]!r} without `{other}`: give both, or `max_pixels`")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+class PartOfVideo:
+    """Chooses frames in the part of a video between two times; a `Choose` of `decoders.py`.
+
+    Args:
+        choose: chooses frames of a whole video: takes their number and their rate, returns ascending indices.
+        start, end: seconds, both included; `None` is the start or the end of the video.
+    """
+
+    def __init__(self, choose: Callable[[int, float | None], list[int]], start: float | None, end: float | None):
+        self._choose, self._start, self._end = choose, start, end
+        self.share = 1.0  # how much of the video's frames the part has, once it was called
+
+    def __call__(self, total: int, fps: float | None, times: list[float] | None = None) -> list[int]:
+        """Indices of the chosen frames.
+
+        Args:
+            total: frames of the video.
+            fps: their rate; `None` if it is unknown.
+            times: seconds of each frame, if they are not index / fps.
+
+        Raises:
+            ValueError: the rate is unknown, or no frame lies between the two times.
+        """
+        if (self._start, self._end) == (None, None) or total < 1:
+            return self._choose(total, fps)
+        name = "video_start" if self._start is not None else "video_end"
+        if not fps:
+            raise ValueError(f"`{name}` needs the source's frame rate: give it in `video_metadata`, or leave it out")
+        # Rates are fractions of which floats keep 16 digits: a frame at a bound belongs to the part.
+        slack = 1e-6 / fps
+        first, last = (self._start or 0) - slack, (math.inf if self._end is None else self._end) + slack
+        seconds = [index / fps for index in range(total)] if times is None else times
+        inside = [index for index, second in enumerate(seconds) if first <= second <= last]
+        if not inside:
+            bounds = f"`video_start` {self._start or 0!r} and `video_end` {self._end!r}"
+            raise ValueError(
+                f"no frame lies between {bounds} (seconds): the frames are from {seconds[0]:.2f} to {seconds[-1]:.2f} s"
+            )
+        self.share = len(inside) / total
+        return [inside[index] for index in self._choose(len(inside), fps)]
+
+    def describe(self, metadata: Any) -> None:
+        """Make the metadata of a video that was read whole those of the part, as qwen-vl-utils does.
+
+        `frames_indices` stay places in the source, so that the frames keep their times. `total_num_frames` and
+        `duration` become those of the part, so that `sampled_fps` is the rate of the chosen frames.
+        """
+        if metadata is not None and self.share != 1.0:
+            metadata.total_num_frames = max(round(metadata.total_num_frames * self.share), 1)
+            metadata.duration = metadata.total_num_frames / metadata.fps
+
+
+def fit_size(
+    height: int, width: int, settings: Mapping[str, Any], processor: Any, num_frames: int | None = None
+) -> tuple[int, int]:
+    """The height and width in pixels that frames or an image get by their pixel settings.
+
+    Args:
+        height, width: of the frames or the image.
+        settings: some of `PIXEL_SETTINGS`, at least one.
+        processor: the model's video or image processor.
+        num_frames: of the video; `None` for an image.
+
+    Returns:
+        A size that the processor leaves as it is.
+
+    Raises:
+        ValueError: the processor makes every frame equally large, or allows no size with these settings.
+    """
+    names = " and ".join(f"`{name}` ({settings[name]!r})" for name in settings)
+    kind = "image" if num_frames is None else "frame"
+    if not hasattr(processor, "merge_size"):
+        raise ValueError(f"{names}: this model gives every {kind} the same size. Leave the setting out.")
+    unit = processor.patch_size * processor.merge_size
+    least, most = _pixel_limits(processor, unit, num_frames)
+    if "resized_height" in settings:
+        rows, columns = (max(round(settings[side] / unit), 1) for side in ("resized_height", "resized_width"))
+    else:
+        low, high = settings.get("min_pixels", least), settings.get("max_pixels", most)
+        if "total_pixels" in settings and num_frames:
+            share = settings["total_pixels"] / num_frames * _FRAMES_PER_TOKEN
+            high = min(high, max(share, low * 1.05))  # a little above `min_pixels`, as in qwen-vl-utils
+        rows, columns = _fit(height / unit, width / unit, low / unit**2, high / unit**2)
+    if not least <= rows * columns * unit**2 <= most:
+        each = "each image" if num_frames is None else f"each of {num_frames} frames"
+        raise ValueError(
+            f"{names}: {height} x {width} pixels would become {rows * unit} x {columns * unit}. The model's processor "
+            f"takes from {math.ceil(least)} to {math.floor(most)} pixels for {each}: choose a setting in these limits."
+        )
+    return rows * unit, columns * unit
+
+
+def _pixel_limits(processor: Any, unit: int, num_frames: int | None) -> tuple[float, float]:
+    """The least and most pixels of a frame or an image that a processor of Qwen's leaves as they are."""
+    least, most = processor.size["shortest_edge"], processor.size["longest_edge"]
+    is_capped, share = getattr(processor, "cap_pixels_per_frame", None), getattr(processor, "max_video_tokens", 0)
+    if num_frames is None:
+        return least, most
+    if not any(ancestor.__name__ == "Qwen3VLVideoProcessor" for ancestor in type(processor).__mro__):
+        if is_capped:  # qwen-vl-utils leaves a tenth of the context to text
+            most = max(min(most, int(share * unit**2 * 0.9) * 2 // num_frames), int(least * 1.05))
+        return least, most
+    # Qwen3-VL's limits are for the whole video, whose number of frames it rounds to whole tokens.
+    counted = max(round(num_frames / processor.temporal_patch_size), 1) * processor.temporal_patch_size
+    if is_capped:
+        most = max(min(share * unit**2, most // num_frames), int(least * 1.05)) * num_frames
+    return least / counted, most / counted
+
+
+def _fit(height: float, width: float, least: float, most: float) -> tuple[int, int]:
+    """Rows and columns of tokens nearest to a size in tokens, of which there must be from `least` to `most`."""
+    rows, columns = max(round(height), 1), max(round(width), 1)
+    if rows * columns > most:
+        scale = math.sqrt(most / (height * width))
+        rows, columns = max(math.floor(height * scale), 1), max(math.floor(width * scale), 1)
+    elif rows * columns < least:
+        scale = math.sqrt(least / (height * width))
+        rows, columns = math.ceil(height * scale), math.ceil(width * scale)
+    return rows, columns
+
+
+def resize_frames(frames: Any, height: int, width: int) -> Any:
+    """Frames with shape (T, H, W, 3), uint8, in another size, bicubic and without aliasing as the processors do it."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    resized = torch.empty(len(frames), height, width, 3, dtype=torch.uint8)
+    for place, frame in enumerate(torch.as_tensor(frames)):  # one by one: floats take four times the memory
+        pixels = frame.permute(2, 0, 1)[None].float()
+        made = torch.nn.functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+        resized[place] = made[0].clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0)
+    return resized.numpy()
+
+
 # video/reading.py -----------------------------------------------------------------------------------------------------
 
 """Reading a video into frames, with the position of each frame in the source.
@@ -758,10 +1044,17 @@ FETCHERS: dict[str, Callable[[Any, str], AbstractContextManager[str]]] = {}
 
 @dataclass(frozen=True)
 class VideoClip:
-    """Frames as an array with shape (T, H, W, 3), uint8 RGB, and the metadata of the source (None if it is unknown)."""
+    """A video that was read.
+
+    Args:
+        frames: an array with shape (T, H, W, 3), uint8 RGB.
+        metadata: of the source; `None` if it is unknown.
+        sized_by: the settings that chose the size of the frames, such as "max_pixels"; a processor must not change it.
+    """
 
     frames: Any
     metadata: VideoMetadata | None
+    sized_by: tuple[str, ...] = ()
 
 
 def read_video(
@@ -771,6 +1064,10 @@ def read_video(
     fps: float | None = None,
     backend: str | None = None,
     video_metadata: VideoMetadata | Mapping[str, Any] | None = None,
+    min_frames: int | None = None,
+    max_frames: int | None = None,
+    video_start: float | None = None,
+    video_end: float | None = None,
 ) -> VideoClip:
     """Reads and samples a video file or decoded frames.
 
@@ -778,11 +1075,15 @@ def read_video(
         video: a path, a `file://` URL, or decoded frames. The package also reads an `http(s)://` or
             `data:video/...;base64,` URL and the bytes of a file; the code of a model's folder does not. Decoded frames
             are an array or tensor with shape (T, H, W, 3) or (T, 3, H, W), uint8 or float in [0, 1], or a list of
-            equally large PIL images or of such arrays without the T axis.
+            equally large PIL images or of such arrays without the T axis. A list of paths or URLs is one video too: its
+            files are pictures, the frames.
         num_frames: number of frames, spread evenly from the first to the last; all frames if the clip has fewer. In a
             file with a variable frame rate they are spread evenly over its time.
         fps: frames for each second of the clip; at least one frame, at most all. With neither `num_frames` nor `fps`,
             a file gives up to `DEFAULT_NUM_FRAMES` evenly spread frames, and decoded frames are all kept.
+        min_frames, max_frames: bounds on the number that `num_frames`, `fps` or the default gives.
+        video_start, video_end: seconds; only frames between them, both included, are sampled. The rate of the source
+            must be known.
         backend: the decoder for a file, one of `available_backends()`. Without it each is tried until one succeeds,
             and Pillow reads animated WebP.
         video_metadata: for decoded frames only: `fps` (which sampling by `fps` needs) and, if the frames are themselves
@@ -790,8 +1091,10 @@ def read_video(
 
     Returns:
         `VideoClip`. Its metadata describes the source: `fps`, `total_num_frames`, `duration` (seconds), and in
-        `frames_indices` the index of each returned frame. A frame is shown as a player would: turned or mirrored as
-        the file says, and scaled to the size of the first one if the size changes.
+        `frames_indices` the index of each returned frame. With `video_start` or `video_end` the number and the duration
+        are those of the part between them, as in qwen-vl-utils; the indices stay those of the whole source. A frame is
+        shown as a player would: turned or mirrored as the file says, and scaled to the size of the first one if the
+        size changes.
 
     Raises:
         ValueError: an argument is out of range, or the file is missing, empty, damaged or not a video.
@@ -803,13 +1106,20 @@ def read_video(
     if fps is not None and (not isinstance(fps, Real) or not 0 < fps < math.inf):
         raise ValueError(f"`fps` must be a number > 0 (frames a second), got {fps!r}; leave it out for the default")
 
-    def choose(total: int, source_fps: float | None) -> list[int]:
-        return _choose_frames(total, source_fps, num_frames, fps)
-
+    bounds = {"min_frames": min_frames, "max_frames": max_frames, "video_start": video_start, "video_end": video_end}
+    check_media_settings({name: value for name, value in bounds.items() if value is not None})
+    video = unpack_source(video)
     is_bytes = isinstance(video, (bytes, bytearray, memoryview))
-    if not is_bytes and not isinstance(video, (str, os.PathLike)):
-        keep_all = num_frames is None and fps is None
-        return _take_frames(video, video_metadata, (lambda total, _: list(range(total))) if keep_all else choose)
+    is_file = is_bytes or isinstance(video, (str, os.PathLike))
+
+    def choose_among(total: int, source_fps: float | None) -> list[int]:
+        default = DEFAULT_NUM_FRAMES if is_file else total
+        return _choose_frames(total, source_fps, num_frames, fps, default, min_frames, max_frames)
+
+    choose = PartOfVideo(choose_among, video_start, video_end)
+    if not is_file:
+        frames = [load_picture(file) for file in video] if is_list_of_files(video) else video
+        return _take_frames(frames, video_metadata, choose)
     if video_metadata is not None:
         raise ValueError("`video_metadata` describes decoded frames; a video file carries its own: leave it out")
     if backend is not None and backend not in available_backends():
@@ -818,7 +1128,7 @@ def read_video(
 
     text = f"<{len(video)} bytes>" if is_bytes else os.fspath(video)
     label = repr(text if len(text) <= 300 else text[:60] + "...")
-    scheme = "bytes" if is_bytes else text.partition(":")[0]
+    scheme = "bytes" if is_bytes else scheme_of(text)
     if scheme in FETCHERS:
         with FETCHERS[scheme](video, label) as path:
             return _decode_file(path, label, choose, backend)
@@ -827,26 +1137,31 @@ def read_video(
             f"`video` is {label}: code that a model's folder brings along reads files and decoded frames only. Save "
             "the video as a file and pass its path, or `import flashvid_hf` (the package), which reads this too."
         )
-    path = _file_of_url(text) if scheme == "file" else text
+    path = file_of_url(text) if scheme == "file" else text
     if not os.path.isfile(path):
         problem = "is a directory" if os.path.isdir(path) else "does not exist"
         raise ValueError(f"`video` must be a video file, but {label} {problem}")
     return _decode_file(os.path.abspath(path), label, choose, backend)
 
 
-def _file_of_url(url: str) -> str:
-    path = unquote(urlparse(url).path)
-    return path[1:] if re.match(r"/[A-Za-z]:", path) else path  # "/C:/talk.mp4"
-
-
-def _choose_frames(total: int, source_fps: float | None, num_frames: int | None, fps: float | None) -> list[int]:
+def _choose_frames(
+    total: int,
+    source_fps: float | None,
+    num_frames: int | None,
+    fps: float | None,
+    default: int = DEFAULT_NUM_FRAMES,
+    min_frames: int | None = None,
+    max_frames: int | None = None,
+) -> list[int]:
     if total < 1:
         raise ValueError("it has no video frames")
-    wanted = num_frames or min(DEFAULT_NUM_FRAMES, total)
+    wanted = num_frames or min(default, total)
     if fps is not None:
         if not source_fps:
             raise ValueError("`fps` needs the source's frame rate: give it in `video_metadata`, or pass `num_frames`")
         wanted = max(1, int(total / source_fps * fps))
+    wanted = max(wanted, min(min_frames or 1, total))
+    wanted = min(wanted, max_frames or wanted)
     if wanted > total:
         logger.warning_once(f"{wanted} frames were asked for, but the video has {total}: all of them are taken")
         wanted = total
@@ -856,7 +1171,7 @@ def _choose_frames(total: int, source_fps: float | None, num_frames: int | None,
     return [round(i * step) for i in range(wanted)]
 
 
-def _decode_file(path: str, label: str, choose: Choose, backend: str | None) -> VideoClip:
+def _decode_file(path: str, label: str, choose: PartOfVideo, backend: str | None) -> VideoClip:
     if os.path.getsize(path) == 0:
         raise ValueError(f"the video {label} is empty (0 bytes)")
     readers = {name: BACKENDS[name] for name in ([backend] if backend else available_backends())}
@@ -882,12 +1197,14 @@ def _decode_file(path: str, label: str, choose: Choose, backend: str | None) -> 
         else:
             fps = float(fps) if fps else None
             duration = total / fps if fps else None
-            return VideoClip(frames, VideoMetadata(total, fps, width, height, duration, name, indices))
+            metadata = VideoMetadata(total, fps, width, height, duration, name, indices)
+            choose.describe(metadata)
+            return VideoClip(frames, metadata)
     why = "; ".join(reasons) or "no decoder is installed; `pip install av` provides one"
     raise ValueError(f"the video {label} cannot be read: {why}")
 
 
-def _take_frames(video: Any, video_metadata: Mapping[str, Any] | None, choose: Choose) -> VideoClip:
+def _take_frames(video: Any, video_metadata: Mapping[str, Any] | None, choose: PartOfVideo) -> VideoClip:
     frames = _as_uint8(video)
     total, height, width = frames.shape[:3]
     if video_metadata is None:
@@ -903,10 +1220,12 @@ def _take_frames(video: Any, video_metadata: Mapping[str, Any] | None, choose: C
         source = VideoMetadata(**{"total_num_frames": total, **given, "frames_indices": list(places)})
     except TypeError as error:
         raise ValueError(f"`video_metadata` must have the fields of transformers' VideoMetadata: {error}") from error
-    indices = choose(total, source.fps and source.sampled_fps)
+    times = [place / source.fps for place in places] if source.fps else None
+    indices = choose(total, source.fps and source.sampled_fps, times)
     source.update({"height": height, "width": width, "frames_indices": [int(places[i]) for i in indices]})
     if source.fps and source.duration is None:
         source.duration = source.total_num_frames / source.fps
+    choose.describe(source)
     return VideoClip(frames[indices], source)
 
 
@@ -959,6 +1278,141 @@ def _as_tensor(frames: Any) -> torch.Tensor:
         ) from error
 
 
+# video/parts.py -------------------------------------------------------------------------------------------------------
+
+"""Reading the videos and images of a chat, with the settings that stand beside them.
+
+The pipeline, `serve` and the processors all read the parts of messages here.
+"""
+
+# Keys beside the source that never change an answer: names that programs give to parts.
+_LABELS = ("type", "id", "uuid")
+_ARTICLES = {"video": "a", "image": "an"}
+# Keys under which the source may stand.
+IMAGE_SOURCES, VIDEO_SOURCES = ("image", "path", "url", "base64"), ("video", "path", "url")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that was read.
+
+    Args:
+        image: a PIL image.
+        sized_by: the settings that chose its size, such as "max_pixels"; a processor must not change it.
+    """
+
+    image: Any
+    sized_by: tuple[str, ...] = ()
+
+
+def read_video_part(part: Mapping[str, Any], sampling: Mapping[str, Any], processor: Any) -> VideoClip:
+    """The video that a part of a message names, with the settings beside it.
+
+    Args:
+        part: `{"type": "video", "video": ...}` or with "path" or "url", and any of `VIDEO_SETTINGS` and
+            "video_metadata". Keys whose value is `None` are left out, as rows of a data set have them.
+        sampling: arguments of `read_video` for all videos. Those beside the video replace them.
+        processor: the model's processor; it is needed for `PIXEL_SETTINGS` only.
+
+    Raises:
+        ValueError: the part has no source or two, a key that is unknown, or a setting that is out of range or that the
+            model cannot honour; or the video cannot be read.
+    """
+    source, given = _split(part, "video", VIDEO_SOURCES, (*VIDEO_SETTINGS, "video_metadata"))
+    metadata = given.pop("video_metadata", None)
+    check_media_settings(given)
+    if "sample_fps" in given:
+        if metadata is not None:
+            raise ValueError("`sample_fps` and `video_metadata` both say the rate of the frames: pass only one")
+        metadata = {"fps": given.pop("sample_fps")}
+    own = {"num_frames" if name == "nframes" else name: given[name] for name in FRAME_SETTINGS if name in given}
+    if own.keys() & {"num_frames", "fps"}:
+        sampling = {}
+    clip = read_video(source, video_metadata=metadata, **{**sampling, **own})
+    pixels = {name: given[name] for name in PIXEL_SETTINGS if name in given}
+    if not pixels:
+        return clip
+    num_frames, height, width = clip.frames.shape[:3]
+    height, width = fit_size(height, width, pixels, _part_of(processor, "video"), num_frames)
+    return VideoClip(resize_frames(clip.frames, height, width), clip.metadata, tuple(pixels))
+
+
+def read_image_part(part: Mapping[str, Any], processor: Any, timeout: float | None = None) -> Picture:
+    """The image that a part of a message names, with the settings beside it.
+
+    Args:
+        part: `{"type": "image", "image": ...}` or with "path", "url" or "base64", and any of `IMAGE_SETTINGS`.
+        processor: the model's processor; it is needed for the settings only.
+        timeout: seconds that a server may stay silent; `None` waits.
+
+    Raises:
+        ValueError: as of `read_video_part`.
+    """
+    source, pixels = _split(part, "image", IMAGE_SOURCES, IMAGE_SETTINGS)
+    check_media_settings(pixels)
+    image = load_picture(source, timeout)
+    if not pixels:
+        return Picture(image)
+    height, width = fit_size(image.height, image.width, pixels, _part_of(processor, "image"))
+    if (image.height, image.width) != (height, width):
+        image = image.resize((width, height), resample=3)  # bicubic, and without aliasing as PIL does it
+    return Picture(image, tuple(pixels))
+
+
+def _split(
+    part: Mapping[str, Any], kind: str, sources: tuple[str, ...], settings: Iterable[str]
+) -> tuple[Any, dict[str, Any]]:
+    """The source of a part, and its settings."""
+    given = {key: value for key, value in part.items() if value is not None and key not in _LABELS}
+    found = {key: given.pop(key) for key in sources if key in given}
+    if not found:
+        *others, last = (f"'{key}'" for key in sources)
+        raise ValueError(
+            f"A part of a message has type {kind!r} but no {kind}: give it one under {', '.join(others)} or {last}."
+        )
+    if len(found) > 1:
+        raise ValueError(f"A part of a message has the {kind} twice, under {' and '.join(found)}: give it once.")
+    known = tuple(settings)
+    for key in sorted(given.keys() - set(known), key=str):
+        raise ValueError(
+            f"`{key}` beside {_ARTICLES[kind]} {kind} is {given[key]!r:.100}: no such setting is known. Choose from "
+            f"{', '.join(known)}, or leave it out."
+        )
+    return next(iter(found.values())), given
+
+
+def _part_of(processor: Any, kind: str) -> Any:
+    return getattr(processor, f"{kind}_processor", None)
+
+
+def check_sizes(inputs: Mapping[str, Any], clips: list[VideoClip], pictures: list[Picture], processor: Any) -> None:
+    """Check that the processor left the size of every video and image whose part had pixel settings.
+
+    Args:
+        inputs: what the processor made of them.
+        clips, pictures: in the order of the prompts.
+
+    Raises:
+        ValueError: it resized one, so that the settings were not honoured.
+    """
+    sized = [(clip.sized_by, clip.frames.shape[1:3]) for clip in clips]
+    _compare("video", sized, inputs.get("video_grid_thw"), _part_of(processor, "video"))
+    sized = [(picture.sized_by, (picture.image.height, picture.image.width)) for picture in pictures]
+    _compare("image", sized, inputs.get("image_grid_thw"), _part_of(processor, "image"))
+
+
+def _compare(kind: str, sized: list[tuple[tuple[str, ...], Any]], grids: Any, processor: Any) -> None:
+    for number, (names, size) in enumerate(sized):
+        if names:
+            made = [side * processor.patch_size for side in torch.as_tensor(grids[number]).tolist()[1:]]
+            if made != list(size):
+                raise ValueError(
+                    f"`{'` and `'.join(names)}` beside {_ARTICLES[kind]} {kind}: it became {size[0]} x {size[1]} "
+                    f"pixels, and the model's processor made {made[0]} x {made[1]} of them. Choose a size within its "
+                    "limits."
+                )
+
+
 # video/pipeline_flashvid.py -------------------------------------------------------------------------------------------
 
 """`pipeline("video-text-to-text")`: ask a model about video files, decoded frames or chats."""
@@ -966,7 +1420,6 @@ def _as_tensor(frames: Any) -> torch.Tensor:
 TASK = "video-text-to-text"
 # Decoded frames of more bytes are resized on the CPU: while it runs, resizing takes many times their size in memory.
 _MOST_BYTES_ON_GPU = 512 * 2**20
-_FILE_TYPES = (str, bytes, os.PathLike)
 # An entry of the configuration: `pipeline` finds the class below by it in a folder with code.
 CUSTOM_PIPELINES = {
     TASK: {
@@ -983,7 +1436,7 @@ class _Request:
 
     messages: list[dict[str, Any]]
     clips: list[VideoClip]
-    images: list[Any]
+    pictures: list[Picture]
     seconds: float
 
 
@@ -1038,9 +1491,12 @@ class VideoTextToTextPipeline(Pipeline):
         Args:
             videos: what `read_video` takes: a path, a URL, or decoded frames; or a list of such videos. Or, without
                 `text`, a chat (a list of messages whose content has parts like `{"type": "video", "path": ...}`), a
-                list of chats, dictionaries with "video" and "text", or a generator or dataset of any of these.
+                list of chats, dictionaries with "video" and "text", or a generator or dataset of any of these. A
+                `datasets.Dataset` has rows with "video" and "text"; one that streams counts as a generator.
             text: the question; a list of as many questions as videos; or one or more chats.
-            num_frames, fps: how to sample the frames of a file, see `read_video`.
+            num_frames, fps: how to sample the frames of a file, see `read_video`. Settings beside a video, in its part
+                of a chat or in its dictionary, replace them: `fps`, `nframes`, `video_start`, `max_pixels` and the
+                others of `video_settings.py`, named as in qwen-vl-utils.
             batch_size: number of inputs that run together.
             num_workers: number of processes that read the videos of the next inputs while the model runs; 1 for a
                 generator.
@@ -1050,14 +1506,15 @@ class VideoTextToTextPipeline(Pipeline):
             The answer, a list of dictionaries; a list of answers for a list of inputs.
 
         Raises:
-            ValueError: a video cannot be read, or the inputs do not fit together.
+            ValueError: a video cannot be read, a setting cannot be honoured, or the inputs do not fit together.
         """
         if videos is None and text is None:
             raise ValueError("`videos` and `text` are both None: pass a video and a question, or a chat.")
+        videos, text = _rows(videos), _rows(text)
         if any(isinstance(given, (list, tuple)) and len(given) == 0 for given in (videos, text)):
             raise ValueError("The list of inputs is empty: pass at least one video and question, or one chat.")
         if text is None:
-            if isinstance(videos, _FILE_TYPES) or _is_list_of_videos(videos):
+            if isinstance(videos, FILE_TYPES) or _is_list_of_videos(videos):
                 raise ValueError(f"`text` is None and `videos` is {videos!r:.200}: pass the question as `text=`.")
             return super().__call__(videos, **kwargs)
         if videos is None:
@@ -1096,7 +1553,7 @@ class VideoTextToTextPipeline(Pipeline):
         return sampling, {**(generate_kwargs or {}), **kwargs}, {}
 
     def preprocess(self, inputs: Any, **sampling: Any) -> dict[str, _Request]:
-        clips, images, messages, seconds = [], [], [], 0.0
+        clips, pictures, messages, seconds = [], [], [], 0.0
         for message in _to_messages(inputs):
             content = message["content"]
             if isinstance(content, str):  # some templates read text from parts only, and would drop it
@@ -1110,14 +1567,13 @@ class VideoTextToTextPipeline(Pipeline):
                     )
                 start = time.perf_counter()
                 if part["type"] == "video":
-                    metadata = part.get("video_metadata")
-                    clips.append(read_video(_source(part), video_metadata=metadata, **sampling))
+                    clips.append(read_video_part(part, sampling, self.processor))
                 elif part["type"] == "image":
-                    images.append(load_image(_source(part)))
+                    pictures.append(read_image_part(part, self.processor))
                 seconds += time.perf_counter() - start
                 parts.append({"type": part["type"]} if part["type"] in ("video", "image") else part)
             messages.append({**message, "content": parts})
-        return {"request": _Request(messages, clips, images, seconds)}
+        return {"request": _Request(messages, clips, pictures, seconds)}
 
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, list]:
         request = model_inputs["request"]
@@ -1159,9 +1615,10 @@ class VideoTextToTextPipeline(Pipeline):
             for request in requests
         ]
         clips = [clip for request in requests for clip in request.clips]
-        images = [image for request in requests for image in request.images]
-        media = media_arguments(clips, images, self.device, self.processor)
+        pictures = [picture for request in requests for picture in request.pictures]
+        media = media_arguments(clips, [picture.image for picture in pictures], self.device, self.processor)
         inputs = self.processor(text=prompts, padding=True, padding_side="left", **media)
+        check_sizes(inputs, clips, pictures, self.processor)
         return convert_to_tensors(inputs, "pt")
 
     def _count_tokens(self, input_ids: torch.Tensor, report: Any, num_sequences: int) -> list[dict[str, int]]:
@@ -1211,6 +1668,28 @@ def _fill_grid(clip: VideoClip, least: int) -> VideoClip:
     return VideoClip(frames[[*range(number), *[-1] * repeats]] if repeats else frames, metadata)
 
 
+class _Rows(torch.utils.data.Dataset):
+    """The rows of a `datasets.Dataset`, which transformers' pipelines do not take for a data set."""
+
+    def __init__(self, rows: Any):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._rows[index]
+
+
+def _rows(inputs: Any) -> Any:
+    """A data set of the library `datasets` in a form that transformers goes through, a column of one as a list."""
+    if type(inputs).__module__.partition(".")[0] != "datasets":
+        return inputs
+    if not hasattr(inputs, "column_names"):
+        return list(inputs)
+    return _Rows(inputs) if hasattr(inputs, "__len__") else (row for row in inputs)
+
+
 def _is_list_of_videos(videos: Any) -> bool:
     """Whether this is a list of files or of whole clips. A list of frames (pictures or 3D arrays) is one video."""
     if not isinstance(videos, (list, tuple)) or not videos:
@@ -1218,16 +1697,22 @@ def _is_list_of_videos(videos: Any) -> bool:
     first = videos[0]
     if isinstance(first, (list, tuple)):  # a list of frames is a video; a list of messages is a chat
         return not (first and isinstance(first[0], dict))
-    return isinstance(first, _FILE_TYPES) or getattr(first, "ndim", 0) == 4
+    return isinstance(first, FILE_TYPES) or getattr(first, "ndim", 0) == 4
 
 
 def _to_messages(inputs: Any) -> list[dict[str, Any]]:
     """The messages of one input, in any form that `__call__` takes."""
     if hasattr(inputs, "messages"):  # upstream's own wrapper of a chat
         return inputs.messages
-    if isinstance(inputs, dict) and isinstance(inputs.get("text"), str) and inputs.keys() <= {"video", "text"}:
-        video = [{"type": "video", "video": inputs["video"]}] if inputs.get("video") is not None else []
-        return [{"role": "user", "content": [*video, {"type": "text", "text": inputs["text"]}]}]
+    if isinstance(inputs, dict):
+        inputs = {key: value for key, value in inputs.items() if value is not None}
+        known = {"video", "text", "video_metadata", *VIDEO_SETTINGS}
+        if isinstance(inputs.get("text"), str) and inputs.keys() <= known:
+            video = {key: value for key, value in inputs.items() if key != "text"}
+            text = {"type": "text", "text": inputs["text"]}
+            return [{"role": "user", "content": [{"type": "video", **video}, text] if video else [text]}]
+        if inputs.keys() == {"messages"}:  # a row of a data set of chats
+            return _to_messages(inputs["messages"])
     if isinstance(inputs, str):
         return [{"role": "user", "content": [{"type": "text", "text": inputs}]}]
     if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], dict) and "role" in inputs[0]:
@@ -1235,16 +1720,5 @@ def _to_messages(inputs: Any) -> list[dict[str, Any]]:
     keys = f" with the keys {sorted(map(str, inputs))}" if isinstance(inputs, dict) else ""
     raise ValueError(
         f"The input is a `{type(inputs).__name__}`{keys}: pass a video with `text=`, a chat, or a dictionary with "
-        "'video' and 'text'."
-    )
-
-
-def _source(part: dict[str, Any]) -> Any:
-    """The video or image that a part of a message names."""
-    for key in (part["type"], "path", "url"):
-        if part.get(key) is not None:
-            return part[key]
-    raise ValueError(
-        f"A part of a message has type {part['type']!r} but no {part['type']}: give it one under "
-        f"'{part['type']}', 'path' or 'url'."
+        "'video' and 'text' (of a data set `select_columns(['video', 'text'])`)."
     )

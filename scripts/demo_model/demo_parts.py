@@ -6,15 +6,9 @@ The model is a small Qwen2.5-VL: two frames of 128 x 128 pixels make 64 video to
 from typing import Any
 
 from tokenizers import AddedToken, pre_tokenizers
-from transformers import (
-    ProcessorMixin,
-    Qwen2_5_VLProcessor,
-    Qwen2Tokenizer,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-)
+from transformers import ProcessorMixin, Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-from flashvid_hf import FlashVIDQwen2_5_VLConfig
+from flashvid_hf import FlashVIDQwen2_5_VLConfig, FlashVIDQwen2_5_VLProcessor
 from flashvid_hf.evaluation.moving_shapes import ANSWERS, COLOURS, DIRECTIONS, NUMBERS, SHAPES, SIDE, TEXTURES
 from flashvid_hf.evaluation.moving_shapes.dataset import rows, video_seeds
 from flashvid_hf.models.qwen.family_qwen import CHAT_TEMPLATE, TOKENS
@@ -94,7 +88,7 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> ProcessorMixin:
     """A processor that resizes every picture to the number of pixels that MovingShapes has."""
     patches = {"patch_size": VISION["patch_size"], "temporal_patch_size": 2, "merge_size": 2}
     size = {"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE}  # pixels of a picture
-    return Qwen2_5_VLProcessor(
+    return FlashVIDQwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size, **patches),
         video_processor=Qwen2VLVideoProcessor(size=size, do_sample_frames=False, cap_pixels_per_frame=False, **patches),
         tokenizer=tokenizer,

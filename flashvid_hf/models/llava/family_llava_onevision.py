@@ -6,7 +6,6 @@ from typing import Any
 from transformers import (
     GenerationConfig,
     LlavaOnevisionImageProcessor,
-    LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
     ProcessorMixin,
     Qwen2Tokenizer,
@@ -20,6 +19,7 @@ from .modeling_flashvid_llava_onevision import (
 )
 from .newlines import count_rows, pooled_side
 from .original_checkpoints import is_original
+from .processing_flashvid_llava_onevision import FlashVIDLlavaOnevisionProcessor
 from .processing_flashvid_llava_video import FlashVIDLlavaVideoProcessor, upstream_arguments
 
 # Like the template of llava-hf: in a message, images and videos come before the text, wherever they stand. Text must be
@@ -95,7 +95,7 @@ def make_small_processor(config: Any, tokenizer: Any) -> ProcessorMixin:
     vision = config.vision_config
     size = {"height": vision.image_size, "width": vision.image_size}
     pixels = {"size": size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    return LlavaOnevisionProcessor(
+    return FlashVIDLlavaOnevisionProcessor(
         image_processor=LlavaOnevisionImageProcessor(image_grid_pinpoints=config.image_grid_pinpoints, **pixels),
         video_processor=LlavaOnevisionVideoProcessor(**pixels),
         tokenizer=tokenizer,
@@ -106,9 +106,9 @@ def make_small_processor(config: Any, tokenizer: Any) -> ProcessorMixin:
 
 
 def build_original_processor(config: Any, source: str, revision: str | None) -> ProcessorMixin:
-    """Upstream's processor, which counts the same placeholders. An original checkpoint has only a tokenizer."""
+    """The family's processor, which counts the same placeholders. An original checkpoint has only a tokenizer."""
     tokenizer = Qwen2Tokenizer.from_pretrained(source, revision=revision)
-    return LlavaOnevisionProcessor(**upstream_arguments(config, tokenizer))
+    return FlashVIDLlavaOnevisionProcessor(**upstream_arguments(config, tokenizer))
 
 
 def complete_original_generation(generation: GenerationConfig, source: str, revision: str | None) -> None:
@@ -122,6 +122,7 @@ FAMILY = Family(
     FlashVIDLlavaOnevisionConfig,
     FlashVIDLlavaOnevisionModel,
     FlashVIDLlavaOnevisionForConditionalGeneration,
+    FlashVIDLlavaOnevisionProcessor,
     title="LLaVA-OneVision",
     geometry=LlavaGeometry(),
     published_vision={"patch_size": 14, "image_size": 384},

@@ -1,7 +1,6 @@
 """Processor of LLaVA-Video: its placeholders follow from its pooling and newlines, its prompt is the original's."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -13,9 +12,8 @@ from transformers import (
 )
 
 from ...compression.validation import check_choice
-from ...hub.code_writer import save_code
+from ...hub.processing_flashvid import FlashVIDProcessor
 from ...hub.weightless import follow_base, hub_arguments, read_config
-from ...video.batching import convert_to_tensors
 from .configuration_flashvid_llava_video import NEWLINE_POSITIONS, POOL_MODES, FlashVIDLlavaVideoConfig
 from .newlines import count_rows, pooled_side
 from .original_checkpoints import is_original
@@ -48,8 +46,8 @@ You are a helpful assistant.<|im_end|>
 _SIGLIP_PIXELS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
-class FlashVIDLlavaVideoProcessor(LlavaOnevisionProcessor):
-    """LLaVA-OneVision's processor, with the placeholders of LLaVA-Video.
+class FlashVIDLlavaVideoProcessor(FlashVIDProcessor, LlavaOnevisionProcessor):
+    """LLaVA-OneVision's processor, with the placeholders of LLaVA-Video. It reads files, see `FlashVIDProcessor`.
 
     T frames of s * s tokens take T * (s * s + 1) placeholders with `mm_newline_position="frame"`, T * s * (s + 1) with
     "grid", T * s * s + 1 with "one_token" and T * s * s with "no_token". The videos of a call may have different
@@ -127,23 +125,6 @@ class FlashVIDLlavaVideoProcessor(LlavaOnevisionProcessor):
             mm_spatial_pool_mode=config.mm_spatial_pool_mode,
             mm_newline_position=config.mm_newline_position,
         )
-
-    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
-        """Save the processor with its code, so that it loads without this package with `trust_remote_code=True`."""
-        self.auto_map = {"AutoProcessor": "processing_flashvid_llava_video.FlashVIDLlavaVideoProcessor"}
-        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-
-    def to_json_file(self, json_file_path):
-        """Write `processor_config.json` and the code that it names. Upstream may upload the folder right after."""
-        super().to_json_file(json_file_path)
-        save_code(self, Path(json_file_path).parent)
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class="AutoProcessor"):
-        """Does nothing, because `save_pretrained` always writes the code and names the class."""
-
-    def __call__(self, *args, return_tensors=None, **kwargs):
-        return convert_to_tensors(super().__call__(*args, **kwargs), return_tensors)
 
     def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
         return self.video_token * self._count_placeholders(len(video_inputs["pixel_values_videos"][video_idx]))

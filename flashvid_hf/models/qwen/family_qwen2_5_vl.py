@@ -1,16 +1,18 @@
 """The record of Qwen2.5-VL."""
 
-from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
+from transformers import Qwen2VLVideoProcessor
 
 from ..family import Family, PublishedSize
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
 from .family_qwen import PROCESSING, ROPE, QwenGeometry, small_shape, tiny_shape
 from .modeling_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLForConditionalGeneration, FlashVIDQwen2_5_VLModel
+from .processing_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLProcessor
 
 FAMILY = Family(
     FlashVIDQwen2_5_VLConfig,
     FlashVIDQwen2_5_VLModel,
     FlashVIDQwen2_5_VLForConditionalGeneration,
+    FlashVIDQwen2_5_VLProcessor,
     title="Qwen2.5-VL",
     geometry=QwenGeometry(),
     published_vision={"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2},
@@ -32,7 +34,7 @@ FAMILY = Family(
         vision={"window_size": 16, "fullatt_block_indexes": [1, 3]},
     ),
     small=small_shape(
-        Qwen2_5_VLProcessor,
+        FlashVIDQwen2_5_VLProcessor,
         Qwen2VLVideoProcessor,
         text={"rope_parameters": {**ROPE, "mrope_section": [2, 3, 3]}},
         vision={"patch_size": 14, "fullatt_block_indexes": [1, 3]},

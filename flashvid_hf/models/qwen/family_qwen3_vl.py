@@ -1,16 +1,18 @@
 """The record of Qwen3-VL."""
 
-from transformers import Qwen3VLProcessor, Qwen3VLVideoProcessor
+from transformers import Qwen3VLVideoProcessor
 
 from ..family import Family, PublishedSize
 from .configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
 from .family_qwen import PROCESSING, ROPE, QwenGeometry, small_shape, tiny_shape
 from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
+from .processing_flashvid_qwen3_vl import FlashVIDQwen3VLProcessor
 
 FAMILY = Family(
     FlashVIDQwen3VLConfig,
     FlashVIDQwen3VLModel,
     FlashVIDQwen3VLForConditionalGeneration,
+    FlashVIDQwen3VLProcessor,
     title="Qwen3-VL",
     geometry=QwenGeometry(runs_per_grid=True),
     published_vision={"patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2},
@@ -41,7 +43,7 @@ FAMILY = Family(
         vision={"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2]},
     ),
     small=small_shape(
-        Qwen3VLProcessor,
+        FlashVIDQwen3VLProcessor,
         Qwen3VLVideoProcessor,
         text={"head_dim": 16, "rope_parameters": {**ROPE, "mrope_section": [3, 3, 2], "mrope_interleaved": True}},
         vision={"patch_size": 16, "deepstack_visual_indexes": [0, 1, 2]},

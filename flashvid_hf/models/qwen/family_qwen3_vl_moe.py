@@ -3,10 +3,18 @@
 import dataclasses
 from typing import Any
 
+from transformers import ProcessorMixin, Qwen3VLVideoProcessor
+
 from ..family import PublishedSize
 from .configuration_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeConfig
+from .family_qwen import make_small_processor
 from .family_qwen3_vl import FAMILY as QWEN3_VL
 from .modeling_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeForConditionalGeneration, FlashVIDQwen3VLMoeModel
+from .processing_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeProcessor
+
+
+def _make_small_processor(config: Any, tokenizer: Any) -> ProcessorMixin:
+    return make_small_processor(FlashVIDQwen3VLMoeProcessor, Qwen3VLVideoProcessor, config, tokenizer)
 
 
 def _with_experts(shape: Any, width: int) -> Any:
@@ -25,6 +33,7 @@ FAMILY = dataclasses.replace(
     config=FlashVIDQwen3VLMoeConfig,
     base_model=FlashVIDQwen3VLMoeModel,
     generative_model=FlashVIDQwen3VLMoeForConditionalGeneration,
+    processor=FlashVIDQwen3VLMoeProcessor,
     title="Qwen3-VL with experts",
     published_sizes=(
         # Public tests that quote the base's config.json (128 experts, 48 layers).
@@ -32,5 +41,5 @@ FAMILY = dataclasses.replace(
     ),
     vllm="flashvid_hf.vllm_plugin.qwen3_vl_moe:FlashVIDQwen3VLMoe",
     tiny=_with_experts(QWEN3_VL.tiny, 24),
-    small=_with_experts(QWEN3_VL.small, 48),
+    small=dataclasses.replace(_with_experts(QWEN3_VL.small, 48), make_processor=_make_small_processor),
 )

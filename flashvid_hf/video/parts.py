@@ -1,0 +1,149 @@
+"""Reading the videos and images of a chat, with the settings that stand beside them.
+
+The pipeline, `serve` and the processors all read the parts of messages here.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .reading import VideoClip, read_video
+from .sources import load_picture
+from .video_settings import (
+    FRAME_SETTINGS,
+    IMAGE_SETTINGS,
+    PIXEL_SETTINGS,
+    VIDEO_SETTINGS,
+    check_media_settings,
+    fit_size,
+    resize_frames,
+)
+
+# Keys beside the source that never change an answer: names that programs give to parts.
+_LABELS = ("type", "id", "uuid")
+_ARTICLES = {"video": "a", "image": "an"}
+# Keys under which the source may stand.
+IMAGE_SOURCES, VIDEO_SOURCES = ("image", "path", "url", "base64"), ("video", "path", "url")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that was read.
+
+    Args:
+        image: a PIL image.
+        sized_by: the settings that chose its size, such as "max_pixels"; a processor must not change it.
+    """
+
+    image: Any
+    sized_by: tuple[str, ...] = ()
+
+
+def read_video_part(part: Mapping[str, Any], sampling: Mapping[str, Any], processor: Any) -> VideoClip:
+    """The video that a part of a message names, with the settings beside it.
+
+    Args:
+        part: `{"type": "video", "video": ...}` or with "path" or "url", and any of `VIDEO_SETTINGS` and
+            "video_metadata". Keys whose value is `None` are left out, as rows of a data set have them.
+        sampling: arguments of `read_video` for all videos. Those beside the video replace them.
+        processor: the model's processor; it is needed for `PIXEL_SETTINGS` only.
+
+    Raises:
+        ValueError: the part has no source or two, a key that is unknown, or a setting that is out of range or that the
+            model cannot honour; or the video cannot be read.
+    """
+    source, given = _split(part, "video", VIDEO_SOURCES, (*VIDEO_SETTINGS, "video_metadata"))
+    metadata = given.pop("video_metadata", None)
+    check_media_settings(given)
+    if "sample_fps" in given:
+        if metadata is not None:
+            raise ValueError("`sample_fps` and `video_metadata` both say the rate of the frames: pass only one")
+        metadata = {"fps": given.pop("sample_fps")}
+    own = {"num_frames" if name == "nframes" else name: given[name] for name in FRAME_SETTINGS if name in given}
+    if own.keys() & {"num_frames", "fps"}:
+        sampling = {}
+    clip = read_video(source, video_metadata=metadata, **{**sampling, **own})
+    pixels = {name: given[name] for name in PIXEL_SETTINGS if name in given}
+    if not pixels:
+        return clip
+    num_frames, height, width = clip.frames.shape[:3]
+    height, width = fit_size(height, width, pixels, _part_of(processor, "video"), num_frames)
+    return VideoClip(resize_frames(clip.frames, height, width), clip.metadata, tuple(pixels))
+
+
+def read_image_part(part: Mapping[str, Any], processor: Any, timeout: float | None = None) -> Picture:
+    """The image that a part of a message names, with the settings beside it.
+
+    Args:
+        part: `{"type": "image", "image": ...}` or with "path", "url" or "base64", and any of `IMAGE_SETTINGS`.
+        processor: the model's processor; it is needed for the settings only.
+        timeout: seconds that a server may stay silent; `None` waits.
+
+    Raises:
+        ValueError: as of `read_video_part`.
+    """
+    source, pixels = _split(part, "image", IMAGE_SOURCES, IMAGE_SETTINGS)
+    check_media_settings(pixels)
+    image = load_picture(source, timeout)
+    if not pixels:
+        return Picture(image)
+    height, width = fit_size(image.height, image.width, pixels, _part_of(processor, "image"))
+    if (image.height, image.width) != (height, width):
+        image = image.resize((width, height), resample=3)  # bicubic, and without aliasing as PIL does it
+    return Picture(image, tuple(pixels))
+
+
+def _split(
+    part: Mapping[str, Any], kind: str, sources: tuple[str, ...], settings: Iterable[str]
+) -> tuple[Any, dict[str, Any]]:
+    """The source of a part, and its settings."""
+    given = {key: value for key, value in part.items() if value is not None and key not in _LABELS}
+    found = {key: given.pop(key) for key in sources if key in given}
+    if not found:
+        *others, last = (f"'{key}'" for key in sources)
+        raise ValueError(
+            f"A part of a message has type {kind!r} but no {kind}: give it one under {', '.join(others)} or {last}."
+        )
+    if len(found) > 1:
+        raise ValueError(f"A part of a message has the {kind} twice, under {' and '.join(found)}: give it once.")
+    known = tuple(settings)
+    for key in sorted(given.keys() - set(known), key=str):
+        raise ValueError(
+            f"`{key}` beside {_ARTICLES[kind]} {kind} is {given[key]!r:.100}: no such setting is known. Choose from "
+            f"{', '.join(known)}, or leave it out."
+        )
+    return next(iter(found.values())), given
+
+
+def _part_of(processor: Any, kind: str) -> Any:
+    return getattr(processor, f"{kind}_processor", None)
+
+
+def check_sizes(inputs: Mapping[str, Any], clips: list[VideoClip], pictures: list[Picture], processor: Any) -> None:
+    """Check that the processor left the size of every video and image whose part had pixel settings.
+
+    Args:
+        inputs: what the processor made of them.
+        clips, pictures: in the order of the prompts.
+
+    Raises:
+        ValueError: it resized one, so that the settings were not honoured.
+    """
+    sized = [(clip.sized_by, clip.frames.shape[1:3]) for clip in clips]
+    _compare("video", sized, inputs.get("video_grid_thw"), _part_of(processor, "video"))
+    sized = [(picture.sized_by, (picture.image.height, picture.image.width)) for picture in pictures]
+    _compare("image", sized, inputs.get("image_grid_thw"), _part_of(processor, "image"))
+
+
+def _compare(kind: str, sized: list[tuple[tuple[str, ...], Any]], grids: Any, processor: Any) -> None:
+    for number, (names, size) in enumerate(sized):
+        if names:
+            made = [side * processor.patch_size for side in torch.as_tensor(grids[number]).tolist()[1:]]
+            if made != list(size):
+                raise ValueError(
+                    f"`{'` and `'.join(names)}` beside {_ARTICLES[kind]} {kind}: it became {size[0]} x {size[1]} "
+                    f"pixels, and the model's processor made {made[0]} x {made[1]} of them. Choose a size within its "
+                    "limits."
+                )
