@@ -21,11 +21,19 @@ from PIL import Image
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
-from flashvid_hf.video import animated_pictures, decoder_types, decord_decoder, pyav_decoder, timing, whole_files
+from flashvid_hf.video import (
+    animated_pictures,
+    decoder_types,
+    decord_decoder,
+    pyav_decoder,
+    sources,
+    timing,
+    video_settings,
+    whole_files,
+)
 from flashvid_hf.video import decoders as video_decoders
 from flashvid_hf.video import download as video_download
 from flashvid_hf.video import reading as video_io
-from flashvid_hf.video import sources, video_settings
 from flashvid_hf.video.reading import DEFAULT_NUM_FRAMES, VideoClip, available_backends, read_video
 
 av = pytest.importorskip("av")

@@ -9,7 +9,15 @@ from transformers.image_utils import is_pil_image
 from transformers.video_utils import VideoMetadata
 
 from ..video.batching import convert_to_tensors
-from ..video.parts import IMAGE_SOURCES, VIDEO_SOURCES, Picture, check_sizes, read_image_part, read_video_part
+from ..video.parts import (
+    IMAGE_SOURCES,
+    VIDEO_SOURCES,
+    Picture,
+    check_sizes,
+    fill_grids,
+    read_image_part,
+    read_video_part,
+)
 from ..video.reading import VideoClip, read_video
 from ..video.sources import FILE_TYPES, is_list_of_files
 from ..video.video_settings import IMAGE_SETTINGS
@@ -137,10 +145,8 @@ class FlashVIDProcessor(ProcessorMixin):
             else:
                 clips.append(read_video(video, video_metadata=described))
         kwargs["do_sample_frames"] = False
-        kwargs["video_metadata"] = [
-            clip.metadata or VideoMetadata(len(clip.frames), frames_indices=list(range(len(clip.frames))))
-            for clip in clips
-        ]
+        clips = fill_grids(clips, self)
+        kwargs["video_metadata"] = [clip.metadata for clip in clips]
         return clips
 
     def _default_sampling(self, is_sampled: bool | None) -> dict[str, Any]:

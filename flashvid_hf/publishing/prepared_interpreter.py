@@ -108,7 +108,7 @@ class PreparedInterpreter:
     """
 
     # Prefixes of the variables that Python or torch reads when it starts.
-    _read = ("PYTHON", "OMP_", "MKL_", "TORCH", "CUDA", "LD_")
+    _always_read = ("PYTHON", "OMP_", "MKL_", "TORCH", "CUDA", "LD_")
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class PreparedInterpreter:
     ):
         self._environment = dict(environment)
         self._modules = modules
-        self._read = (*self._read, *read)
+        self._read = (*self._always_read, *read)
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._can_fork = sys.platform == "linux"

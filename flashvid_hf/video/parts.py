@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.video_utils import VideoMetadata
 
 from .reading import VideoClip, read_video
 from .sources import load_picture
@@ -119,6 +120,25 @@ def _split(
 
 def _part_of(processor: Any, kind: str) -> Any:
     return getattr(processor, f"{kind}_processor", None)
+
+
+def fill_grids(clips: list[VideoClip], processor: Any) -> list[VideoClip]:
+    """The clips for a processor, each with metadata of its own, which upstream's processors change.
+
+    Qwen's processors encode `temporal_patch_size` frames together. A shorter clip repeats its last frame at the same
+    time. Qwen2.5-VL's processor does so itself, Qwen3-VL's refuses one frame.
+    """
+    least = getattr(_part_of(processor, "video"), "temporal_patch_size", None) or 1
+    filled = []
+    for clip in clips:
+        number = len(clip.frames)
+        metadata = VideoMetadata(**(clip.metadata or VideoMetadata(number)))
+        repeats = max(least - number, 0)
+        indices = list(range(number) if metadata.frames_indices is None else metadata.frames_indices)
+        metadata.frames_indices = indices + indices[-1:] * repeats
+        frames = clip.frames[[*range(number), *[-1] * repeats]] if repeats else clip.frames
+        filled.append(VideoClip(frames, metadata, clip.sized_by))
+    return filled
 
 
 def check_sizes(inputs: Mapping[str, Any], clips: list[VideoClip], pictures: list[Picture], processor: Any) -> None:

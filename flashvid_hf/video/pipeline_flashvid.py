@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, Pipeline
 from transformers.utils import logging
-from transformers.video_utils import VideoMetadata
 
 from .batching import convert_to_tensors
 from .parts import Picture, check_sizes, read_image_part, read_video_part
@@ -239,13 +238,11 @@ def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.dev
 
     Args:
         device: of the model. It resizes only if it is a CUDA device: others may not support resizing with antialiasing.
-        processor: that gets the arguments. Qwen's encode `temporal_patch_size` frames together; a shorter clip repeats
-            its last frame at the same time. Qwen2.5-VL's processor does so itself, Qwen3-VL's refuses one frame.
+        processor: that gets the arguments.
     """
     media: dict[str, Any] = {}
     if clips:
-        least = getattr(getattr(processor, "video_processor", None), "temporal_patch_size", None) or 1
-        filled = [_fill_grid(clip, least) for clip in clips]
+        filled = fill_grids(clips, processor)
         media["videos"] = [clip.frames for clip in filled]
         media["video_metadata"] = [clip.metadata for clip in filled]
         media["do_sample_frames"] = False  # already sampled; without metadata upstream would assume 24 fps
@@ -255,17 +252,6 @@ def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.dev
         fits = sum(clip.frames.nbytes for clip in clips) <= _MOST_BYTES_ON_GPU
         media["device"] = device if device.type == "cuda" and fits else "cpu"
     return media
-
-
-def _fill_grid(clip: VideoClip, least: int) -> VideoClip:
-    """A clip with its own metadata, which upstream's processors change, and with at least so many frames."""
-    number = len(clip.frames)
-    metadata = VideoMetadata(**(clip.metadata or VideoMetadata(number)))
-    repeats = max(least - number, 0)
-    indices = list(range(number) if metadata.frames_indices is None else metadata.frames_indices)
-    metadata.frames_indices = indices + indices[-1:] * repeats
-    frames = clip.frames
-    return VideoClip(frames[[*range(number), *[-1] * repeats]] if repeats else frames, metadata)
 
 
 class _Rows(torch.utils.data.Dataset):

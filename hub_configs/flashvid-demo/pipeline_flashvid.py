@@ -1385,6 +1385,25 @@ def _part_of(processor: Any, kind: str) -> Any:
     return getattr(processor, f"{kind}_processor", None)
 
 
+def fill_grids(clips: list[VideoClip], processor: Any) -> list[VideoClip]:
+    """The clips for a processor, each with metadata of its own, which upstream's processors change.
+
+    Qwen's processors encode `temporal_patch_size` frames together. A shorter clip repeats its last frame at the same
+    time. Qwen2.5-VL's processor does so itself, Qwen3-VL's refuses one frame.
+    """
+    least = getattr(_part_of(processor, "video"), "temporal_patch_size", None) or 1
+    filled = []
+    for clip in clips:
+        number = len(clip.frames)
+        metadata = VideoMetadata(**(clip.metadata or VideoMetadata(number)))
+        repeats = max(least - number, 0)
+        indices = list(range(number) if metadata.frames_indices is None else metadata.frames_indices)
+        metadata.frames_indices = indices + indices[-1:] * repeats
+        frames = clip.frames[[*range(number), *[-1] * repeats]] if repeats else clip.frames
+        filled.append(VideoClip(frames, metadata, clip.sized_by))
+    return filled
+
+
 def check_sizes(inputs: Mapping[str, Any], clips: list[VideoClip], pictures: list[Picture], processor: Any) -> None:
     """Check that the processor left the size of every video and image whose part had pixel settings.
 
@@ -1639,13 +1658,11 @@ def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.dev
 
     Args:
         device: of the model. It resizes only if it is a CUDA device: others may not support resizing with antialiasing.
-        processor: that gets the arguments. Qwen's encode `temporal_patch_size` frames together; a shorter clip repeats
-            its last frame at the same time. Qwen2.5-VL's processor does so itself, Qwen3-VL's refuses one frame.
+        processor: that gets the arguments.
     """
     media: dict[str, Any] = {}
     if clips:
-        least = getattr(getattr(processor, "video_processor", None), "temporal_patch_size", None) or 1
-        filled = [_fill_grid(clip, least) for clip in clips]
+        filled = fill_grids(clips, processor)
         media["videos"] = [clip.frames for clip in filled]
         media["video_metadata"] = [clip.metadata for clip in filled]
         media["do_sample_frames"] = False  # already sampled; without metadata upstream would assume 24 fps
@@ -1655,17 +1672,6 @@ def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.dev
         fits = sum(clip.frames.nbytes for clip in clips) <= _MOST_BYTES_ON_GPU
         media["device"] = device if device.type == "cuda" and fits else "cpu"
     return media
-
-
-def _fill_grid(clip: VideoClip, least: int) -> VideoClip:
-    """A clip with its own metadata, which upstream's processors change, and with at least so many frames."""
-    number = len(clip.frames)
-    metadata = VideoMetadata(**(clip.metadata or VideoMetadata(number)))
-    repeats = max(least - number, 0)
-    indices = list(range(number) if metadata.frames_indices is None else metadata.frames_indices)
-    metadata.frames_indices = indices + indices[-1:] * repeats
-    frames = clip.frames
-    return VideoClip(frames[[*range(number), *[-1] * repeats]] if repeats else frames, metadata)
 
 
 class _Rows(torch.utils.data.Dataset):

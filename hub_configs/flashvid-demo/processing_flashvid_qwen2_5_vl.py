@@ -24,6 +24,7 @@ from .pipeline_flashvid import (
     VideoClip,
     check_sizes,
     convert_to_tensors,
+    fill_grids,
     is_list_of_files,
     read_image_part,
     read_video,
@@ -155,10 +156,8 @@ class FlashVIDProcessor(ProcessorMixin):
             else:
                 clips.append(read_video(video, video_metadata=described))
         kwargs["do_sample_frames"] = False
-        kwargs["video_metadata"] = [
-            clip.metadata or VideoMetadata(len(clip.frames), frames_indices=list(range(len(clip.frames))))
-            for clip in clips
-        ]
+        clips = fill_grids(clips, self)
+        kwargs["video_metadata"] = [clip.metadata for clip in clips]
         return clips
 
     def _default_sampling(self, is_sampled: bool | None) -> dict[str, Any]:
