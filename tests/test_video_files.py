@@ -1,5 +1,6 @@
 """Valid files that look damaged, files that are cut short, and pictures that are not shown as they are stored."""
 
+import os
 import struct
 from fractions import Fraction
 
@@ -227,3 +228,29 @@ def test_a_song_in_mp4_with_a_cover_picture_is_no_video(tmp_path):
     for backend in (None, *available_backends()):
         with pytest.raises(ValueError, match=r"a.m4a' cannot be read: \w+: it has no video, .*cover picture$"):
             read_video(path, backend=backend)
+
+
+LISTS = {
+    "concat": b"ffconcat version 1.0\nfile video\n",
+    "hls": b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n%s\n#EXT-X-ENDLIST\n",
+    "dash": b'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" profiles="a"><Period>'
+    b'<AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1"><BaseURL>%s</BaseURL>'
+    b"<SegmentBase/></Representation></AdaptationSet></Period></MPD>",
+    "sdp": b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=a\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+}
+
+
+@pytest.mark.parametrize("name", ["video", "video.mp4", "video.mkv", "video.m3u8"])
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_of_files_is_no_video(tmp_path, kind, name):
+    """FFmpeg would open what the list names: itself without end, or another file."""
+    other = tmp_path / "other.mp4"
+    write_clip(other, num_frames=4)
+    text = LISTS[kind] % str(other).encode() if b"%s" in LISTS[kind] else LISTS[kind]
+    (tmp_path / name).write_bytes(text)
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    with pytest.raises(ValueError, match="cannot be read") as caught:
+        read_video(tmp_path / name, num_frames=1)
+    assert "Too many open files" not in str(caught.value)
+    if before:
+        assert len(os.listdir("/proc/self/fd")) <= before + 5

@@ -14,6 +14,16 @@ from .decoder_types import Choose, DamagedVideo, Decoded, NoVideo
 from .timing import Timeline, make_timeline
 from .whole_files import announced_size, container_of, ends_in_zeros, missing_end
 
+# FFmpeg chooses the demuxer by the content of a file. Some demuxers read lists, and open every file or address that
+# the list names: its own name without end, or a file that the user may not read. These here read one file.
+_DEMUXERS = (
+    *("3gp", "apng", "asf", "avi", "av1", "dhav", "dirac", "dv", "flv", "gif", "gxf", "h261", "h263", "h264", "hevc"),
+    *("ivf", "live_flv", "m4v", "matroska", "mjpeg", "mov", "mp4", "mpeg", "mpegts", "mpegvideo", "mpjpeg", "mxf"),
+    *("nsv", "nut", "nuv", "obu", "ogg", "rm", "swf", "vc1", "vvc", "webm", "wtv", "yuv4mpegpipe"),
+    *("bmp_pipe", "gif_pipe", "jpeg_pipe", "png_pipe", "webp_pipe"),  # single pictures
+    *("aac", "aiff", "ape", "flac", "mp3", "wav"),  # songs, which get an error that says so
+)
+_OPENING = {"format_whitelist": ",".join(_DEMUXERS), "protocol_whitelist": "file"}
 _COVER_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 
 
@@ -43,7 +53,7 @@ def read_pyav(path: str, choose: Choose) -> Decoded:
         DamagedVideo: the file is damaged or cut short.
     """
     av = importlib.import_module("av")
-    with av.open(path) as container:
+    with av.open(path, options=_OPENING) as container:
         stream = _find_stream(container)
         try:
             return _decode(av, container, stream, path, choose)
@@ -210,7 +220,7 @@ def _seek(container: Any, stream: Any, wanted: list[int], packets: Sequence[_Pac
 
 def _iterate(av: Any, path: str, stop: int | None = None) -> Iterator[Any]:
     """All frames in the order in which they are shown, up to the one with the number `stop`."""
-    with av.open(path) as container:
+    with av.open(path, options=_OPENING) as container:
         stream = _find_stream(container)
         stream.thread_type = "AUTO"
         for number, frame in enumerate(container.decode(stream)):
