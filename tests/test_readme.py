@@ -54,7 +54,7 @@ def test_snippets_run_as_they_stand(workplace):
     code = "\n".join(f"exec({snippet!r}, {{}})" for snippet in snippets)
     output = run(code, workplace)
     promised = re.findall(r"print\(.*?  # (.*)", "\n".join(SNIPPETS))
-    assert len(promised) == 5 and "blue" in promised
+    assert len(promised) == 6 and "blue" in promised
     for line in promised:
         assert line in output or line.startswith("frames"), output  # such a comment describes the output
 
