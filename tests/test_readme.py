@@ -48,13 +48,13 @@ def run(code: str, workplace: Path, *arguments: str) -> str:
 
 
 def test_snippets_run_as_they_stand(workplace):
-    assert len(SNIPPETS) == 10
+    assert len(SNIPPETS) == 11
     # Without the Hub, a local checkpoint in upstream's layout stands in for the one that has to be downloaded.
     snippets = [snippet.replace(UPSTREAM, "upstream/qwen2_5_vl") for snippet in SNIPPETS]
     code = "\n".join(f"exec({snippet!r}, {{}})" for snippet in snippets)
     output = run(code, workplace)
     promised = re.findall(r"print\(.*?  # (.*)", "\n".join(SNIPPETS))
-    assert len(promised) == 5 and "blue" in promised
+    assert len(promised) == 6 and "blue" in promised
     for line in promised:
         assert line in output or line.startswith("frames"), output  # such a comment describes the output
 

@@ -154,6 +154,30 @@ def test_stop_strings_end_an_answer(server):
     assert stopped.finish_reason == "stop"
 
 
+def test_a_seed_gives_the_same_answer_under_load(server):
+    def draw(seed: int) -> str:
+        options = {"temperature": 1.0, "max_tokens": 12, "seed": seed}
+        return ask(server, video(), text(), **options).choices[0].message.content
+
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(draw, [1, 2] * 4))
+    assert answers == answers[:2] * 4 and answers[0] != answers[1]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_settings_and_fields_of_a_request(server, stream):
+    part = {"type": "video_url", "video_url": {"url": DATA_URL, "nframes": 3}, "video_end": 4}
+    expected = expect(server, {**CLIP_PART, "nframes": 3, "video_end": 4}, text())
+    answered = ask(server, part, text(), n=1, logprobs=False, max_tokens=None, max_completion_tokens=8, stream=stream)
+    if stream:
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in answered) == expected
+    else:
+        assert answered.choices[0].message.content == expected
+    for name, value in {"n": 2, "tools": [{"type": "function", "function": {"name": "f"}}]}.items():
+        with pytest.raises(openai.BadRequestError, match=f"`{name}` is "):
+            ask(server, text(), stream=stream, **{name: value})
+
+
 def test_responses(server):
     def create(given: Any, **options: Any) -> Any:
         options = {"model": server.name, "max_output_tokens": 8, "temperature": 0, **options}
