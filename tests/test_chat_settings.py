@@ -133,7 +133,7 @@ def test_sizes_of_frames(processors, family, settings, num_frames, size):
     if "max_pixels" in settings or "total_pixels" in settings:
         assert height * width <= next(iter(settings.values())) * (2 / num_frames if "total_pixels" in settings else 1)
     prompt = processor.apply_chat_template([{"role": "user", "content": [{"type": "video"}]}])
-    inputs = processor(text=[prompt], **media_arguments([clip], [], torch.device("cpu")))
+    inputs = processor(text=[prompt], **media_arguments([clip], [], torch.device("cpu"), processor))
     check_sizes(inputs, [clip], [], processor)
     assert (torch.as_tensor(inputs["video_grid_thw"])[0, 1:] * unit // 2).tolist() == [height * unit, width * unit]
 
