@@ -45,7 +45,7 @@ def expect(upstream, *clips, text="What moves?"):
     prompt = upstream.apply_chat_template(
         chat(*[{"type": "video"}] * len(clips), text=text), add_generation_prompt=True
     )
-    media = media_arguments(list(clips), [], torch.device("cpu"), processor)
+    media = media_arguments(list(clips), [], torch.device("cpu"), upstream)
     return dict(convert_to_tensors(upstream(text=[prompt], **media), "pt"))
 
 
