@@ -671,6 +671,12 @@ def test_wrong_shapes_are_named(features, attention, message):
         compress_video(torch.ones(features), torch.ones(attention), CompressionConfig())
 
 
+@pytest.mark.parametrize("attention", [None, [[1.0] * 3] * 2])
+def test_the_attention_must_be_a_tensor(attention):
+    with pytest.raises(ValueError, match="`attention` is .* it must be a tensor"):
+        compress_video(torch.ones(2, 3, 4), attention, CompressionConfig())
+
+
 @pytest.mark.parametrize("dtype", [torch.long, torch.bool, torch.uint8])
 def test_features_must_be_floating_point(dtype):
     with pytest.raises(ValueError, match=f"`video_features` has dtype {dtype}"):

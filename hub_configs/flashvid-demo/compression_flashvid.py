@@ -1280,6 +1280,11 @@ def compress_video(video_features: torch.Tensor, attention: torch.Tensor, config
             function does not wait for the values. There `CompressedVideo.check` raises the error, and so does the call
             of a model.
     """
+    if not isinstance(attention, torch.Tensor):
+        raise ValueError(
+            f"`attention` is {attention!r:.100}: it must be a tensor with shape (frames, tokens per frame). Pass the "
+            'attention that each token receives in the vision tower; `token_selection_method="div"` takes any values.'
+        )
     check_features(video_features, attention)
     num_frames, num_tokens, _ = video_features.shape
     attention = attention.float().contiguous()
