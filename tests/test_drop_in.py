@@ -5,6 +5,7 @@ import gc
 import inspect
 import json
 import pickle
+import re
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -12,12 +13,14 @@ from dataclasses import fields
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
-from checkpoints import build_flashvid_folder, device_map, run_program
+from checkpoints import build_flashvid_folder, device_map, run_program, video_inputs
 from families import FAMILIES, IMAGE, VIDEO
+from hub_cache import RECIPES
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from flashvid_hf import CompressionConfig, flashvid
+from flashvid_hf.families import family_named
 from flashvid_hf.models.upstream import CACHE
 
 # Videos of one length, which upstream needs in some families.
@@ -445,3 +448,29 @@ assert found.report.entered != before.report.entered
 def test_models_of_remote_code_keep_their_classes(tmp_path):
     folder = build_flashvid_folder(tmp_path / "tiny")
     run_program(REMOTE_MODEL, folder, home=tmp_path / "home", with_package=True)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_upstream_classes_loaded_from_our_folder(name, tmp_path):
+    """Their configuration says the model type of FlashVID, and their class is upstream's."""
+    folder, record = build_flashvid_folder(tmp_path / "model", name), family_named(name)
+    inputs = video_inputs(AutoProcessor.from_pretrained(folder))
+    expected = flashvid(record.generative_model.from_pretrained(folder), retention_ratio=0.3)
+    loaded = record.upstream_model.from_pretrained(folder)
+    for model, kind in ((loaded, "generative_model"), (loaded.base_model, "base_model")):
+        assert not hasattr(model.base_model, "install_hooks")
+        made = flashvid(model, retention_ratio=0.3)
+        assert type(made) is getattr(record, kind)
+        with torch.no_grad():
+            outputs, wanted = (model.base_model(**inputs) for model in (made, expected))
+        assert torch.equal(outputs.last_hidden_state, wanted.last_hidden_state)
+        assert outputs.report.compressed
+
+
+def test_a_report_is_one_short_line():
+    family = FAMILIES[0]
+    with torch.no_grad():
+        cache = family.model()(**family.inputs(["text", (4, 8, 8), "text"]))[CACHE]
+    assert re.fullmatch(
+        r"\(<CompressionReport: 1 videos, 64 tokens, \d+ entered, \d+ remained>,\)", repr(cache.reports)
+    )
