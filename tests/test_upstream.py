@@ -126,8 +126,8 @@ def test_every_argument_of_upstreams_forward_means_something_to_us(model):
 def test_an_unknown_argument_is_refused_with_compressed_videos(family, monkeypatch):
     model = family.model().model
     inputs = family.inputs(("text", (4, 4, 4), "text"))
-    monkeypatch.setattr(type(model), "position_inputs", ())
-    monkeypatch.setattr(type(model), "encoder_inputs", {"video": ()})
+    known = type(model).known_inputs() - {"pixel_values_videos"}
+    monkeypatch.setattr(type(model), "known_inputs", classmethod(lambda cls: known))
     with pytest.raises(ValueError, match="`pixel_values_videos` is given, and FlashVID does not know .* Leave it out"):
         model(**{name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values_videos")})
 
@@ -417,9 +417,12 @@ def test_a_pipeline_prepares_the_arguments_of_generate():
 def test_versions_are_compared_nowhere_else():
     """Differences between versions of transformers are handled in `upstream.py` only.
 
-    `versions.py` reads the versions that cards state, for `check`.
+    `versions.py` reads the versions that cards state, for `check`. The configuration names the cache among the outputs
+    that trainers leave out, under both names, and its published file cannot import `upstream.py`.
     """
     compared = re.compile(r"transformers\.__version__|packaging|importlib.metadata|transformers 5\.\d+|past_key_values")
     for path in PACKAGE.rglob("*.py"):
         found = [line for line in path.read_text().splitlines() if compared.search(line)]
+        if path.name == "configuration.py":
+            found = [line for line in found if line.strip() != '"past_key_values",']
         assert path in (PACKAGE / "upstream.py", PACKAGE / "tools" / "versions.py") or not found, (path, found)
