@@ -258,7 +258,9 @@ def test_the_hub_copies_weights(exports, tmp_path):
     assert config["model_type"] == "flashvid_qwen2_5_vl"
     assert not {"base_model_name_or_path", "base_model_revision"} & config.keys()
     assert {"tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"} <= added.keys()
-    assert "image_processor" in json.loads(added["processor_config.json"]), "it needs no base"
+    processor = json.loads(added["processor_config.json"])
+    assert "image_processor" in processor, "it needs no base"
+    assert processor["auto_map"]["AutoProcessor"].partition(".")[0] + ".py" in added
     assert f'model="{REPOSITORY}"' in added["README.md"] and "The weights are in this repository." in added["README.md"]
     for path, text in added.items():
         assert re.search(rf"(?m)^ *{len(text.encode()):,}  {re.escape(path)}$", dry), path

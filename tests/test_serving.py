@@ -245,7 +245,7 @@ def test_unknown_fields_are_refused(server):
 @pytest.mark.parametrize("source", [str(CLIP), CLIP.as_uri(), "FILE:/etc/hosts", "clip.mp4", "~/clip.mp4", ""])
 @pytest.mark.parametrize("kind", ["video_url", "image_url"])
 def test_files_are_read_only_where_allowed(kind, source):
-    reader = RequestReader("model", NUM_FRAMES, allow_local_files=False)
+    reader = RequestReader("model", NUM_FRAMES, allow_local_files=False, processor=None)
     part = {"type": kind, kind: {"url": source}}
     message = "reads no files of its own machine" if source else "it must be an object with a `url`"
     with pytest.raises(ValueError, match=message):
@@ -256,7 +256,7 @@ def test_files_are_read_only_where_allowed(kind, source):
 
 
 def test_videos_are_read_where_files_are_not():
-    reader = RequestReader("model", NUM_FRAMES, allow_local_files=False)
+    reader = RequestReader("model", NUM_FRAMES, allow_local_files=False, processor=None)
     body = reader.read({"messages": [{"role": "user", "content": [video(), text()]}]}, "messages")
     clip = body["messages"][0]["content"][0]["video_url"]["url"]
     assert len(clip.frames) == len(clip.metadata.frames_indices) == NUM_FRAMES

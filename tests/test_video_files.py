@@ -230,6 +230,16 @@ def test_a_song_in_mp4_with_a_cover_picture_is_no_video(tmp_path):
             read_video(path, backend=backend)
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.ppm", "a.webp", "picture", "a%d.jpg"])
+def test_a_picture_is_a_video_of_one_frame(tmp_path, name):
+    picture = Image.fromarray(numbered_frame(5, *SIZE))
+    kind = {"jpg": "JPEG", "bmp": "BMP", "ppm": "PPM", "webp": "WEBP"}.get(name[-4:].lstrip("."), "PNG")
+    picture.save(tmp_path / name, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    Image.fromarray(numbered_frame(9, *SIZE)).save(tmp_path / "a1.jpg")  # what FFmpeg would take for `a%d.jpg`
+    clip = read_video(tmp_path / name)
+    assert clip.frames.shape == (1, *SIZE, 3) and numbers_of(clip.frames) == [5]
+
+
 LISTS = {
     "concat": b"ffconcat version 1.0\nfile video\n",
     "hls": b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n%s\n#EXT-X-ENDLIST\n",

@@ -35,10 +35,10 @@ class RequestReader:
     model_name: str
     num_frames: int
     allow_local_files: bool
-    processor: Any = None
+    processor: Any
 
     def read(self, body: dict[str, Any], messages_field: str) -> dict[str, Any]:
-        """The request with a `VideoClip` for the URL of every video, and a PIL image for the URL of every image.
+        """The request with a `VideoClip` for the URL of every video, and a `Picture` for the URL of every image.
 
         Args:
             body: a request in OpenAI's form.

@@ -15,6 +15,7 @@ _TOO_SHORT, _INSTEAD = 0.01, 0.1
 
 
 def is_animated_webp(path: str) -> bool:
+    """Whether the file is a WebP whose header says that it has several frames."""
     with open(path, "rb") as file:
         head = file.read(21)
     return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) == 21 and bool(head[20] & 2)

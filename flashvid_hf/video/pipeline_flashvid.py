@@ -238,7 +238,7 @@ def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.dev
 
     Args:
         device: of the model. It resizes only if it is a CUDA device: others may not support resizing with antialiasing.
-        processor: that gets the arguments.
+        processor: the model's processor, which gets the arguments.
     """
     media: dict[str, Any] = {}
     if clips:

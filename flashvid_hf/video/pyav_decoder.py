@@ -15,15 +15,20 @@ from .timing import Timeline, make_timeline
 from .whole_files import announced_size, container_of, ends_in_zeros, missing_end
 
 # FFmpeg chooses the demuxer by the content of a file. Some demuxers read lists, and open every file or address that
-# the list names: its own name without end, or a file that the user may not read. These here read one file.
+# the list names: its own name without end, or a file that the user may not read. These here read one file. image2 would
+# read other files for a name like `a%d.jpg`: `pattern_type` forbids it.
 _DEMUXERS = (
     *("3gp", "apng", "asf", "avi", "av1", "dhav", "dirac", "dv", "flv", "gif", "gxf", "h261", "h263", "h264", "hevc"),
     *("ivf", "live_flv", "m4v", "matroska", "mjpeg", "mov", "mp4", "mpeg", "mpegts", "mpegvideo", "mpjpeg", "mxf"),
     *("nsv", "nut", "nuv", "obu", "ogg", "rm", "swf", "vc1", "vvc", "webm", "wtv", "yuv4mpegpipe"),
-    *("bmp_pipe", "gif_pipe", "jpeg_pipe", "png_pipe", "webp_pipe"),  # single pictures
+    *("avs2", "avs3", "cavsvideo", "dnxhd", "evc", "flic", "kux", "mlv", "moflex", "pva", "ty", "vivo"),
+    *("bink", "dxa", "ipmovie", "roq", "smk", "smush", "thp", "wc3movie"),  # films of games
+    "image2",  # single pictures, by the name of the file, and by its content
+    *("bmp_pipe", "dpx_pipe", "exr_pipe", "gif_pipe", "j2k_pipe", "jpeg_pipe", "jpegls_pipe", "jpegxl_pipe"),
+    *("pam_pipe", "pbm_pipe", "pcx_pipe", "pgm_pipe", "png_pipe", "ppm_pipe", "qoi_pipe", "tiff_pipe", "webp_pipe"),
     *("aac", "aiff", "ape", "flac", "mp3", "wav"),  # songs, which get an error that says so
 )
-_OPENING = {"format_whitelist": ",".join(_DEMUXERS), "protocol_whitelist": "file"}
+_OPENING = {"format_whitelist": ",".join(_DEMUXERS), "protocol_whitelist": "file", "pattern_type": "none"}
 _COVER_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 
 
@@ -98,9 +103,9 @@ def _decode(av: Any, container: Any, stream: Any, path: str, choose: Choose) -> 
         timeline = _make_timeline(container, stream, packets, moments, container_of(path))
     indices = choose(timeline.total, timeline.fps)
     numbers = [timeline.frame_at(index) for index in indices]
-    found, size = {}, None
+    found, size, wanted = {}, None, set(numbers)
     for number, frame in enumerate(_iterate(av, path, stop=numbers[-1])):
-        if number in numbers:
+        if number in wanted:
             found[number], size = _to_picture(frame, size)
     return [found[number] for number in numbers if number in found], indices, timeline.total, timeline.fps
 
@@ -154,7 +159,7 @@ def _make_timeline(
         # Its headers count what the edit list leaves out. A packet lasts up to the next one in the file, so only the
         # length of the last packet is the file's own. It counts if that is the frame that is shown last.
         timed = [packet for packet in packets if not packet.hidden and packet.pts is not None]
-        is_known = len(timed) >= stream.frames and timed[-1].pts == shown[-1]
+        is_known = bool(timed) and len(timed) >= stream.frames and timed[-1].pts == shown[-1]
         lengths = [timed[-1].duration] if is_known else []
     else:
         end = (stream.start_time or 0) + stream.duration if stream.duration else shown[-1]

@@ -83,7 +83,7 @@ def _is_number(value: Any) -> bool:
 
 
 class PartOfVideo:
-    """Chooses frames in the part of a video between two times; a `Choose` of `decoders.py`.
+    """Chooses frames in the part of a video between two times; a `Choose` of `decoder_types.py`.
 
     Args:
         choose: chooses frames of a whole video: takes their number and their rate, returns ascending indices.

@@ -329,6 +329,7 @@ _TOO_SHORT, _INSTEAD = 0.01, 0.1
 
 
 def is_animated_webp(path: str) -> bool:
+    """Whether the file is a WebP whose header says that it has several frames."""
     with open(path, "rb") as file:
         head = file.read(21)
     return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) == 21 and bool(head[20] & 2)
@@ -470,15 +471,20 @@ def _is_mirrored(header: bytes, place: int) -> bool:
 """Video files by PyAV."""
 
 # FFmpeg chooses the demuxer by the content of a file. Some demuxers read lists, and open every file or address that
-# the list names: its own name without end, or a file that the user may not read. These here read one file.
+# the list names: its own name without end, or a file that the user may not read. These here read one file. image2 would
+# read other files for a name like `a%d.jpg`: `pattern_type` forbids it.
 _DEMUXERS = (
     *("3gp", "apng", "asf", "avi", "av1", "dhav", "dirac", "dv", "flv", "gif", "gxf", "h261", "h263", "h264", "hevc"),
     *("ivf", "live_flv", "m4v", "matroska", "mjpeg", "mov", "mp4", "mpeg", "mpegts", "mpegvideo", "mpjpeg", "mxf"),
     *("nsv", "nut", "nuv", "obu", "ogg", "rm", "swf", "vc1", "vvc", "webm", "wtv", "yuv4mpegpipe"),
-    *("bmp_pipe", "gif_pipe", "jpeg_pipe", "png_pipe", "webp_pipe"),  # single pictures
+    *("avs2", "avs3", "cavsvideo", "dnxhd", "evc", "flic", "kux", "mlv", "moflex", "pva", "ty", "vivo"),
+    *("bink", "dxa", "ipmovie", "roq", "smk", "smush", "thp", "wc3movie"),  # films of games
+    "image2",  # single pictures, by the name of the file, and by its content
+    *("bmp_pipe", "dpx_pipe", "exr_pipe", "gif_pipe", "j2k_pipe", "jpeg_pipe", "jpegls_pipe", "jpegxl_pipe"),
+    *("pam_pipe", "pbm_pipe", "pcx_pipe", "pgm_pipe", "png_pipe", "ppm_pipe", "qoi_pipe", "tiff_pipe", "webp_pipe"),
     *("aac", "aiff", "ape", "flac", "mp3", "wav"),  # songs, which get an error that says so
 )
-_OPENING = {"format_whitelist": ",".join(_DEMUXERS), "protocol_whitelist": "file"}
+_OPENING = {"format_whitelist": ",".join(_DEMUXERS), "protocol_whitelist": "file", "pattern_type": "none"}
 _COVER_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 
 
@@ -553,9 +559,9 @@ def _decode(av: Any, container: Any, stream: Any, path: str, choose: Choose) -> 
         timeline = _make_timeline(container, stream, packets, moments, container_of(path))
     indices = choose(timeline.total, timeline.fps)
     numbers = [timeline.frame_at(index) for index in indices]
-    found, size = {}, None
+    found, size, wanted = {}, None, set(numbers)
     for number, frame in enumerate(_iterate(av, path, stop=numbers[-1])):
-        if number in numbers:
+        if number in wanted:
             found[number], size = _to_picture(frame, size)
     return [found[number] for number in numbers if number in found], indices, timeline.total, timeline.fps
 
@@ -609,7 +615,7 @@ def _make_timeline(
         # Its headers count what the edit list leaves out. A packet lasts up to the next one in the file, so only the
         # length of the last packet is the file's own. It counts if that is the frame that is shown last.
         timed = [packet for packet in packets if not packet.hidden and packet.pts is not None]
-        is_known = len(timed) >= stream.frames and timed[-1].pts == shown[-1]
+        is_known = bool(timed) and len(timed) >= stream.frames and timed[-1].pts == shown[-1]
         lengths = [timed[-1].duration] if is_known else []
     else:
         end = (stream.start_time or 0) + stream.duration if stream.duration else shown[-1]
@@ -896,7 +902,7 @@ def _is_number(value: Any) -> bool:
 
 
 class PartOfVideo:
-    """Chooses frames in the part of a video between two times; a `Choose` of `decoders.py`.
+    """Chooses frames in the part of a video between two times; a `Choose` of `decoder_types.py`.
 
     Args:
         choose: chooses frames of a whole video: takes their number and their rate, returns ascending indices.
@@ -1668,7 +1674,7 @@ def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.dev
 
     Args:
         device: of the model. It resizes only if it is a CUDA device: others may not support resizing with antialiasing.
-        processor: that gets the arguments.
+        processor: the model's processor, which gets the arguments.
     """
     media: dict[str, Any] = {}
     if clips:
