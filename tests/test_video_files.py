@@ -236,8 +236,8 @@ def test_a_picture_is_a_video_of_one_frame(tmp_path, name):
     kind = {"jpg": "JPEG", "bmp": "BMP", "ppm": "PPM", "webp": "WEBP"}.get(name[-4:].lstrip("."), "PNG")
     picture.save(tmp_path / name, kind, **({"lossless": True} if kind == "WEBP" else {}))
     Image.fromarray(numbered_frame(9, *SIZE)).save(tmp_path / "a1.jpg")  # what FFmpeg would take for `a%d.jpg`
-    clip = read_video(tmp_path / name)
-    assert clip.frames.shape == (1, *SIZE, 3) and numbers_of(clip.frames) == [5]
+    found = read_video(tmp_path / name)
+    assert found.frames.shape == (1, *SIZE, 3) and numbers_of(found.frames) == [5]
 
 
 LISTS = {

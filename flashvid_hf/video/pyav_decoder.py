@@ -21,7 +21,7 @@ _DEMUXERS = (
     *("3gp", "apng", "asf", "avi", "av1", "dhav", "dirac", "dv", "flv", "gif", "gxf", "h261", "h263", "h264", "hevc"),
     *("ivf", "live_flv", "m4v", "matroska", "mjpeg", "mov", "mp4", "mpeg", "mpegts", "mpegvideo", "mpjpeg", "mxf"),
     *("nsv", "nut", "nuv", "obu", "ogg", "rm", "swf", "vc1", "vvc", "webm", "wtv", "yuv4mpegpipe"),
-    *("avs2", "avs3", "cavsvideo", "dnxhd", "evc", "flic", "kux", "mlv", "moflex", "pva", "ty", "vivo"),
+    *("avs2", "avs3", "cavsvideo", "dnxhd", "evc", "flic", "kux", "moflex", "pva", "ty", "vivo"),
     *("bink", "dxa", "ipmovie", "roq", "smk", "smush", "thp", "wc3movie"),  # films of games
     "image2",  # single pictures, by the name of the file, and by its content
     *("bmp_pipe", "dpx_pipe", "exr_pipe", "gif_pipe", "j2k_pipe", "jpeg_pipe", "jpegls_pipe", "jpegxl_pipe"),
