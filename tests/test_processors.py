@@ -108,6 +108,30 @@ def test_pictures_of_frames(processor, upstream, tmp_path):
     assert_same(dict(processor(text=prompt, videos=[[names]], return_tensors="pt")), expected)
 
 
+IMAGE_FORMS = {
+    "PIL": lambda array: Image.fromarray(array),
+    "array": lambda array: array,
+    "tensor": lambda array: torch.from_numpy(array.copy()).permute(2, 0, 1),
+    "list": lambda array: [array],
+    "list of lists": lambda array: [[Image.fromarray(array)]],
+}
+
+
+@pytest.mark.parametrize("form", IMAGE_FORMS)
+@pytest.mark.parametrize("with_video", [False, True])
+def test_images_of_a_call(processor, upstream, form, with_video):
+    """An image may be an array in any layout, which no setting of a message has sized."""
+    picture = IMAGE_FORMS[form](read_video(CLIP, num_frames=1).frames[0])
+    parts = [{"type": "image"}, *([{"type": "video"}] if with_video else []), {"type": "text", "text": "What?"}]
+    prompt = upstream.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+    read = read_video(CLIP, num_frames=4)
+    media = media_arguments([read] if with_video else [], [], torch.device("cpu"), upstream)
+    expected = convert_to_tensors(upstream(text=[prompt], images=picture, **media), "pt")
+    videos = {"videos": [str(CLIP)], "num_frames": 4} if with_video else {}
+    found = processor(text=[prompt], images=picture, return_tensors="pt", **videos)
+    assert_same(dict(found), dict(expected))
+
+
 def test_the_rest_is_upstreams(processor, upstream, tmp_path):
     """Decoded frames, images, text, and templates that are not tokenized."""
     assert_same(video_inputs(processor), video_inputs(upstream))

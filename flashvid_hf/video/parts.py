@@ -151,19 +151,19 @@ def check_sizes(inputs: Mapping[str, Any], clips: list[VideoClip], pictures: lis
     Raises:
         ValueError: it resized one, so that the settings were not honoured.
     """
-    sized = [(clip.sized_by, clip.frames.shape[1:3]) for clip in clips]
+    # Images without settings may be arrays, in any layout that upstream takes: only those with settings are compared.
+    sized = {i: (clip.sized_by, clip.frames.shape[1:3]) for i, clip in enumerate(clips) if clip.sized_by}
     _compare("video", sized, inputs.get("video_grid_thw"), _part_of(processor, "video"))
-    sized = [(picture.sized_by, (picture.image.height, picture.image.width)) for picture in pictures]
+    sized = {i: (p.sized_by, (p.image.height, p.image.width)) for i, p in enumerate(pictures) if p.sized_by}
     _compare("image", sized, inputs.get("image_grid_thw"), _part_of(processor, "image"))
 
 
-def _compare(kind: str, sized: list[tuple[tuple[str, ...], Any]], grids: Any, processor: Any) -> None:
-    for number, (names, size) in enumerate(sized):
-        if names:
-            made = [side * processor.patch_size for side in torch.as_tensor(grids[number]).tolist()[1:]]
-            if made != list(size):
-                raise ValueError(
-                    f"`{'` and `'.join(names)}` beside {_ARTICLES[kind]} {kind}: it became {size[0]} x {size[1]} "
-                    f"pixels, and the model's processor made {made[0]} x {made[1]} of them. Choose a size within its "
-                    "limits."
-                )
+def _compare(kind: str, sized: dict[int, tuple[tuple[str, ...], Any]], grids: Any, processor: Any) -> None:
+    for number, (names, size) in sized.items():
+        made = [side * processor.patch_size for side in torch.as_tensor(grids[number]).tolist()[1:]]
+        if made != list(size):
+            raise ValueError(
+                f"`{'` and `'.join(names)}` beside {_ARTICLES[kind]} {kind}: it became {size[0]} x {size[1]} "
+                f"pixels, and the model's processor made {made[0]} x {made[1]} of them. Choose a size within its "
+                "limits."
+            )
