@@ -15,7 +15,7 @@ from flashvid_hf import read_video
 from flashvid_hf.serving.fields import SeedFirst, check_fields
 from flashvid_hf.serving.requests import RequestReader
 from flashvid_hf.tiny_models import build_processor
-from flashvid_hf.video.parts import check_sizes, read_image_part, read_video_part
+from flashvid_hf.video.message_parts import check_sizes, read_image_part, read_video_part
 from flashvid_hf.video.pipeline_flashvid import VideoTextToTextPipeline, media_arguments
 
 QWEN, LLAVA = ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"], ["llava_onevision", "llava_video"]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from flashvid_hf import VideoTextToTextPipeline, read_video
 from flashvid_hf.families import FAMILIES_BY_NAME
-from flashvid_hf.video import parts, pipeline_flashvid
+from flashvid_hf.video import message_parts, pipeline_flashvid
 
 STAGES = ["decode", "preprocess", "generate"]
 SETTINGS = {"max_new_tokens": 4, "do_sample": False, "num_frames": 4}
@@ -51,7 +51,7 @@ def delay(monkeypatch, owner, name: str, seconds: float) -> None:
 def test_each_stage_has_its_own_time(pipe, monkeypatch):
     """Each stage is slowed by a different time."""
     delays = {"decode": 0.6, "preprocess": 1.2, "generate": 1.8}
-    delay(monkeypatch, parts, "read_video", delays["decode"])
+    delay(monkeypatch, message_parts, "read_video", delays["decode"])
     delay(monkeypatch, pipe, "_process", delays["preprocess"])
     delay(monkeypatch, pipe.model, "generate", delays["generate"])
     start = time.perf_counter()
@@ -65,14 +65,14 @@ def test_each_stage_has_its_own_time(pipe, monkeypatch):
 
 
 def test_a_batch_shares_all_stages_but_the_reading(pipe, monkeypatch):
-    read, reads = parts.read_video, []
+    read, reads = message_parts.read_video, []
 
     def slower_each_time(*args, **kwargs):
         reads.append(args)
         time.sleep(0.5 * len(reads))
         return read(*args, **kwargs)
 
-    monkeypatch.setattr(parts, "read_video", slower_each_time)
+    monkeypatch.setattr(message_parts, "read_video", slower_each_time)
     beams = {"num_beams": 2, "num_return_sequences": 2}
     answers = pipe([CLIP, CLIP], text="What moves?", batch_size=2, **beams, **SETTINGS)
     first, second = ([sequence["seconds"] for sequence in answer] for answer in answers)
@@ -188,7 +188,7 @@ def test_errors_of_workers_are_those_of_the_reading(pipe):
 
 def test_workers_read_while_the_model_is_at_work(pipe, monkeypatch, tmp_path):
     """The first input is finished only after the second has been read."""
-    read, process = parts.read_video, pipe._process
+    read, process = message_parts.read_video, pipe._process
 
     def read_and_note(*args, **kwargs):
         clip = read(*args, **kwargs)
@@ -202,6 +202,6 @@ def test_workers_read_while_the_model_is_at_work(pipe, monkeypatch, tmp_path):
             time.sleep(0.01)
         return process(requests)
 
-    monkeypatch.setattr(parts, "read_video", read_and_note)
+    monkeypatch.setattr(message_parts, "read_video", read_and_note)
     monkeypatch.setattr(pipe, "_process", wait_and_process)
     assert len(pipe([CLIP] * 2, text="What moves?", num_workers=1, **SETTINGS)) == 2

@@ -9,7 +9,7 @@ from transformers.image_utils import is_pil_image
 from transformers.video_utils import VideoMetadata
 
 from ..video.batching import convert_to_tensors
-from ..video.parts import (
+from ..video.message_parts import (
     IMAGE_SOURCES,
     VIDEO_SOURCES,
     Picture,

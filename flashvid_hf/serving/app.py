@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from ..loading import load_model
 from ..video.batching import convert_to_tensors
-from ..video.parts import check_sizes
+from ..video.message_parts import check_sizes
 from ..video.pipeline_flashvid import media_arguments
 from .fields import SeedFirst, check_fields
 from .requests import TEMPLATE_ARGUMENTS, RequestReader

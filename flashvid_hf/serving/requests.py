@@ -7,7 +7,7 @@ from typing import Any
 from transformers import ProcessorMixin
 
 from ..video.download import DOWNLOAD_TIMEOUT
-from ..video.parts import read_image_part, read_video_part
+from ..video.message_parts import read_image_part, read_video_part
 from ..video.sources import scheme_of
 
 # Types of the parts of a message in OpenAI's chat completions and responses; for media also the field with the URL.

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, Pipeline
 from transformers.utils import logging
 
 from .batching import convert_to_tensors
-from .parts import Picture, check_sizes, fill_grids, read_image_part, read_video_part
+from .message_parts import Picture, check_sizes, fill_grids, read_image_part, read_video_part
 from .reading import VideoClip
 from .sources import FILE_TYPES
 from .video_settings import VIDEO_SETTINGS

@@ -13,7 +13,7 @@ Generated from flashvid_hf 0.1.0: do not edit. The sections are its modules:
     video/sources.py
     video/video_settings.py
     video/reading.py
-    video/parts.py
+    video/message_parts.py
     video/pipeline_flashvid.py
 """
 
@@ -1294,7 +1294,7 @@ def _as_tensor(frames: Any) -> torch.Tensor:
         ) from error
 
 
-# video/parts.py -------------------------------------------------------------------------------------------------------
+# video/message_parts.py -----------------------------------------------------------------------------------------------
 
 """Reading the videos and images of a chat, with the settings that stand beside them.
 
