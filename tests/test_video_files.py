@@ -1,11 +1,13 @@
 """Valid files that look damaged, files that are cut short, and pictures that are not shown as they are stored."""
 
+import gc
 import os
 import struct
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from checkpoints import CLIP as REAL_CLIP
 from PIL import Image
 from test_video_io import PIXEL_TOLERANCE, av, clip, numbered_frame, numbers_of, remux, write_clip  # noqa: F401
 
@@ -238,6 +240,25 @@ def test_a_picture_is_a_video_of_one_frame(tmp_path, name):
     Image.fromarray(numbered_frame(9, *SIZE)).save(tmp_path / "a1.jpg")  # what FFmpeg would take for `a%d.jpg`
     found = read_video(tmp_path / name)
     assert found.frames.shape == (1, *SIZE, 3) and numbers_of(found.frames) == [5]
+
+
+def test_frames_leave_memory_at_once():
+    """Without garbage collection. In a forked worker of `num_workers`, collecting a frame of the parent hangs."""
+    kinds = ("VideoFrame", "VideoCodecContext", "InputContainer", "VideoReformatter")
+
+    def count():
+        return sum(type(thing).__name__ in kinds for thing in gc.get_objects())
+
+    read_video(REAL_CLIP, num_frames=4)
+    gc.collect()
+    gc.disable()
+    try:
+        before = count()
+        for options in ({"num_frames": 4}, {"fps": 1.0}, {"backend": "pyav", "num_frames": 1}):
+            read_video(REAL_CLIP, **options)
+        assert count() == before
+    finally:
+        gc.enable()
 
 
 LISTS = {

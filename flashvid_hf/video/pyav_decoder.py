@@ -58,7 +58,7 @@ def read_pyav(path: str, choose: Choose) -> Decoded:
         DamagedVideo: the file is damaged or cut short.
     """
     av = importlib.import_module("av")
-    with av.open(path, options=_OPENING) as container:
+    with av.open(path, container_options=_OPENING) as container:
         stream = _find_stream(container)
         try:
             return _decode(av, container, stream, path, choose)
@@ -225,7 +225,7 @@ def _seek(container: Any, stream: Any, wanted: list[int], packets: Sequence[_Pac
 
 def _iterate(av: Any, path: str, stop: int | None = None) -> Iterator[Any]:
     """All frames in the order in which they are shown, up to the one with the number `stop`."""
-    with av.open(path, options=_OPENING) as container:
+    with av.open(path, container_options=_OPENING) as container:
         stream = _find_stream(container)
         stream.thread_type = "AUTO"
         for number, frame in enumerate(container.decode(stream)):
@@ -259,7 +259,10 @@ def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
 
     Phones store upright video on its side, and front cameras mirror it. Other angles than quarter turns are rounded.
     """
-    data = frame.side_data.get("DISPLAYMATRIX")
+    # `frame.side_data` would make a cycle, in which the frame stays in memory until garbage is collected. In a forked
+    # process that hangs, because the frame's threads are not there.
+    container = importlib.import_module("av").sidedata.sidedata.SideDataContainer(frame)
+    data = container.get("DISPLAYMATRIX")
     if data is None:
         return 1, 0, 0, 1
     values = torch.frombuffer(bytearray(bytes(data)), dtype=torch.int32).tolist()
