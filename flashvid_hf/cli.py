@@ -226,6 +226,14 @@ def serve(
         bool | None,
         typer.Option(help="Whether requests may name files of this machine. Default: only on `localhost`."),
     ] = None,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Answers that are written at the same time.")] = 8,
+    max_queue: Annotated[int, typer.Option(min=0, help="Requests that may be in the server besides those.")] = 256,
+    step_timeout: Annotated[
+        float, typer.Option(help="Seconds after which a step of the model counts as stuck.")
+    ] = 300.0,
+    shutdown_timeout: Annotated[
+        int, typer.Option(min=0, help="Seconds that the server waits at its end for answers.")
+    ] = 30,
     attn_implementation: Annotated[str | None, typer.Option(help="E.g. `sdpa` or `flash_attention_2`.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
     device: Device = "auto",
@@ -249,6 +257,10 @@ def serve(
         num_frames=num_frames,
         retention_ratio=retention_ratio,
         allow_local_files=allow_local_files,
+        max_num_seqs=max_num_seqs,
+        max_queue=max_queue,
+        step_timeout=step_timeout,
+        shutdown_timeout=shutdown_timeout,
         log_level=log_level,
     )
 

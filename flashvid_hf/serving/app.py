@@ -2,37 +2,45 @@
 
 A request takes three steps. `RequestReader` reads its videos and images, and puts them in the place of their URLs.
 transformers' handler turns the messages into a conversation, and asks the processor for the model's inputs.
-`RequestProcessor` makes these inputs from the videos and images. Generation, streaming and the form of the answers are
-those of transformers.
+`RequestProcessor` makes these inputs from the videos and images. `Engine` generates. Streaming and the form of the
+answers are those of transformers. `RequestFlow` says what runs when, and where.
 """
 
-import asyncio
 import time
-import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
-from transformers import BatchFeature, GenerationConfig, LogitsProcessorList, PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, GenerationConfig, PreTrainedModel, ProcessorMixin
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.response import ResponseHandler
-from transformers.cli.serving.utils import X_REQUEST_ID, BaseHandler, GenerationState, Modality
+from transformers.cli.serving.utils import BaseHandler, Modality
 from transformers.utils import logging
 
 from ..loading import load_model
 from ..video.batching import convert_to_tensors
 from ..video.message_parts import check_sizes
 from ..video.pipeline_flashvid import media_arguments
-from .fields import SeedFirst, check_fields
+from .engine import Engine, EngineUnavailable, GenerationFailed
+from .fields import check_fields
+from .flow import RequestFlow
+from .handover import Handover
+from .metrics import MEDIA_TYPE, CountRequests, RequestCounts, write_metrics
 from .requests import TEMPLATE_ARGUMENTS, RequestReader
+from .server import MAX_NUM_SEQS, MAX_QUEUE, STEP_TIMEOUT
+from .turns import QueueFull
 
 logger = logging.get_logger(__name__)
 
 # Fields of a request that OpenAI's API lacks. transformers accepts the first, but only in chat completions.
 _EXTRA_FIELDS = ("chat_template_kwargs", "retention_ratio")
+# `Retry-After` in seconds while the model is stuck or the server restarts, neither of which is over in an instant.
+_RETRY_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -130,38 +138,58 @@ def _check_placeholders(prompt: str, token: str, number: int, kind: str) -> None
 
 
 class _VideoHandler(BaseHandler):
-    """Reads the media of a request, and passes the request to transformers' handler, the next of the base classes."""
+    """One request: checks and reads it, and passes it to transformers' handler, the next of the base classes.
+
+    `RequestFlow` calls the methods in the order in which they stand here, each in a thread.
+
+    Args:
+        served: the model.
+        reader: reads the media.
+    """
 
     messages_field: str
 
-    def __init__(self, served: ServedModel, generation_state: GenerationState, reader: RequestReader):
-        super().__init__(served, generation_state)
+    def __init__(self, served: ServedModel, reader: RequestReader):
+        self.handover = Handover()
+        super().__init__(served, self.handover)
         self.served = served
         self.reader = reader
+        self._is_read = False
 
-    async def handle_request(self, body: dict, request_id: str):
-        """Answer a request, streamed or not.
+    def accept(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a request that change its answer.
 
         Raises:
-            ValueError: the request is invalid, found by this package.
-            HTTPException: the request is invalid, found by transformers.
+            ValueError: a field is invalid.
+            HTTPException: a field is unknown.
         """
         self._validate_request(body)
         body = check_fields(body, "tools" in str(self.served.processor.chat_template))
-        if body.get("retention_ratio") is not None:  # `generate` checks it too late, after a stream has begun
+        if body.get("retention_ratio") is not None:  # `generate` would check it too, after all the other work
             self.served.model.config.override(retention_ratio=body["retention_ratio"])
-        # In a thread, so that other answers go on streaming.
-        body = await asyncio.to_thread(self.reader.read, body, self.messages_field)
-        return await super().handle_request(body, request_id)
+        self.handover.seed = body.pop("seed", None)  # transformers would set torch's common state
+        return body
+
+    def has_downloads(self, body: dict[str, Any]) -> bool:
+        """Whether media of the request are on the web."""
+        return self.reader.has_downloads(body, self.messages_field)
+
+    def read(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Read the media of the request. A second call changes nothing.
+
+        Raises:
+            ValueError: the messages are invalid, or a video or image cannot be read.
+        """
+        if not self._is_read:
+            body = self.reader.read(body, self.messages_field)
+            self._is_read = True
+        return body
 
     def _validate_request(self, body: dict) -> None:
         super()._validate_request({name: value for name, value in body.items() if name not in _EXTRA_FIELDS})
 
     def _resolve_model(self, body: dict) -> tuple[str, PreTrainedModel, RequestProcessor]:
         settings = {} if body.get("retention_ratio") is None else {"retention_ratio": body["retention_ratio"]}
-        # transformers would set the seed now, while another request may run.
-        if (seed := body.pop("seed", None)) is not None:
-            settings["logits_processor"] = LogitsProcessorList([SeedFirst(seed)])
         model = self.served.model
         return self.served.name, model, RequestProcessor(self.served.processor, model.device, settings)
 
@@ -188,32 +216,56 @@ class ResponsesHandler(_VideoHandler, ResponseHandler):
     messages_field = "input"
 
 
-def build_app(served: ServedModel, *, num_frames: int, allow_local_files: bool) -> FastAPI:
+def build_app(
+    served: ServedModel,
+    *,
+    num_frames: int,
+    allow_local_files: bool,
+    max_num_seqs: int = MAX_NUM_SEQS,
+    max_queue: int = MAX_QUEUE,
+    step_timeout: float = STEP_TIMEOUT,
+) -> FastAPI:
     """The web application; see `serve` for its addresses and arguments."""
-    state = GenerationState()  # runs the requests one after the other
+    engine = Engine(served.model, served.processor, max_num_seqs, step_timeout)
+    flow = RequestFlow(engine, max_queue)
+    counts = RequestCounts()
     reader = RequestReader(served.name, num_frames, allow_local_files, served.processor)
-    chat, responses = ChatHandler(served, state, reader), ResponsesHandler(served, state, reader)
     model = {"id": served.name, "object": "model", "created": int(time.time()), "owned_by": "flashvid_hf"}
-    app = FastAPI(title="flashvid_hf")
 
-    def request_id(request: Request) -> str:
-        return request.headers.get(X_REQUEST_ID) or str(uuid.uuid4())
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        try:
+            yield
+        finally:
+            await engine.stop()
+
+    app = FastAPI(title="flashvid_hf", lifespan=lifespan)
+    app.add_middleware(CountRequests, counts=counts)
 
     @app.post("/v1/chat/completions")
-    async def create_chat_completion(request: Request, body: dict):
-        return await chat.handle_request(body, request_id(request))
+    async def create_chat_completion(request: Request) -> Response:
+        return await flow.answer(ChatHandler(served, reader), request)
 
     @app.post("/v1/responses")
-    async def create_response(request: Request, body: dict):
-        return await responses.handle_request(body, request_id(request))
+    async def create_response(request: Request) -> Response:
+        return await flow.answer(ResponsesHandler(served, reader), request)
 
     @app.get("/v1/models")
-    def list_models() -> dict:
+    async def list_models() -> dict:
         return {"object": "list", "data": [model]}
 
     @app.get("/health")
-    def check_health() -> dict:
-        return {"status": "ok"}
+    async def check_health() -> JSONResponse:
+        trouble = engine.find_trouble()
+        if trouble is None:
+            return JSONResponse({"status": "ok"})
+        content = {"status": "unhealthy", "reason": trouble, "step_seconds": round(engine.step_seconds, 1)}
+        return JSONResponse(content, 503)
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        return Response(write_metrics(counts, flow.visitors, engine), media_type=MEDIA_TYPE)
 
     @app.exception_handler(ValueError)
     async def refuse(_: Request, error: ValueError) -> JSONResponse:
@@ -224,9 +276,25 @@ def build_app(served: ServedModel, *, num_frames: int, allow_local_files: bool) 
     async def pass_on(_: Request, error: HTTPException) -> JSONResponse:
         return _error(error.status_code, error.detail)
 
+    @app.exception_handler(QueueFull)
+    async def put_off(_: Request, error: QueueFull) -> JSONResponse:
+        response = _error(429, str(error), "rate_limit_error")
+        response.headers["Retry-After"] = str(error.retry_after)
+        return response
+
+    @app.exception_handler(EngineUnavailable)
+    async def turn_away(_: Request, error: EngineUnavailable) -> JSONResponse:
+        response = _error(503, str(error), "server_error")
+        response.headers["Retry-After"] = str(_RETRY_SECONDS)
+        return response
+
+    @app.exception_handler(GenerationFailed)
+    async def admit_failure(_: Request, error: GenerationFailed) -> JSONResponse:
+        return _error(500, str(error), "server_error")
+
     return app
 
 
-def _error(status: int, message: str) -> JSONResponse:
+def _error(status: int, message: str, kind: str = "invalid_request_error") -> JSONResponse:
     """An error in OpenAI's form."""
-    return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status)
+    return JSONResponse({"error": {"message": message, "type": kind}}, status)

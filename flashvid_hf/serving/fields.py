@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
-import torch
-from transformers import LogitsProcessor
-
 # Fields of OpenAI's chat completions and responses, and of this server, that change the answer as they say.
 _HONOURED = {
     "chat_template_kwargs",
@@ -78,19 +75,6 @@ _NEXT_STEPS = {
     "text": "Ask for the format in a message.",
     "tool_choice": "Name the tool in a message.",
 }
-
-
-class SeedFirst(LogitsProcessor):
-    """Sets torch's random state before the first token is drawn. Requests run one after the other in one thread."""
-
-    def __init__(self, seed: int):
-        self._seed: int | None = seed
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if self._seed is not None:
-            torch.manual_seed(self._seed)
-            self._seed = None
-        return scores
 
 
 def check_fields(body: Mapping[str, Any], takes_tools: bool) -> dict[str, Any]:

@@ -62,6 +62,19 @@ class RequestReader:
         # By default transformers streams responses, and OpenAI's API does not.
         return {"stream": False, **body, "chat_template_kwargs": variables, messages_field: messages}
 
+    def has_downloads(self, body: dict[str, Any], messages_field: str) -> bool:
+        """Whether a media part of the request names an `http(s)` address. The request need not be valid."""
+        messages = body.get(messages_field)
+        for message in messages if isinstance(messages, list) else ():
+            content = message.get("content") if isinstance(message, dict) else None
+            for part in [message, *(content if isinstance(content, list) else ())]:
+                source = part.get(_MEDIA_FIELDS.get(str(part.get("type")), "")) if isinstance(part, dict) else None
+                source = source.get("url") if isinstance(source, dict) else source
+                for address in source if isinstance(source, list) else [source]:
+                    if isinstance(address, str) and scheme_of(address) in ("http", "https"):
+                        return True
+        return False
+
     def _split(self, template_kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Split `chat_template_kwargs` into variables of the template and arguments that sample videos."""
         if not isinstance(template_kwargs, dict):

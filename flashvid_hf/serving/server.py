@@ -10,6 +10,16 @@ from ..compression.compress_video import CompressionConfig
 from ..compression.validation import check_choice, check_number, settings_of
 from ..video.reading import DEFAULT_NUM_FRAMES
 
+# Answers that are written at the same time. Eight cost little more time than one. On a GPU, the cache of eight prompts
+# of 8,000 tokens takes 4 GB for a 7B model.
+MAX_NUM_SEQS = 8
+# More requests than an evaluation or a web page sends at once. They wait as text, or as files in base64.
+MAX_QUEUE = 256
+# Seconds. vLLM gives a step as long. A 7B model on a CPU may need longer for a long video.
+STEP_TIMEOUT = 300.0
+# Seconds. Most answers end in this time, and it is as long as Kubernetes waits before it kills.
+SHUTDOWN_TIMEOUT = 30
+
 
 def serve(
     model: str | Path,
@@ -23,13 +33,17 @@ def serve(
     num_frames: int = DEFAULT_NUM_FRAMES,
     retention_ratio: float | None = None,
     allow_local_files: bool | None = None,
+    max_num_seqs: int = MAX_NUM_SEQS,
+    max_queue: int = MAX_QUEUE,
+    step_timeout: float = STEP_TIMEOUT,
+    shutdown_timeout: int = SHUTDOWN_TIMEOUT,
     log_level: str = "info",
 ) -> None:
     """Serve a model with compressed videos until interrupted.
 
     The server is built from the parts of `transformers serve`. It answers `POST /v1/chat/completions`,
-    `POST /v1/responses`, `GET /v1/models` and `GET /health`. Requests have the form of OpenAI's API, streamed or not. A
-    video is a part of a message:
+    `POST /v1/responses`, `GET /v1/models`, `GET /health` and `GET /metrics` (Prometheus). Requests have the form of
+    OpenAI's API, streamed or not. A video is a part of a message:
 
     ```python
     client = openai.OpenAI(base_url="http://localhost:8000/v1", api_key="unused")
@@ -49,6 +63,10 @@ def serve(
     `usage.prompt_tokens` counts the video tokens before their compression. The server logs for every video how many
     tokens entered the language model, and how many remained in its upper layers.
 
+    Requests at the same time share the model: each prompt is read alone, then every step writes one token of up to
+    `max_num_seqs` answers. A client that goes away ends its answer. If the server is full, the client with the most
+    requests gets the status 429 for its newest one. While a step is stuck, `/health` and all requests get 503.
+
     The server has no authentication. It fetches the `http(s)://` addresses in requests, in any network and without a
     limit on their size. Put a gateway in front of a server that others can reach.
 
@@ -65,6 +83,10 @@ def serve(
             the checkpoint's; 0.25 for a checkpoint without FlashVID's settings.
         allow_local_files: whether requests may name files of this machine. Default: only if `host` is a loopback
             address, because anyone who reaches the server could let the model describe any of these files.
+        max_num_seqs: how many answers are written at the same time.
+        max_queue: how many requests may be in the server besides those.
+        step_timeout: seconds after which a step of the model (reading a prompt, or writing a token) counts as stuck.
+        shutdown_timeout: seconds that the server waits at its end for answers that are not whole.
         log_level: log level of the server and of this package: "critical", "error", "warning", "info" or "debug".
 
     Raises:
@@ -74,6 +96,10 @@ def serve(
     """
     check_number("port", port, least=0, most=65535, integer=True)
     check_number("num_frames", num_frames, least=1, integer=True)
+    check_number("max_num_seqs", max_num_seqs, least=1, integer=True)
+    check_number("max_queue", max_queue, least=0, integer=True)
+    check_number("step_timeout", step_timeout, above=0)
+    check_number("shutdown_timeout", shutdown_timeout, least=0, integer=True)
     if retention_ratio is not None:
         settings_of(CompressionConfig)["retention_ratio"].check("retention_ratio", retention_ratio)
     check_choice("log_level", log_level, ("critical", "error", "warning", "info", "debug"))
@@ -97,8 +123,22 @@ def serve(
     )
     if allow_local_files is None:
         allow_local_files = is_loopback(host)
-    app = build_app(served, num_frames=num_frames, allow_local_files=allow_local_files)
-    uvicorn.run(app, host=host, port=port, log_level=log_level, log_config=log_config)
+    app = build_app(
+        served,
+        num_frames=num_frames,
+        allow_local_files=allow_local_files,
+        max_num_seqs=max_num_seqs,
+        max_queue=max_queue,
+        step_timeout=step_timeout,
+    )
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level=log_level,
+        log_config=log_config,
+        timeout_graceful_shutdown=shutdown_timeout,
+    )
 
 
 def is_loopback(host: str) -> bool:
