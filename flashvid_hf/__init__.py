@@ -46,9 +46,10 @@ from .models.qwen.processing_flashvid_qwen3_vl import FlashVIDQwen3VLProcessor
 from .models.qwen.processing_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeProcessor
 from .models.report import CompressionReport
 from .publishing.published_code import write_code
-from .video.download import SCHEMES, fetch_video
+from .video.download import SCHEMES, fetch_file
 from .video.pipeline_flashvid import TASK, VideoTextToTextPipeline
-from .video.reading import FETCHERS, VideoClip, read_video
+from .video.reading import VideoClip, read_video
+from .video.sources import FETCHERS
 
 __version__ = "0.1.0"
 
@@ -60,7 +61,7 @@ for _family in FAMILIES:
     AutoModelForImageTextToText.register(_family.config, _family.generative_model)
     AutoModelForMultimodalLM.register(_family.config, _family.generative_model)
     AutoProcessor.register(_family.config, _family.processor)
-FETCHERS.update(dict.fromkeys(SCHEMES, fetch_video))
+FETCHERS.update(dict.fromkeys(SCHEMES, fetch_file))
 CODE_WRITERS["generate"] = write_code
 PIPELINE_REGISTRY.register_pipeline(
     TASK, pipeline_class=VideoTextToTextPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"

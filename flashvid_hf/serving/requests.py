@@ -6,7 +6,6 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
-from ..video.download import DOWNLOAD_TIMEOUT
 from ..video.message_parts import read_image_part, read_video_part
 from ..video.sources import scheme_of
 
@@ -122,7 +121,7 @@ class RequestReader:
         if kind == "video_url":
             clip = read_video_part({**settings, "video": source}, sampling, self.processor)
             return {"type": kind, field: {"url": clip}}
-        picture = read_image_part({**settings, "image": source}, self.processor, DOWNLOAD_TIMEOUT)
+        picture = read_image_part({**settings, "image": source}, self.processor)
         return {"type": kind, field: {"url": picture}}
 
     def _split_part(self, part: dict[str, Any], field: str) -> tuple[Any, dict[str, Any]]:

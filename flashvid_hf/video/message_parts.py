@@ -74,20 +74,19 @@ def read_video_part(part: Mapping[str, Any], sampling: Mapping[str, Any], proces
     return VideoClip(resize_frames(clip.frames, height, width), clip.metadata, tuple(pixels))
 
 
-def read_image_part(part: Mapping[str, Any], processor: Any, timeout: float | None = None) -> Picture:
+def read_image_part(part: Mapping[str, Any], processor: Any) -> Picture:
     """The image that a part of a message names, with the settings beside it.
 
     Args:
         part: `{"type": "image", "image": ...}` or with "path", "url" or "base64", and any of `IMAGE_SETTINGS`.
         processor: the model's processor; it is needed for the settings only.
-        timeout: seconds that a server may stay silent; `None` waits.
 
     Raises:
         ValueError: as of `read_video_part`.
     """
     source, pixels = _split(part, "image", IMAGE_SOURCES, IMAGE_SETTINGS)
     check_media_settings(pixels)
-    image = load_picture(source, timeout)
+    image = load_picture(source)
     if not pixels:
         return Picture(image)
     height, width = fit_size(image.height, image.width, pixels, _part_of(processor, "image"))

@@ -16,8 +16,7 @@ Legend: T frames, H and W height and width of a frame in pixels.
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -30,16 +29,13 @@ from transformers.video_utils import VideoMetadata
 from .animated_pictures import is_animated_webp, read_animated_webp
 from .decoder_types import DamagedVideo, NoVideo
 from .decoders import BACKENDS, MODULES, available_backends
-from .sources import file_of_url, is_list_of_files, load_picture, scheme_of, unpack_source
+from .sources import FETCHERS, file_of_url, is_list_of_files, load_picture, scheme_of, unpack_source
 from .video_settings import PartOfVideo, check_media_settings
 
 logger = logging.get_logger(__name__)
 
 # Frames of a video file if neither `num_frames` nor `fps` is given. The paper evaluates LLaVA-OneVision with 32 too.
 DEFAULT_NUM_FRAMES = 32
-# Functions that provide a video as a local file, by the scheme of its URL, or by "bytes" for the bytes of a file. The
-# package adds `fetch_video`. The code of a model's folder reads local files only: there this stays empty.
-FETCHERS: dict[str, Callable[[Any, str], AbstractContextManager[str]]] = {}
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ def read_video(
     label = repr(text if len(text) <= 300 else text[:60] + "...")
     scheme = "bytes" if is_bytes else scheme_of(text)
     if scheme in FETCHERS:
-        with FETCHERS[scheme](video, label) as path:
+        with FETCHERS[scheme](video, label, "video") as path:
             return _decode_file(path, label, choose, backend)
     if scheme in ("bytes", "data", "http", "https"):
         raise ValueError(

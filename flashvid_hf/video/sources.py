@@ -3,13 +3,18 @@
 import base64
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import unquote
 
 from transformers.image_utils import load_image
 
 FILE_TYPES = (str, bytes, os.PathLike)
+# Functions that provide the content of a URL as a local file, by its scheme, or by "bytes" for the bytes of a file.
+# Their arguments are the source, its name in errors, and what it is ("video" or "image"). The package adds
+# `fetch_file`. The code of a model's folder has no such functions: it reads videos from local files only.
+FETCHERS: dict[str, Callable[..., AbstractContextManager[str]]] = {}
 # Characters. A shorter text is the path of a picture, not the picture itself in base64.
 _LEAST_BASE64 = 80
 
@@ -47,18 +52,24 @@ def is_list_of_files(video: Any) -> bool:
     return isinstance(video, (list, tuple)) and len(video) > 0 and all(isinstance(file, FILE_TYPES) for file in video)
 
 
-def load_picture(source: Any, timeout: float | None = None) -> Any:
+def load_picture(source: Any) -> Any:
     """A PIL image, RGB and upright.
 
     Args:
         source: a path, an `http(s)://`, `file://` or `data:image/...;base64,` URL, the bytes of a file, base64, or a
             PIL image.
-        timeout: seconds that a server may stay silent; `None` waits.
 
     Raises:
         ValueError: it cannot be read.
     """
     given = source = unpack_source(source)
+    if isinstance(source, str) and (scheme := scheme_of(source)) in FETCHERS and scheme in ("http", "https"):
+        with FETCHERS[scheme](source, f"{source!r:.60}", "image") as path:
+            return _open_picture(path, given)
+    return _open_picture(source, given)
+
+
+def _open_picture(source: Any, given: Any) -> Any:
     try:
         if isinstance(source, os.PathLike):
             source = os.fspath(source)
@@ -73,6 +84,6 @@ def load_picture(source: Any, timeout: float | None = None) -> Any:
         if isinstance(source, str) and len(source) < _LEAST_BASE64 and not re.match("https?:|data:", source):
             if not os.path.isfile(source):
                 raise ValueError("it is a directory" if os.path.isdir(source) else "it does not exist")
-        return load_image(source, timeout=timeout)
+        return load_image(source)
     except Exception as error:  # from the HTTP client, PIL or the file system
         raise ValueError(f"the image {given!r:.60} cannot be read: {str(error)[:200]}") from error
