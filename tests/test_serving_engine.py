@@ -107,7 +107,7 @@ def test_answers_written_together_equal_those_of_generate(loaded):
         ids = loaded.model.generate(**inputs, generation_config=config, retention_ratio=ratio)
         expected.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
     assert write(loaded, *asked) == expected
-    assert write(loaded, *asked, max_num_seqs=2) == expected  # rows leave, and others join the rest
+    assert write(loaded, *asked, max_num_seqs=3) == expected  # rows leave, and others join the rest
 
 
 def test_logits_of_rows_equal_those_alone(loaded):
@@ -181,9 +181,27 @@ def test_a_finished_answer_does_not_wait_for_the_others(qwen):
     run(qwen, test)
 
 
+def test_one_client_does_not_take_the_last_place(qwen):
+    async def test(engine: Engine) -> None:
+        long = [ask(qwen, 1, max_new_tokens=2000) for _ in range(3)]
+        other = ask(qwen)
+        other.client = "other"
+        for answer in (*long, other):
+            engine.submit(answer)
+        await other.whole()
+        assert engine.num_running == 2 and engine.num_waiting == 1
+        engine.drop(long[0])
+        await long[2].read()
+        for answer in long:
+            engine.drop(answer)
+
+    run(qwen, test, max_num_seqs=3)
+
+
 def test_an_answer_that_nobody_waits_for_ends(qwen):
     async def test(engine: Engine) -> None:
         written, waiting, other = ask(qwen, 1, max_new_tokens=2000), ask(qwen), ask(qwen, 4, max_new_tokens=30)
+        other.client = "other"
         engine.submit(written)
         engine.submit(other)
         await asyncio.gather(written.read(), other.read())

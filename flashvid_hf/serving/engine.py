@@ -42,15 +42,16 @@ class Answer:
         inputs: arguments of `generate`, of one prompt.
         config: settings of the generation.
         seed: makes sampling repeatable.
+        client: who has sent the request.
 
     Raises:
         ValueError: the settings ask for more than tokens chosen one after the other.
     """
 
-    def __init__(self, inputs: dict[str, Any], config: GenerationConfig, seed: int | None = None):
+    def __init__(self, inputs: dict[str, Any], config: GenerationConfig, seed: int | None = None, client: str = ""):
         check_shared(config)
         self.inputs: dict[str, Any] | None = inputs  # until the prompt has been read
-        self.config, self.seed = config, seed
+        self.config, self.seed, self.client = config, seed, client
         self.prompt_tokens: int = inputs["input_ids"].shape[-1]
         self.tokens: list[int] = []
         self.is_over = False
@@ -125,6 +126,9 @@ _Choice = tuple[int | None, bool, Exception | None]
 
 class Engine:
     """Answers up to `max_num_seqs` requests at the same time.
+
+    One of these places is kept for other clients than the one that has all others. So long answers of one client do not
+    keep out the rest.
 
     Args:
         model: a FlashVID model.
@@ -248,21 +252,29 @@ class Engine:
             answer = self._next()
             if answer is not None:
                 with self._timed("reading a prompt"):
-                    self._read(answer)
+                    choices = self._read(answer)
+                self._send([answer], choices)
             places = [place for place, answer in enumerate(self._running) if not answer.is_over]
             if len(places) < len(self._running):
                 self._keep(places)
             if self._running:
+                answers = self._running
                 with self._timed("writing tokens"):
-                    self._write()
+                    choices = self._write()
+                self._send(answers, choices)
 
     def _next(self) -> Answer | None:
         """The next answer whose prompt is to be read now, if there is one. Waits if there is nothing to do."""
         with self._changed:
             while not (self._stopping or self._waiting or self._running):
                 self._changed.wait()
-            has_place = self._waiting and len(self._running) < self.max_num_seqs
-            return self._waiting.popleft() if has_place else None
+            if len(self._running) < self.max_num_seqs:
+                running = Counter(answer.client for answer in self._running)
+                for answer in self._waiting:
+                    if running[answer.client] < max(self.max_num_seqs - 1, 1):
+                        self._waiting.remove(answer)
+                        return answer
+            return None
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -275,11 +287,11 @@ class Engine:
             self.counts.steps[name] += 1
             self.counts.seconds[name] += time.monotonic() - began
 
-    def _read(self, answer: Answer) -> None:
+    def _read(self, answer: Answer) -> list[_Choice]:
         """Read a prompt, and choose the first token of its answer."""
         inputs = answer.inputs
         if inputs is None:  # nobody waits for it any more
-            return
+            return [(None, True, None)]
         try:
             row = Row(self._model, inputs, answer.config, answer.seed, self._processor.tokenizer)
             (choice,) = self._choose([row])
@@ -290,19 +302,19 @@ class Engine:
             self.counts.prompt_tokens += answer.prompt_tokens
         except Exception as failure:
             choice = (None, True, self._explain("reading a prompt", failure))
-        self._send([answer], [choice])
+        return [choice]
 
-    def _write(self) -> None:
+    def _write(self) -> list[_Choice]:
         """Write the next token of every row."""
-        answers = self._running
+        number = len(self._running)
         try:
             self._rows.step()
             choices = self._choose(self._rows.rows)
             self._keep([place for place, (_, is_over, _) in enumerate(choices) if not is_over], choices)
         except Exception as failure:
             self._keep([])
-            choices = [(None, True, self._explain("writing tokens", failure))] * len(answers)
-        self._send(answers, choices)
+            choices = [(None, True, self._explain("writing tokens", failure))] * number
+        return choices
 
     def _keep(self, places: list[int], choices: list[_Choice] | None = None) -> None:
         """Go on with the rows in these places."""

@@ -60,7 +60,8 @@ class RequestFlow:
         self._preparation = Workers(_PREPARATION_THREADS)
         # Decoded media wait in memory, so only a few requests may be that far before the engine takes them.
         self._downloaded = Places(_DOWNLOAD_THREADS, _DOWNLOAD_THREADS_PER_CLIENT)
-        self._prepared = Places(engine.max_num_seqs + _PREPARATION_THREADS)
+        prepared = engine.max_num_seqs + _PREPARATION_THREADS
+        self._prepared = Places(prepared, per_client=prepared - 1)
 
     async def answer(self, handler: Any, request: Request) -> Response:
         """Answer a request.
@@ -109,6 +110,7 @@ class RequestFlow:
             try:
                 run, response = await self._preparation.run(client, _prepare, handler, fields, request_id)
                 answer = handler.handover.answer
+                answer.client = client
                 self._engine.submit(answer)
                 await answer.read()
             finally:

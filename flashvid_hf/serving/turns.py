@@ -42,7 +42,7 @@ class Places:
     """
 
     def __init__(self, number: int, per_client: int | None = None):
-        self._free, self._per_client = number, per_client or number
+        self._free, self._per_client = number, number if per_client is None else per_client
         self._taken: Counter[str] = Counter()  # by client
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # the client whose turn is next stands first
 
