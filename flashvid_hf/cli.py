@@ -228,6 +228,21 @@ def serve(
     ] = None,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Answers that are written at the same time.")] = 8,
     max_queue: Annotated[int, typer.Option(min=0, help="Requests that may be in the server besides those.")] = 256,
+    api_key: Annotated[
+        list[str] | None, typer.Option(help="A key that requests must send. Default: `FLASHVID_API_KEY`, if it is set.")
+    ] = None,
+    allowed_hosts: Annotated[
+        list[str] | None, typer.Option(help="A further name that `Host` may have on `localhost`.")
+    ] = None,
+    allowed_media_domains: Annotated[
+        list[str] | None, typer.Option(help="A host that media may be fetched from. Default: all.")
+    ] = None,
+    allow_private_networks: Annotated[
+        bool, typer.Option("--allow-private-networks", help="Fetch media from addresses that are not public, too.")
+    ] = False,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 64 * 2**20,
+    max_download_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a file that is fetched.")] = 2 * 10**9,
+    download_timeout: Annotated[float, typer.Option(help="Seconds that fetching a file may take.")] = 120.0,
     step_timeout: Annotated[
         float, typer.Option(help="Seconds after which a step of the model counts as stuck.")
     ] = 300.0,
@@ -259,6 +274,13 @@ def serve(
         allow_local_files=allow_local_files,
         max_num_seqs=max_num_seqs,
         max_queue=max_queue,
+        api_key=api_key or (),
+        allowed_hosts=allowed_hosts or (),
+        allowed_media_domains=allowed_media_domains or (),
+        allow_private_networks=allow_private_networks,
+        max_body_bytes=max_body_bytes,
+        max_download_bytes=max_download_bytes,
+        download_timeout=download_timeout,
         step_timeout=step_timeout,
         shutdown_timeout=shutdown_timeout,
         log_level=log_level,

@@ -265,6 +265,13 @@ def test_serve_passes_its_options_on(monkeypatch):
         "port": 0,
         "num_frames": 16,
         "retention_ratio": 0.2,
+        "max_num_seqs": 2,
+        "max_queue": 3,
+        "max_body_bytes": 10,
+        "max_download_bytes": 20,
+        "download_timeout": 2.5,
+        "step_timeout": 1.5,
+        "shutdown_timeout": 4,
         "attn_implementation": "sdpa",
         "revision": "v1",
         "device": "cpu",
@@ -272,8 +279,12 @@ def test_serve_passes_its_options_on(monkeypatch):
         "log_level": "debug",
     }
     options = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", value)]
-    assert invoke("serve", "-m", "acme/model", *options, "--no-allow-local-files").exit_code == 0
-    assert calls == [(("acme/model",), {**given, "allow_local_files": False})]
+    lists = {"api_key": ["a", "b"], "allowed_hosts": ["box"], "allowed_media_domains": ["x.org", "y.org"]}
+    options += [t for name, values in lists.items() for v in values for t in (f"--{name.replace('_', '-')}", v)]
+    flags = ("--no-allow-local-files", "--allow-private-networks")
+    assert invoke("serve", "-m", "acme/model", *options, *flags).exit_code == 0
+    flagged = {"allow_local_files": False, "allow_private_networks": True}
+    assert calls == [(("acme/model",), {**given, **lists, **flagged})]
     assert invoke("serve", "-m", "acme/model").exit_code == 0
     defaults = calls[1][1]
     assert (defaults["host"], defaults["allow_local_files"], defaults["retention_ratio"]) == ("localhost", None, None)

@@ -29,6 +29,7 @@ from flashvid_hf.serving import server as serving
 from flashvid_hf.serving.app import ServedModel, build_app
 from flashvid_hf.serving.requests import RequestReader
 from flashvid_hf.serving.server import is_loopback, serve
+from flashvid_hf.video.download import DownloadRules
 
 NUM_FRAMES = 4
 QUESTION = "What happens?"
@@ -58,7 +59,8 @@ def server(request, tmp_path_factory):
     """The server of a demo model in a thread, and the pipeline with its own copy of the model."""
     pipe = build_pipeline(tmp_path_factory, request.param)
     served = ServedModel.load(pipe.model.name_or_path, device="cpu")
-    app = build_app(served, num_frames=NUM_FRAMES, allow_local_files=True)
+    # Tests download from this machine.
+    app = build_app(served, num_frames=NUM_FRAMES, allow_local_files=True, downloads=DownloadRules())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         web = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
         thread = threading.Thread(target=web.run, kwargs={"sockets": [listener]})

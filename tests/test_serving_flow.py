@@ -145,8 +145,7 @@ def test_the_answer_of_a_client_that_goes_away_ends(served, path, stream):
         await call.done
         found = await until_idle(client)
         assert found["flashvid_generation_tokens_total"] < 2000
-        status = 200 if stream else 499
-        assert found[f'flashvid_requests_total{{status="{status}"}}'] == 1
+        assert found[f'flashvid_requests_total{{status="{200 if stream else 499}"}}'] == 1
 
     run(served, test)
 

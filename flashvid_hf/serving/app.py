@@ -24,15 +24,17 @@ from transformers.utils import logging
 
 from ..loading import load_model
 from ..video.batching import convert_to_tensors
+from ..video.download import DownloadRules, download_rules
 from ..video.message_parts import check_sizes
 from ..video.pipeline_flashvid import media_arguments
 from .engine import Engine, EngineUnavailable, GenerationFailed
 from .fields import check_fields
 from .flow import RequestFlow
+from .gate import OPEN_GATE, Gate, GateRules, error_response
 from .handover import Handover
 from .metrics import MEDIA_TYPE, CountRequests, RequestCounts, write_metrics
 from .requests import TEMPLATE_ARGUMENTS, RequestReader
-from .server import MAX_NUM_SEQS, MAX_QUEUE, STEP_TIMEOUT
+from .server import DOWNLOADS, MAX_NUM_SEQS, MAX_QUEUE, STEP_TIMEOUT
 from .turns import QueueFull
 
 logger = logging.get_logger(__name__)
@@ -145,15 +147,17 @@ class _VideoHandler(BaseHandler):
     Args:
         served: the model.
         reader: reads the media.
+        downloads: what may be downloaded.
     """
 
     messages_field: str
 
-    def __init__(self, served: ServedModel, reader: RequestReader):
+    def __init__(self, served: ServedModel, reader: RequestReader, downloads: DownloadRules):
         self.handover = Handover()
         super().__init__(served, self.handover)
         self.served = served
         self.reader = reader
+        self.downloads = downloads
         self._is_read = False
 
     def accept(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -181,7 +185,8 @@ class _VideoHandler(BaseHandler):
             ValueError: the messages are invalid, or a video or image cannot be read.
         """
         if not self._is_read:
-            body = self.reader.read(body, self.messages_field)
+            with download_rules(self.downloads):
+                body = self.reader.read(body, self.messages_field)
             self._is_read = True
         return body
 
@@ -224,6 +229,8 @@ def build_app(
     max_num_seqs: int = MAX_NUM_SEQS,
     max_queue: int = MAX_QUEUE,
     step_timeout: float = STEP_TIMEOUT,
+    gate: GateRules = OPEN_GATE,
+    downloads: DownloadRules = DOWNLOADS,
 ) -> FastAPI:
     """The web application; see `serve` for its addresses and arguments."""
     engine = Engine(served.model, served.processor, max_num_seqs, step_timeout)
@@ -241,15 +248,16 @@ def build_app(
             await engine.stop()
 
     app = FastAPI(title="flashvid_hf", lifespan=lifespan)
-    app.add_middleware(CountRequests, counts=counts)
+    app.add_middleware(Gate, rules=gate)
+    app.add_middleware(CountRequests, counts=counts)  # also those that the gate refuses
 
     @app.post("/v1/chat/completions")
     async def create_chat_completion(request: Request) -> Response:
-        return await flow.answer(ChatHandler(served, reader), request)
+        return await flow.answer(ChatHandler(served, reader, downloads), request)
 
     @app.post("/v1/responses")
     async def create_response(request: Request) -> Response:
-        return await flow.answer(ResponsesHandler(served, reader), request)
+        return await flow.answer(ResponsesHandler(served, reader, downloads), request)
 
     @app.get("/v1/models")
     async def list_models() -> dict:
@@ -270,31 +278,26 @@ def build_app(
     @app.exception_handler(ValueError)
     async def refuse(_: Request, error: ValueError) -> JSONResponse:
         logger.warning("A request was refused: %s", error, exc_info=logger.isEnabledFor(logging.DEBUG))
-        return _error(400, str(error))
+        return error_response(400, str(error))
 
     @app.exception_handler(HTTPException)
     async def pass_on(_: Request, error: HTTPException) -> JSONResponse:
-        return _error(error.status_code, error.detail)
+        return error_response(error.status_code, error.detail)
 
     @app.exception_handler(QueueFull)
     async def put_off(_: Request, error: QueueFull) -> JSONResponse:
-        response = _error(429, str(error), "rate_limit_error")
+        response = error_response(429, str(error), "rate_limit_error")
         response.headers["Retry-After"] = str(error.retry_after)
         return response
 
     @app.exception_handler(EngineUnavailable)
     async def turn_away(_: Request, error: EngineUnavailable) -> JSONResponse:
-        response = _error(503, str(error), "server_error")
+        response = error_response(503, str(error), "server_error")
         response.headers["Retry-After"] = str(_RETRY_SECONDS)
         return response
 
     @app.exception_handler(GenerationFailed)
     async def admit_failure(_: Request, error: GenerationFailed) -> JSONResponse:
-        return _error(500, str(error), "server_error")
+        return error_response(500, str(error), "server_error")
 
     return app
-
-
-def _error(status: int, message: str, kind: str = "invalid_request_error") -> JSONResponse:
-    """An error in OpenAI's form."""
-    return JSONResponse({"error": {"message": message, "type": kind}}, status)

@@ -2,12 +2,15 @@
 
 import copy
 import ipaddress
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers.utils.import_utils import is_serve_available
 
 from ..compression.compress_video import CompressionConfig
 from ..compression.validation import check_choice, check_number, settings_of
+from ..video.download import DownloadRules, host_name
 from ..video.reading import DEFAULT_NUM_FRAMES
 
 # Answers that are written at the same time. Eight cost little more time than one. On a GPU, the cache of eight prompts
@@ -19,6 +22,12 @@ MAX_QUEUE = 256
 STEP_TIMEOUT = 300.0
 # Seconds. Most answers end in this time, and it is as long as Kubernetes waits before it kills.
 SHUTDOWN_TIMEOUT = 30
+# What strangers may let the server fetch: an hour of video at 4 Mbit/s, in the time that clients wait for an answer.
+DOWNLOADS = DownloadRules(max_bytes=2 * 10**9, max_seconds=120.0, private_networks=False)
+# Bytes. A video of 48 MB in base64, which is more than APIs on the web take. Larger ones go by their address.
+MAX_BODY_BYTES = 64 * 2**20
+# The environment variable with an API key. Command lines show up in lists of processes.
+API_KEY_VARIABLE = "FLASHVID_API_KEY"
 
 
 def serve(
@@ -35,6 +44,13 @@ def serve(
     allow_local_files: bool | None = None,
     max_num_seqs: int = MAX_NUM_SEQS,
     max_queue: int = MAX_QUEUE,
+    api_key: Sequence[str] = (),
+    allowed_hosts: Sequence[str] = (),
+    allowed_media_domains: Sequence[str] = (),
+    allow_private_networks: bool = False,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    max_download_bytes: int = DOWNLOADS.max_bytes,
+    download_timeout: float = DOWNLOADS.max_seconds,
     step_timeout: float = STEP_TIMEOUT,
     shutdown_timeout: int = SHUTDOWN_TIMEOUT,
     log_level: str = "info",
@@ -67,8 +83,8 @@ def serve(
     `max_num_seqs` answers. A client that goes away ends its answer. If the server is full, the client with the most
     requests gets the status 429 for its newest one. While a step is stuck, `/health` and all requests get 503.
 
-    The server has no authentication. It fetches the `http(s)://` addresses in requests, in any network and without a
-    limit on their size. Put a gateway in front of a server that others can reach.
+    Without `api_key`, everyone who reaches the server may ask. It encrypts nothing: put a gateway with TLS in front of
+    a server that others can reach.
 
     Args:
         model: a FlashVID folder or Hub id, an upstream checkpoint of a family that `find_family` knows, or an original
@@ -85,6 +101,15 @@ def serve(
             address, because anyone who reaches the server could let the model describe any of these files.
         max_num_seqs: how many answers are written at the same time.
         max_queue: how many requests may be in the server besides those.
+        api_key: keys, one of which a request must send as `Authorization: Bearer KEY`; `/health` needs none. Default:
+            that of the environment variable `FLASHVID_API_KEY`; without it, everyone may ask.
+        allowed_hosts: further names that `Host` may have if `host` is a loopback address. Other addresses take all.
+        allowed_media_domains: the only hosts that media are fetched from, also after redirects. Default: all.
+        allow_private_networks: whether media may be fetched from addresses that are not public, such as 127.0.0.1,
+            10.0.0.0/8 and 169.254.169.254.
+        max_body_bytes: bytes of a request; more get the status 413.
+        max_download_bytes: bytes of a file that is fetched.
+        download_timeout: seconds that fetching a file may take.
         step_timeout: seconds after which a step of the model (reading a prompt, or writing a token) counts as stuck.
         shutdown_timeout: seconds that the server waits at its end for answers that are not whole.
         log_level: log level of the server and of this package: "critical", "error", "warning", "info" or "debug".
@@ -99,6 +124,10 @@ def serve(
     check_number("max_num_seqs", max_num_seqs, least=1, integer=True)
     check_number("max_queue", max_queue, least=0, integer=True)
     check_number("step_timeout", step_timeout, above=0)
+    check_number("max_body_bytes", max_body_bytes, least=1, integer=True)
+    check_number("max_download_bytes", max_download_bytes, least=1, integer=True)
+    check_number("download_timeout", download_timeout, above=0)
+    keys = _find_keys(api_key)
     check_number("shutdown_timeout", shutdown_timeout, least=0, integer=True)
     if retention_ratio is not None:
         settings_of(CompressionConfig)["retention_ratio"].check("retention_ratio", retention_ratio)
@@ -109,6 +138,7 @@ def serve(
     import uvicorn
 
     from .app import ServedModel, build_app  # its base classes exist only if those packages are installed
+    from .gate import LOOPBACK_NAMES, GateRules
 
     log_config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     package = {"handlers": ["default"], "level": log_level.upper(), "propagate": False}
@@ -130,6 +160,17 @@ def serve(
         max_num_seqs=max_num_seqs,
         max_queue=max_queue,
         step_timeout=step_timeout,
+        gate=GateRules(
+            api_keys=keys,
+            hosts=(*LOOPBACK_NAMES, host, *allowed_hosts) if is_loopback(host) else None,
+            max_body_bytes=max_body_bytes,
+        ),
+        downloads=DownloadRules(
+            max_bytes=max_download_bytes,
+            max_seconds=download_timeout,
+            private_networks=allow_private_networks,
+            domains=frozenset(host_name(name) for name in allowed_media_domains) or None,
+        ),
     )
     uvicorn.run(
         app,
@@ -139,6 +180,15 @@ def serve(
         log_config=log_config,
         timeout_graceful_shutdown=shutdown_timeout,
     )
+
+
+def _find_keys(given: Sequence[str]) -> tuple[str, ...]:
+    keys = (given,) if isinstance(given, str) else tuple(given)
+    if not keys and API_KEY_VARIABLE in os.environ:
+        keys = (os.environ[API_KEY_VARIABLE],)
+    if not all(key.strip() for key in keys):  # an empty one would let in everyone who sends none
+        raise ValueError(f"`api_key` is empty: give a key, or leave out `--api-key` and `{API_KEY_VARIABLE}`.")
+    return tuple(key.strip() for key in keys)
 
 
 def is_loopback(host: str) -> bool:
