@@ -19,6 +19,11 @@ FETCHERS: dict[str, Callable[..., AbstractContextManager[str]]] = {}
 _LEAST_BASE64 = 80
 
 
+def hide_user(text: str) -> str:
+    """A text in which URLs have `...` for the user and the password that may stand before their host."""
+    return re.sub(r"//[^/?#\s]*@", "//...@", text) if "@" in text else text
+
+
 def scheme_of(address: str) -> str:
     """The scheme of a URL in lower case; of a path whatever stands before its first colon."""
     return address.partition(":")[0].lower()
