@@ -10,6 +10,7 @@ from .generation_fields import STOPS, check_generation_config
 from .kinds import (
     FLAG,
     LABEL,
+    LIST,
     OBJECT,
     TEXT,
     FieldError,
@@ -50,7 +51,7 @@ _HONOURED: dict[str, Kind] = {
     "stop": STOPS,
     "stream": FLAG,
     "temperature": number("a number >= 0; 0 is greedy", lambda value: value >= 0),
-    "tools": LABEL,
+    "tools": LIST,
     "top_p": number("a number above 0, at most 1", lambda value: 0 < value <= 1),
 }
 # Fields that describe the client or its request, and never change an answer.
@@ -158,8 +159,9 @@ def check_fields(
             "tools in a message.",
         )
     _check_generation(fields, limits)
-    if fields.get("stop") == []:
-        del fields["stop"]
+    for name in ("stop", "logit_bias"):
+        if not fields.get(name, True):
+            del fields[name]
     if "logit_bias" in fields:  # transformers takes floats only
         fields["logit_bias"] = {token: float(bias) for token, bias in fields["logit_bias"].items()}
     if "max_completion_tokens" in fields:  # transformers honours it from 5.20 on; the other name is the older one

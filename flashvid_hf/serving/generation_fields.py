@@ -5,14 +5,20 @@ from typing import Any
 from transformers import GenerationConfig
 
 from .bodies import parse_body
-from .kinds import FLAG, NAME, TEXT, Either, FieldError, Items, Kind, integer, number, show, show_name, wrong
+from .kinds import FLAG, TEXT, Either, FieldError, Items, Kind, Value, integer, number, show, show_name, wrong
 from .rows import SHARED_SETTINGS
 
 _SHARE = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
 _COUNT = integer(0, 2**31)
 _TOKENS = Items("a list of tokens", _COUNT)
 _TOKENS_OR_ONE = Either("a token, or a list of tokens", {int: _COUNT, list: _TOKENS})
-STOPS = Either("a text, or a list of texts, that end the answer", {str: NAME, list: Items("a list of texts", NAME)})
+
+
+def _are_stops(value: Any) -> bool:
+    return all(isinstance(text, str) and text for text in (value if isinstance(value, list) else [value]))
+
+
+STOPS = Value("a text, or a list of texts, that end the answer", _are_stops)
 # Settings that an answer may have for itself. Those of `SHARED_SETTINGS` are checked with the answer.
 _SETTINGS: dict[str, Kind] = {
     "bad_words_ids": Items("a list of lists of tokens", _TOKENS),

@@ -10,9 +10,10 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
-from ..video.message_parts import IMAGE_SOURCES, VIDEO_SOURCES, read_image_part, read_video_part
+from ..video.message_parts import IMAGE_SOURCES, LABELS, VIDEO_SOURCES, read_image_part, read_video_part
 from ..video.reading import VideoClip
 from ..video.sources import file_of_url, scheme_of
+from ..video.video_settings import IMAGE_SETTINGS, VIDEO_SETTINGS
 from .kinds import OBJECT, TEXT, FieldError, Items, Record, integer, is_integer, number, show, show_name, wrong
 from .message_fields import MEDIA_TYPES, check_messages, media_parts
 from .request_limits import DEFAULT_REQUEST_LIMITS, RequestLimits
@@ -25,7 +26,7 @@ _REMOTE = ("http", "https", "data")  # schemes of URLs
 _DETAILS = ("auto", "high")
 # Arguments of `apply_chat_template` itself, which requests must not set.
 TEMPLATE_ARGUMENTS = frozenset(inspect.signature(ProcessorMixin.apply_chat_template).parameters)
-_SAMPLING = ("num_frames", "fps")
+_SAMPLING = {"num_frames": integer(1), "fps": number("a number > 0 (frames a second)", lambda value: value > 0)}
 # What may describe frames that come as a list of pictures.
 _METADATA = Record(
     "an object",
@@ -158,6 +159,8 @@ class RequestReader:
                 f"from {known}, or leave it out.",
             )
         sampling = {name: template_kwargs[name] for name in _SAMPLING if template_kwargs.get(name) is not None}
+        for name, value in sampling.items():
+            _SAMPLING[name].check(f"chat_template_kwargs.{name}", value)
         return variables, sampling or {"num_frames": self.num_frames}
 
 
@@ -224,11 +227,28 @@ class _Reading:
             part[name] = located if isinstance(source, list) else located[0]
         if part.get("detail") in _DETAILS:
             del part["detail"]
+        self._check_settings({name: value for name, value in part.items() if name not in sources}, sources[0], path)
         return part
 
+    def _check_settings(self, given: dict[str, Any], medium: str, path: str) -> None:
+        """Check names and types of the settings beside a video or an image; `read_video_part` checks the rest."""
+        names = VIDEO_SETTINGS if medium == "video" else IMAGE_SETTINGS
+        for name, value in given.items():
+            place = f"{path}.{show_name(name)}"
+            if name in names:
+                number("a number").check(place, value)
+            elif name == "video_metadata" and medium == "video":
+                _METADATA.check(place, value)
+            elif name not in LABELS:
+                article = "a" if medium == "video" else "an"
+                step = " `max_pixels` makes an image smaller." if name == "detail" else ""
+                raise FieldError(
+                    place,
+                    f"`{show_name(name)}` beside {article} {medium} is {show(value)}: no such setting is known.{step} "
+                    f"Choose from {', '.join(names)}, or leave it out.",
+                )
+
     def _video(self, part: dict[str, Any], path: str) -> VideoClip:
-        if part.get("video_metadata") is not None:
-            _METADATA.check(f"{path}.video_metadata", part["video_metadata"])
         clip = read_video_part(self._bound_frames(part, path), self._sampling, self._reader.processor)
         self._count_frames(len(clip.frames), path)
         self._num_frames += len(clip.frames)

@@ -76,9 +76,10 @@ def serve(
     The URL may be `http(s)://`, `data:video/mp4;base64,...` and, with `allowed_local_media_path`, `file://` or a path.
     An image is a part of type `image_url`. The parts of transformers, `{"type": "video", "video": url}` and
     `{"type": "image", "image": url}`, are taken too. The settings of `video_settings.py` may stand inside `video_url`
-    or beside it, and replace those of the request; `url` may be a list of pictures, the frames. `chat_template_kwargs` takes
-    `num_frames` or `fps` (see `read_video`) and variables of the chat template. A request that cannot be answered, or
-    has a field that the server does not honour (`fields.py`), gets a status of 400 or above and the reason.
+    or beside it, and replace those of the request; `url` may be a list of pictures, the frames. `chat_template_kwargs`
+    takes `num_frames` or `fps` (see `read_video`) and variables of the chat template. A request that cannot be
+    answered, or has a field that the server does not honour (`fields.py`), gets a status of 400 or above, the reason
+    and the name of the field.
     `usage.prompt_tokens` counts the video tokens before their compression. The server logs for every video how many
     tokens entered the language model, and how many remained in its upper layers.
 
