@@ -213,7 +213,7 @@ def trace(
         say(str(path))
 
 
-@app.command()
+@app.command(cls=ListOptions)
 def serve(
     model: Model,
     host: Annotated[
@@ -222,9 +222,25 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one.")] = 8000,
     num_frames: NumFrames = 32,
     retention_ratio: Ratio = None,
-    allow_local_files: Annotated[
-        bool | None,
-        typer.Option(help="Whether requests may name files of this machine. Default: only on `localhost`."),
+    allowed_local_media_path: Annotated[
+        Path | None, typer.Option(help="A folder whose files requests may name. Default: no files of this machine.")
+    ] = None,
+    max_messages: Annotated[int | None, typer.Option(min=1, help="Messages of a request. Default: 4096.")] = None,
+    max_media: Annotated[int | None, typer.Option(min=1, help="Videos and images of a request. Default: 256.")] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of all videos of a request. Default: 4096.")
+    ] = None,
+    max_prompt_chars: Annotated[
+        int | None, typer.Option(min=1, help="Characters of all texts of a request. Default: 2097152.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of an answer. Default: 262144.")] = None,
+    max_stop_strings: Annotated[int | None, typer.Option(min=1, help="Texts in `stop`. Default: 64.")] = None,
+    max_stop_chars: Annotated[
+        int | None, typer.Option(min=1, help="Characters of a text in `stop`. Default: 1024.")
+    ] = None,
+    max_logit_bias: Annotated[int | None, typer.Option(min=1, help="Tokens in `logit_bias`. Default: 1024.")] = None,
+    max_json_depth: Annotated[
+        int | None, typer.Option(min=2, help="Objects and lists inside each other. Default: 64.")
     ] = None,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Answers that are written at the same time.")] = 8,
     max_queue: Annotated[int, typer.Option(min=0, help="Requests that may be in the server besides those.")] = 256,
@@ -232,10 +248,12 @@ def serve(
         list[str] | None, typer.Option(help="A key that requests must send. Default: `FLASHVID_API_KEY`, if it is set.")
     ] = None,
     allowed_hosts: Annotated[
-        list[str] | None, typer.Option(help="A further name that `Host` may have on `localhost`.")
+        list[str] | None,
+        typer.Option(metavar="NAME...", help="Further names that `Host` may have on `localhost`."),
     ] = None,
     allowed_media_domains: Annotated[
-        list[str] | None, typer.Option(help="A host that media may be fetched from. Default: all.")
+        list[str] | None,
+        typer.Option(metavar="NAME...", help="The only hosts that media may be fetched from. Default: all."),
     ] = None,
     allow_private_networks: Annotated[
         bool, typer.Option("--allow-private-networks", help="Fetch media from addresses that are not public, too.")
@@ -259,8 +277,20 @@ def serve(
 
     `flashvid-hf serve -m Qwen/Qwen2.5-VL-7B-Instruct -r 0.1`; videos are `video_url` parts of messages.
     """
+    from .serving.request_limits import RequestLimits
     from .serving.server import serve as run_server
 
+    request_limits = {
+        "max_messages": max_messages,
+        "max_media": max_media,
+        "max_frames": max_frames,
+        "max_prompt_chars": max_prompt_chars,
+        "max_new_tokens": max_new_tokens,
+        "max_stop_strings": max_stop_strings,
+        "max_stop_chars": max_stop_chars,
+        "max_logit_bias": max_logit_bias,
+        "max_json_depth": max_json_depth,
+    }
     run_server(
         model,
         host=host,
@@ -271,7 +301,8 @@ def serve(
         revision=revision,
         num_frames=num_frames,
         retention_ratio=retention_ratio,
-        allow_local_files=allow_local_files,
+        allowed_local_media_path=allowed_local_media_path,
+        request_limits=RequestLimits(**{name: value for name, value in request_limits.items() if value is not None}),
         max_num_seqs=max_num_seqs,
         max_queue=max_queue,
         api_key=api_key or (),

@@ -1,6 +1,7 @@
 """Settings beside a video or an image in a chat, in the pipeline and `serve`: honoured, or an error names them."""
 
 import base64
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from test_pipeline import write_video
 
 from flashvid_hf import read_video
-from flashvid_hf.serving.fields import SeedFirst, check_fields
+from flashvid_hf.serving.fields import check_fields
 from flashvid_hf.serving.requests import RequestReader
 from flashvid_hf.tiny_models import build_processor
 from flashvid_hf.video.message_parts import check_sizes, read_image_part, read_video_part
@@ -223,8 +224,8 @@ def test_decoded_frames_need_a_rate():
 # The server
 
 
-def serve(part: Any, processor: Any = None, field: str = "messages", allow_local_files: bool = True, **kwargs: Any):
-    reader = RequestReader("model", 4, allow_local_files, processor)
+def serve(part: Any, processor: Any = None, field: str = "messages", files: str | None = "/", **kwargs: Any):
+    reader = RequestReader("model", 4, files and Path(files), processor)
     body = reader.read({field: [{"role": "user", "content": [part]}], "chat_template_kwargs": kwargs}, field)
     return body[field][0]["content"][0][part["type"] if part["type"] != "input_image" else "image_url"]["url"]
 
@@ -267,19 +268,19 @@ def test_parts_of_a_request_that_are_refused(part, message):
 
 
 def test_frames_of_a_request(tmp_path):
-    """Each of them is subject to `allow_local_files`."""
+    """Each of them is subject to `allowed_local_media_path`."""
     Image.new("RGB", (28, 28), "red").save(tmp_path / "a.png")
     data = "data:image/png;base64," + base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
     part = {"type": "video_url", "video_url": {"url": [data, data, data]}}
-    assert serve(part, allow_local_files=False, num_frames=2).frames.shape == (2, 28, 28, 3)
+    assert serve(part, files=None, num_frames=2).frames.shape == (2, 28, 28, 3)
     part["video_url"]["url"][1] = str(tmp_path / "a.png")
     assert len(serve(part).frames) == 3
     for local in (str(tmp_path / "a.png"), (tmp_path / "a.png").as_uri(), "FILE:///etc/hosts"):
         part["video_url"]["url"][1] = local
         with pytest.raises(ValueError, match="reads no files of its own machine"):
-            serve(part, allow_local_files=False)
+            serve(part, files=None)
     picture = {"type": "input_image", "image_url": data, "detail": "auto"}
-    assert serve(picture, field="input", allow_local_files=False).image.size == (28, 28)
+    assert serve(picture, field="input", files=None).image.size == (28, 28)
 
 
 NEUTRAL = {
@@ -338,13 +339,3 @@ def test_fields_that_change_nothing_pass():
 def test_fields_that_are_not_honoured_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"`{field}` is "):
         check_fields({"messages": [], field: value}, False)
-
-
-def test_a_seed_is_set_once_before_the_first_token():
-    first, scores = SeedFirst(7), torch.zeros(1, 3)
-    assert first(torch.zeros(1, 1), scores) is scores
-    drawn = torch.rand(1)
-    first(torch.zeros(1, 2), scores)
-    following = torch.rand(1)
-    torch.manual_seed(7)
-    assert (torch.rand(1), torch.rand(1)) == (drawn, following)

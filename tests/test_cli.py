@@ -34,6 +34,7 @@ from flashvid_hf.publishing.hub_folder import RECIPE, WEIGHTLESS
 from flashvid_hf.publishing.prepared_interpreter import Ended
 from flashvid_hf.publishing.versions import TESTED_TRANSFORMERS
 from flashvid_hf.serving import server as serving
+from flashvid_hf.serving.request_limits import RequestLimits
 
 COMMANDS = ("run", "trace", "serve", "evaluate", "reproduce", "export", "convert", "check", "push")
 NUM_FRAMES = 8
@@ -281,13 +282,17 @@ def test_serve_passes_its_options_on(monkeypatch):
     options = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", value)]
     lists = {"api_key": ["a", "b"], "allowed_hosts": ["box"], "allowed_media_domains": ["x.org", "y.org"]}
     options += [t for name, values in lists.items() for v in values for t in (f"--{name.replace('_', '-')}", v)]
-    flags = ("--no-allow-local-files", "--allow-private-networks")
+    limits = {name: 2 + place for place, name in enumerate(vars(RequestLimits()))}
+    options += [text for name, value in limits.items() for text in (f"--{name.replace('_', '-')}", value)]
+    flags = ("--allowed-local-media-path", "media", "--allow-private-networks")
     assert invoke("serve", "-m", "acme/model", *options, *flags).exit_code == 0
-    flagged = {"allow_local_files": False, "allow_private_networks": True}
+    flagged = {"allowed_local_media_path": Path("media"), "allow_private_networks": True}
+    flagged["request_limits"] = RequestLimits(**limits)
     assert calls == [(("acme/model",), {**given, **lists, **flagged})]
     assert invoke("serve", "-m", "acme/model").exit_code == 0
     defaults = calls[1][1]
-    assert (defaults["host"], defaults["allow_local_files"], defaults["retention_ratio"]) == ("localhost", None, None)
+    assert (defaults["host"], defaults["allowed_local_media_path"]) == ("localhost", None)
+    assert (defaults["retention_ratio"], defaults["request_limits"]) == (None, RequestLimits())
 
 
 # export and convert

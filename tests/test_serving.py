@@ -27,6 +27,7 @@ from transformers import pipeline
 from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration, load_processor
 from flashvid_hf.serving import server as serving
 from flashvid_hf.serving.app import ServedModel, build_app
+from flashvid_hf.serving.request_limits import RequestLimits
 from flashvid_hf.serving.requests import RequestReader
 from flashvid_hf.serving.server import is_loopback, serve
 from flashvid_hf.video.download import DownloadRules
@@ -60,7 +61,7 @@ def server(request, tmp_path_factory):
     pipe = build_pipeline(tmp_path_factory, request.param)
     served = ServedModel.load(pipe.model.name_or_path, device="cpu")
     # Tests download from this machine.
-    app = build_app(served, num_frames=NUM_FRAMES, allow_local_files=True, downloads=DownloadRules())
+    app = build_app(served, num_frames=NUM_FRAMES, local_media_path=Path("/"), downloads=DownloadRules())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         web = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
         thread = threading.Thread(target=web.run, kwargs={"sockets": [listener]})
@@ -210,16 +211,16 @@ def test_models_and_health(server):
         ([video("data:video/mp4;base64,AAAA")], {}, "cannot be read"),
         ([video(DATA_URL[:-4000])], {}, "cannot be read"),
         ([{"type": "image_url", "image_url": {"url": str(CLIP)}}], {}, "the image .* cannot be read"),
-        ([{"type": "video_url"}], {}, "`video_url` is None: it must be an object with a `url`"),
-        ([{"type": "video", "path": str(CLIP)}], {}, "has the type 'video': it must be one of text"),
-        ([{"type": "text"}], {}, "the `text` None: it must be a string"),
+        ([{"type": "video_url"}], {}, r"\.video_url` is None: it must be an object with a `url`"),
+        ([{"type": "movie", "path": str(CLIP)}], {}, r"\.type` is 'movie': it must be one of text"),
+        ([{"type": "text"}], {}, r"\.text` is None: it must be a string"),
         ([text()], {"messages": []}, r"`messages` is \[\]"),
         ([text()], {"messages": [{"content": QUESTION}]}, "it must be an object with `role` and `content`"),
         ([text()], {"model": "another"}, "`model` is 'another': this server has"),
         ([text()], {"retention_ratio": 1.5}, "`retention_ratio` is 1.5"),
         ([text()], {"chat_template_kwargs": 3}, "`chat_template_kwargs` is 3: it must be an object"),
         ([text()], {"chat_template_kwargs": {"tokenize": False}}, "has 'tokenize', which the server sets"),
-        ([video()], {"chat_template_kwargs": {"num_frames": 0}}, "`num_frames` must be an integer >= 1"),
+        ([video()], {"chat_template_kwargs": {"num_frames": 0}}, r"\.num_frames` is 0: it must be an integer >= 1"),
         ([video()], {"chat_template_kwargs": {"num_frames": 2, "fps": 1}}, "pass only one"),
         ([text()], {"max_tokens": "many"}, "many"),
     ],
@@ -247,7 +248,7 @@ def test_unknown_fields_are_refused(server):
 @pytest.mark.parametrize("source", [str(CLIP), CLIP.as_uri(), "FILE:/etc/hosts", "clip.mp4", "~/clip.mp4", ""])
 @pytest.mark.parametrize("kind", ["video_url", "image_url"])
 def test_files_are_read_only_where_allowed(kind, source):
-    reader = RequestReader("model", NUM_FRAMES, allow_local_files=False, processor=None)
+    reader = RequestReader("model", NUM_FRAMES, local_media_path=None, processor=None)
     part = {"type": kind, kind: {"url": source}}
     message = "reads no files of its own machine" if source else "it must be an object with a `url`"
     with pytest.raises(ValueError, match=message):
@@ -258,7 +259,7 @@ def test_files_are_read_only_where_allowed(kind, source):
 
 
 def test_videos_are_read_where_files_are_not():
-    reader = RequestReader("model", NUM_FRAMES, allow_local_files=False, processor=None)
+    reader = RequestReader("model", NUM_FRAMES, local_media_path=None, processor=None)
     body = reader.read({"messages": [{"role": "user", "content": [video(), text()]}]}, "messages")
     clip = body["messages"][0]["content"][0]["video_url"]["url"]
     assert len(clip.frames) == len(clip.metadata.frames_indices) == NUM_FRAMES
@@ -276,6 +277,9 @@ def test_loopback():
         ({"num_frames": 0}, "`num_frames` is 0"),
         ({"retention_ratio": 0}, "`retention_ratio` is 0"),
         ({"log_level": "loud"}, "`log_level` is 'loud'"),
+        ({"allowed_local_media_path": "no/such"}, "`allowed_local_media_path` is 'no/such': it must be a folder"),
+        ({"allowed_local_media_path": str(CLIP)}, "`allowed_local_media_path` is .*: it must be a folder"),
+        ({"num_frames": 5000}, "`num_frames`: 5,000 frames, .* at most 4,096"),
     ],
 )
 def test_settings_are_checked_before_the_model_is_looked_for(settings, message):
@@ -295,15 +299,16 @@ def test_missing_packages_are_named(monkeypatch):
         serve("no/such-model")
 
 
-@pytest.mark.parametrize("host, allowed", [("127.0.0.1", True), ("0.0.0.0", False)])
-def test_the_address_decides_whether_files_are_read(host, allowed, monkeypatch):
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_files_are_read_from_a_folder_that_was_named(host, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(ServedModel, "load", classmethod(lambda cls, name, **_: cls(name, None, None)))
     monkeypatch.setattr("flashvid_hf.serving.app.RequestReader", lambda *arguments: seen.append(arguments))
     monkeypatch.setattr(uvicorn, "run", lambda app, **_: None)
+    limits = RequestLimits(max_frames=8)
     serve("model", host=host, num_frames=5)
-    serve("model", host=host, allow_local_files=not allowed)
-    assert seen == [("model", 5, allowed, None), ("model", 32, not allowed, None)]
+    serve("model", host=host, allowed_local_media_path=tmp_path / "x" / "..", request_limits=limits, num_frames=8)
+    assert seen == [("model", 5, None, None, RequestLimits()), ("model", 8, tmp_path, None, limits)]
 
 
 def test_serve_compresses_an_upstream_checkpoint_until_interrupted(tmp_path_factory):
@@ -311,6 +316,7 @@ def test_serve_compresses_an_upstream_checkpoint_until_interrupted(tmp_path_fact
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     settings = {"host": "127.0.0.1", "port": port, "device": "cpu", "num_frames": 4, "retention_ratio": 0.1}
+    settings["allowed_local_media_path"] = str(CLIP.parent)
     program = f"from flashvid_hf.serving.server import serve; serve({str(folder)!r}, **{settings!r})"
     package = str(Path(serving.__file__).parents[2])
     process = subprocess.Popen(

@@ -8,6 +8,7 @@ import json
 import re
 import threading
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,7 +97,7 @@ def run(served: ServedModel, test: Callable[[Any], Awaitable[Any]], **options: A
     """The result of a test with an application."""
 
     async def with_app() -> Any:
-        app = build_app(served, num_frames=4, allow_local_files=True, **options)
+        app = build_app(served, num_frames=4, local_media_path=Path("/"), **options)
         async with app.router.lifespan_context(app):
             return await asyncio.wait_for(test(app), 120)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,11 +29,13 @@ from ..video.download import DownloadRules, download_rules
 from ..video.message_parts import check_sizes
 from ..video.pipeline_flashvid import media_arguments
 from .engine import Engine, EngineUnavailable, GenerationFailed
-from .fields import check_fields
+from .fields import check_fields, check_names
 from .flow import RequestFlow
 from .gate import OPEN_GATE, Gate, GateRules, error_response
 from .handover import Handover
+from .kinds import FieldError
 from .metrics import MEDIA_TYPE, CountRequests, RequestCounts, write_metrics
+from .request_limits import DEFAULT_REQUEST_LIMITS, RequestLimits
 from .requests import TEMPLATE_ARGUMENTS, RequestReader
 from .server import DOWNLOADS, MAX_NUM_SEQS, MAX_QUEUE, STEP_TIMEOUT
 from .turns import QueueFull
@@ -40,7 +43,7 @@ from .turns import QueueFull
 logger = logging.get_logger(__name__)
 
 # Fields of a request that OpenAI's API lacks. transformers accepts the first, but only in chat completions.
-_EXTRA_FIELDS = ("chat_template_kwargs", "retention_ratio")
+_EXTRA_FIELDS = frozenset({"chat_template_kwargs", "retention_ratio"})
 # `Retry-After` in seconds while the model is stuck or the server restarts, neither of which is over in an instant.
 _RETRY_SECONDS = 30
 
@@ -87,15 +90,17 @@ class RequestProcessor:
 
     Args:
         processor: of the model.
-        device: of the model.
+        model: the model.
+        messages_field: "messages" or "input", which errors name.
         settings: arguments of `generate` that are added to the inputs.
     """
 
-    def __init__(self, processor: ProcessorMixin, device: torch.device, settings: dict[str, Any]):
+    def __init__(
+        self, processor: ProcessorMixin, model: PreTrainedModel, messages_field: str, settings: dict[str, Any]
+    ):
         self.tokenizer = processor.tokenizer
-        self._processor = processor
-        self._device = device
-        self._settings = settings
+        self._processor, self._model = processor, model
+        self._field, self._settings = messages_field, settings
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tokenizer, name)
@@ -108,7 +113,8 @@ class RequestProcessor:
         """The model's inputs for a conversation whose videos are `VideoClip`s and whose images are `Picture`s.
 
         Raises:
-            ValueError: the number of placeholders in the prompt is not the number of videos or of images.
+            FieldError: the template fails on these messages, the prompt has another number of placeholders than of
+                videos or images, or it is longer than the model's context.
         """
         variables = {name: v for name, v in kwargs.items() if name not in TEMPLATE_ARGUMENTS | {"num_frames"}}
         parts = [part for message in conversation for part in message["content"]]
@@ -118,25 +124,42 @@ class RequestProcessor:
             {**message, "content": [{k: v for k, v in part.items() if k != "url"} for part in message["content"]]}
             for message in conversation
         ]
-        prompt = self._processor.apply_chat_template(
-            messages, tools=tools, add_generation_prompt=True, tokenize=False, **variables
-        )
-        _check_placeholders(prompt, self._processor.video_token, len(clips), "videos")
-        _check_placeholders(prompt, self._processor.image_token, len(pictures), "images")
-        media = media_arguments(clips, [picture.image for picture in pictures], self._device, self._processor)
+        try:
+            prompt = self._processor.apply_chat_template(
+                messages, tools=tools, add_generation_prompt=True, tokenize=False, **variables
+            )
+        except Exception as error:  # of any type: the template is a program, and the messages are all that it gets
+            text = f"The model's chat template cannot write the messages: {str(error)[:200]}. Change the messages."
+            raise FieldError(self._field, text) from error
+        self._check_placeholders(prompt, self._processor.video_token, len(clips), "videos")
+        self._check_placeholders(prompt, self._processor.image_token, len(pictures), "images")
+        device = self._model.device
+        media = media_arguments(clips, [picture.image for picture in pictures], device, self._processor)
         inputs = convert_to_tensors(self._processor(text=[prompt], **media), "pt")
+        self._check_length(inputs["input_ids"])
         check_sizes(inputs, clips, pictures, self._processor)
         inputs.update(self._settings)
         return inputs
 
+    def _check_placeholders(self, prompt: str, token: str, number: int, kind: str) -> None:
+        # Some templates drop the media of some roles. The model would then answer without them.
+        if prompt.count(token) != number:
+            raise FieldError(
+                self._field,
+                f"The prompt has {prompt.count(token)} placeholders {token!r} for {number} {kind}: put {kind} into "
+                "user messages, and no placeholder into texts.",
+            )
 
-def _check_placeholders(prompt: str, token: str, number: int, kind: str) -> None:
-    # Some templates drop the media of some roles. The model would then answer without them.
-    if prompt.count(token) != number:
-        raise ValueError(
-            f"The prompt has {prompt.count(token)} placeholders {token!r} for {number} {kind}: put {kind} into user "
-            "messages, and no placeholder into texts."
-        )
+    def _check_length(self, ids: torch.Tensor) -> None:
+        # Videos do not count: they are compressed, and the limit of frames bounds them.
+        length = int((ids != self.tokenizer.convert_tokens_to_ids(self._processor.video_token)).sum())
+        most = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        if most is not None and length > most:
+            raise FieldError(
+                self._field,
+                f"`{self._field}`: {length:,} tokens besides those of videos, and the model's context has at most "
+                f"{most:,}. Send shorter texts or fewer images.",
+            )
 
 
 class _VideoHandler(BaseHandler):
@@ -164,13 +187,13 @@ class _VideoHandler(BaseHandler):
         """The fields of a request that change its answer.
 
         Raises:
-            ValueError: a field is invalid.
-            HTTPException: a field is unknown.
+            FieldError: a field is unknown or invalid.
         """
         self._validate_request(body)
-        body = check_fields(body, "tools" in str(self.served.processor.chat_template))
-        if body.get("retention_ratio") is not None:  # `generate` would check it too, after all the other work
-            self.served.model.config.override(retention_ratio=body["retention_ratio"])
+        takes_tools = "tools" in str(self.served.processor.chat_template)
+        body = check_fields(body, takes_tools, self.reader.request_limits)
+        self.reader.check(body, self.messages_field)
+        self._check_tokens(body)
         self.handover.seed = body.pop("seed", None)  # transformers would set torch's common state
         return body
 
@@ -191,17 +214,27 @@ class _VideoHandler(BaseHandler):
         return body
 
     def _validate_request(self, body: dict) -> None:
-        super()._validate_request({name: value for name, value in body.items() if name not in _EXTRA_FIELDS})
+        check_names(body, getattr(self._valid_params_class, "__mutable_keys__", frozenset()) | _EXTRA_FIELDS)
+
+    def _check_tokens(self, body: dict) -> None:
+        vocabulary = self.served.model.config.get_text_config().vocab_size
+        for token in body.get("logit_bias", ()):
+            if int(token) >= vocabulary:
+                raise FieldError(
+                    "logit_bias", f"`logit_bias` has the token {token}: the model has {vocabulary} tokens, from 0 on."
+                )
 
     def _resolve_model(self, body: dict) -> tuple[str, PreTrainedModel, RequestProcessor]:
         settings = {} if body.get("retention_ratio") is None else {"retention_ratio": body["retention_ratio"]}
         model = self.served.model
-        return self.served.name, model, RequestProcessor(self.served.processor, model.device, settings)
+        return self.served.name, model, RequestProcessor(self.served.processor, model, self.messages_field, settings)
 
     def _build_generation_config(
         self, body: dict, model_generation_config: GenerationConfig, use_cb: bool = False
     ) -> GenerationConfig:
         config = super()._build_generation_config(body, model_generation_config, use_cb=use_cb)
+        if config.max_new_tokens is not None:  # the default; what the request says was checked
+            config.max_new_tokens = min(config.max_new_tokens, self.reader.request_limits.max_new_tokens)
         # Without this, `temperature` and `top_p` do nothing if the model's own settings do not sample.
         temperature = body.get("temperature")
         if temperature or (temperature is None and body.get("top_p", 1) < 1):
@@ -225,7 +258,8 @@ def build_app(
     served: ServedModel,
     *,
     num_frames: int,
-    allow_local_files: bool,
+    local_media_path: Path | None = None,
+    request_limits: RequestLimits = DEFAULT_REQUEST_LIMITS,
     max_num_seqs: int = MAX_NUM_SEQS,
     max_queue: int = MAX_QUEUE,
     step_timeout: float = STEP_TIMEOUT,
@@ -236,7 +270,7 @@ def build_app(
     engine = Engine(served.model, served.processor, max_num_seqs, step_timeout)
     flow = RequestFlow(engine, max_queue)
     counts = RequestCounts()
-    reader = RequestReader(served.name, num_frames, allow_local_files, served.processor)
+    reader = RequestReader(served.name, num_frames, local_media_path, served.processor, request_limits)
     model = {"id": served.name, "object": "model", "created": int(time.time()), "owned_by": "flashvid_hf"}
 
     @asynccontextmanager
@@ -278,7 +312,8 @@ def build_app(
     @app.exception_handler(ValueError)
     async def refuse(_: Request, error: ValueError) -> JSONResponse:
         logger.warning("A request was refused: %s", error, exc_info=logger.isEnabledFor(logging.DEBUG))
-        return error_response(400, str(error))
+        status, param = getattr(error, "status", 400), getattr(error, "param", None)
+        return error_response(status, str(error), param=param)
 
     @app.exception_handler(HTTPException)
     async def pass_on(_: Request, error: HTTPException) -> JSONResponse:
@@ -299,5 +334,9 @@ def build_app(
     @app.exception_handler(GenerationFailed)
     async def admit_failure(_: Request, error: GenerationFailed) -> JSONResponse:
         return error_response(500, str(error), "server_error")
+
+    @app.exception_handler(Exception)  # a fault of the server, which the log shows
+    async def admit_fault(_: Request, error: Exception) -> JSONResponse:
+        return error_response(500, "The server failed. Its log has the reason.", "server_error")
 
     return app

@@ -13,7 +13,6 @@ A request whose client goes away leaves all of them.
 """
 
 import asyncio
-import json
 import os
 import uuid
 from collections.abc import AsyncIterable, Callable
@@ -24,6 +23,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from transformers.cli.serving.utils import X_REQUEST_ID
 
+from .bodies import parse_body
 from .engine import Engine
 from .handover import HandlerRun
 from .turns import Places, Visit, Visitors, Workers, client_of
@@ -137,12 +137,7 @@ def _accept(handler: Any, body: bytes) -> dict[str, Any]:
     values = sum(body.count(sign) for sign in (b",", b"[", b"{", b"\\"))
     if values > _MOST_VALUES:
         raise ValueError(f"The body has {values:,} values: it may have at most {_MOST_VALUES:,}. Send less.")
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"The body is no JSON: {str(error)[:200]}.") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"The body is {fields!r:.100}: it must be an object.")
+    fields = parse_body(body, handler.reader.request_limits.max_json_depth)
     return handler.accept(fields)
 
 

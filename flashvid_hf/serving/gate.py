@@ -99,9 +99,10 @@ def error_response(
     message: str,
     kind: str = "invalid_request_error",
     code: str | None = None,
+    param: str | None = None,
 ) -> JSONResponse:
-    """An error in OpenAI's form."""
-    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": code}}, status)
+    """An error in OpenAI's form. `param` is the field of the request that is to blame."""
+    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)
 
 
 def _digest(key: bytes) -> bytes:

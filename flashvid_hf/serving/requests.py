@@ -1,23 +1,45 @@
 """Reading the videos and images of a request: they replace their URLs."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from transformers import ProcessorMixin
 
-from ..video.message_parts import read_image_part, read_video_part
-from ..video.sources import scheme_of
+from ..video.message_parts import IMAGE_SOURCES, LABELS, VIDEO_SOURCES, read_image_part, read_video_part
+from ..video.reading import VideoClip
+from ..video.sources import file_of_url, scheme_of
+from ..video.video_settings import IMAGE_SETTINGS, VIDEO_SETTINGS
+from .kinds import OBJECT, TEXT, FieldError, Items, Record, integer, is_integer, number, show, show_name, wrong
+from .message_fields import MEDIA_TYPES, check_messages, media_parts
+from .request_limits import DEFAULT_REQUEST_LIMITS, RequestLimits
+from .templates import find_variables
 
-# Types of the parts of a message in OpenAI's chat completions and responses; for media also the field with the URL.
-_TEXT_TYPES = ("text", "input_text", "output_text")
-_MEDIA_FIELDS = {"video_url": "video_url", "image_url": "image_url", "input_image": "image_url"}
-_KNOWN_TYPES = (*_TEXT_TYPES, *_MEDIA_FIELDS)
+# For each type of OpenAI's media parts the field with the URL. transformers' parts have the type "video" or "image".
+_URL_FIELDS = {"video_url": "video_url", "image_url": "image_url", "input_image": "image_url"}
 _REMOTE = ("http", "https", "data")  # schemes of URLs
-# OpenAI's level of detail of an image. The only one that leaves the choice to the server.
-_DETAIL = "auto"
-# Arguments of `apply_chat_template` itself. A request may set all other names, which are variables of the template.
+# OpenAI's levels of detail of an image that ask for what the server does: all pixels that the model's processor takes.
+_DETAILS = ("auto", "high")
+# Arguments of `apply_chat_template` itself, which requests must not set.
 TEMPLATE_ARGUMENTS = frozenset(inspect.signature(ProcessorMixin.apply_chat_template).parameters)
+_SAMPLING = {"num_frames": integer(1), "fps": number("a number > 0 (frames a second)", lambda value: value > 0)}
+# What may describe frames that come as a list of pictures.
+_METADATA = Record(
+    "an object",
+    {
+        "fps": number("a number > 0", lambda value: value > 0),
+        "total_num_frames": integer(1, 2**31),
+        "frames_indices": Items("a list of integers >= 0", integer(0, 2**31)),
+        "duration": number("a number >= 0", lambda value: value >= 0),
+        "width": integer(1),
+        "height": integer(1),
+        "video_backend": TEXT,
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -27,114 +49,238 @@ class RequestReader:
     Args:
         model_name: the only model that requests may name.
         num_frames: number of frames of a video, if the request does not set it.
-        allow_local_files: whether requests may name files of this machine.
+        local_media_path: the folder whose files requests may name; `None` for no files of this machine.
         processor: the model's processor, which settings of the size of videos and images need.
+        request_limits: how much a request may ask for.
     """
 
     model_name: str
     num_frames: int
-    allow_local_files: bool
+    local_media_path: Path | None
     processor: Any
+    request_limits: RequestLimits = DEFAULT_REQUEST_LIMITS
+
+    def check(self, body: dict[str, Any], messages_field: str) -> None:
+        """Check all of a request that can be checked before a video or an image is read.
+
+        Args:
+            body: a request in OpenAI's form, whose other fields were checked.
+            messages_field: "messages" of chat completions or "input" of responses, which may be a string.
+
+        Raises:
+            FieldError: the request names another model, or is malformed.
+        """
+        if body.get("model") not in (None, self.model_name):
+            raise FieldError(
+                "model", f"`model` is {show(body['model'])}: this server has {self.model_name!r}. Ask for that."
+            )
+        self._split(body.get("chat_template_kwargs") or {})
+        check_messages(body, messages_field, self.request_limits)
 
     def read(self, body: dict[str, Any], messages_field: str) -> dict[str, Any]:
         """The request with a `VideoClip` for the URL of every video, and a `Picture` for the URL of every image.
 
         Args:
-            body: a request in OpenAI's form.
-            messages_field: "messages" of chat completions or "input" of responses, which may be a string.
+            body: a request that `check` accepted.
+            messages_field: as of `check`.
 
         Returns:
             A new request. Its `chat_template_kwargs` have only variables of the template.
 
         Raises:
-            ValueError: the request names another model, is malformed, or has a video or image that cannot be read.
+            FieldError: a media part is malformed, or its video or image cannot be read.
         """
-        if body.get("model") not in (None, self.model_name):
-            raise ValueError(f"`model` is {body['model']!r:.200}: this server has {self.model_name!r}. Ask for that.")
         variables, sampling = self._split(body.get("chat_template_kwargs") or {})
-        messages = body.get(messages_field)
-        is_text = isinstance(messages, str) and messages_field == "input"
-        if not messages or not (is_text or isinstance(messages, list)):
-            raise ValueError(f"`{messages_field}` is {messages!r:.100}: it must be a list of at least one message.")
-        if not is_text:
-            messages = [self._read_message(message, messages_field, sampling) for message in messages]
+        messages, reading = body.get(messages_field), _Reading(self, sampling)
+        if isinstance(messages, list):
+            messages = [reading.message(message, f"{messages_field}[{i}]") for i, message in enumerate(messages)]
         # By default transformers streams responses, and OpenAI's API does not.
         return {"stream": False, **body, "chat_template_kwargs": variables, messages_field: messages}
 
     def has_downloads(self, body: dict[str, Any], messages_field: str) -> bool:
-        """Whether a media part of the request names an `http(s)` address. The request need not be valid."""
-        messages = body.get(messages_field)
-        for message in messages if isinstance(messages, list) else ():
-            content = message.get("content") if isinstance(message, dict) else None
-            for part in [message, *(content if isinstance(content, list) else ())]:
-                source = part.get(_MEDIA_FIELDS.get(str(part.get("type")), "")) if isinstance(part, dict) else None
-                source = source.get("url") if isinstance(source, dict) else source
-                for address in source if isinstance(source, list) else [source]:
-                    if isinstance(address, str) and scheme_of(address) in ("http", "https"):
+        """Whether a media part of a request that `check` accepted names an `http(s)` address."""
+        for part in media_parts(body.get(messages_field)):
+            values = [
+                *part.values(),
+                *(inner for value in part.values() if isinstance(value, dict) for inner in value.values()),
+            ]
+            for value in values:
+                for address in value if isinstance(value, list) else [value]:
+                    if isinstance(address, str) and scheme_of(address[:8]) in ("http", "https"):
                         return True
         return False
 
+    def locate(self, address: str, path: str) -> str:
+        """The address of a video or an image as it is read: a URL, or a file inside of the folder for local media.
+
+        Raises:
+            FieldError: it is a file elsewhere.
+        """
+        scheme = scheme_of(address[:8])
+        if scheme in _REMOTE and address[len(scheme) :].startswith(":"):
+            return address
+        if self.local_media_path is None:
+            raise FieldError(
+                path,
+                f"`{path}` is {show(address)}: this server reads no files of its own machine. Send an http(s) address, "
+                "or the file itself as `data:video/mp4;base64,...` (`data:image/png;base64,...`).",
+            )
+        try:
+            file = Path(file_of_url(address) if scheme == "file" else address).resolve()
+        except (OSError, RuntimeError, ValueError):  # a circle of links, or a name that no file can have
+            file = None
+        if file is None or not file.is_relative_to(self.local_media_path.resolve()):
+            raise FieldError(
+                path,
+                f"`{path}` is {show(address)}: of its own machine, this server reads only files inside of the folder "
+                "of `--allowed-local-media-path`. Send an http(s) address, or the file itself as `data:...`.",
+            )
+        return str(file)
+
+    @cached_property
+    def _variables(self) -> frozenset[str]:
+        return find_variables(self.processor) - TEMPLATE_ARGUMENTS
+
     def _split(self, template_kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Split `chat_template_kwargs` into variables of the template and arguments that sample videos."""
-        if not isinstance(template_kwargs, dict):
-            raise ValueError(f"`chat_template_kwargs` is {template_kwargs!r:.100}: it must be an object.")
+        OBJECT.check("chat_template_kwargs", template_kwargs)
         for name in sorted(template_kwargs.keys() & TEMPLATE_ARGUMENTS):
-            raise ValueError(
+            raise FieldError(
+                f"chat_template_kwargs.{name}",
                 f"`chat_template_kwargs` has {name!r}, which the server sets: it takes `num_frames`, `fps` and "
-                "variables of the chat template. Leave it out."
+                "variables of the chat template. Leave it out.",
             )
-        variables = dict(template_kwargs)
-        asked = {name: variables.pop(name, None) for name in ("num_frames", "fps")}
-        sampling = {name: value for name, value in asked.items() if value is not None}
+        variables = {name: value for name, value in template_kwargs.items() if name not in _SAMPLING}
+        for name in sorted(variables.keys() - self._variables):
+            known = ", ".join(f"`{name}`" for name in (*_SAMPLING, *sorted(self._variables)))
+            raise FieldError(
+                f"chat_template_kwargs.{show_name(name)}",
+                f"`chat_template_kwargs` has {show_name(name)!r}, which the model's chat template does not use: choose "
+                f"from {known}, or leave it out.",
+            )
+        sampling = {name: template_kwargs[name] for name in _SAMPLING if template_kwargs.get(name) is not None}
+        for name, value in sampling.items():
+            _SAMPLING[name].check(f"chat_template_kwargs.{name}", value)
         return variables, sampling or {"num_frames": self.num_frames}
 
-    def _read_message(self, message: Any, messages_field: str, sampling: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(message, dict) and isinstance(message.get("role"), str):
-            if not isinstance(message.get("content"), list):
-                return message
-            return {**message, "content": [self._read_part(part, sampling) for part in message["content"]]}
-        if messages_field == "messages" or not isinstance(message, dict) or "type" not in message:
-            raise ValueError(f"A message is {message!r:.100}: it must be an object with `role` and `content`.")
-        # The input of responses may also be the parts of one message, and may have tool calls and their results.
-        return self._read_part(message, sampling) if message["type"] in _KNOWN_TYPES else message
 
-    def _read_part(self, part: Any, sampling: dict[str, Any]) -> dict[str, Any]:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in _KNOWN_TYPES:  # transformers would drop the part and answer without it
-            raise ValueError(
-                f"A part of a message has the type {kind!r:.100}: it must be one of {', '.join(_KNOWN_TYPES)}."
-            )
-        if kind in _TEXT_TYPES:
-            if not isinstance(part.get("text"), str):
-                raise ValueError(f"A part of a message has the `text` {part.get('text')!r:.100}: it must be a string.")
+class _Reading:
+    """Reads the media of one request, one after the other, and counts their frames.
+
+    Args:
+        reader: of the server.
+        sampling: how many frames of a video are taken, if its part does not say so.
+    """
+
+    def __init__(self, reader: RequestReader, sampling: dict[str, Any]):
+        self._reader, self._sampling, self._num_frames = reader, sampling, 0
+
+    def message(self, message: dict[str, Any], path: str) -> dict[str, Any]:
+        """A message, or a part of the only message, with the media in the place of their URLs."""
+        if "role" not in message:
+            return self._part(message, path)
+        if not isinstance(message.get("content"), list):
+            return message
+        parts = [self._part(part, f"{path}.content[{place}]") for place, part in enumerate(message["content"])]
+        return {**message, "content": parts}
+
+    def _part(self, part: dict[str, Any], path: str) -> dict[str, Any]:
+        kind = part.get("type")
+        if kind not in MEDIA_TYPES:
             return part
-        field = _MEDIA_FIELDS[kind]
-        source, settings = self._split_part(part, field)
-        for address in source if isinstance(source, list) else [source]:
-            if not isinstance(address, str) or not address:
-                raise ValueError(f"`{field}` is {part.get(field)!r:.100}: it must be an object with a `url`.")
-            if scheme_of(address) not in _REMOTE and not self.allow_local_files:
-                raise ValueError(
-                    f"`{field}` is {address!r:.100}: this server reads no files of its own machine. Send an http(s) "
-                    "address, or the file itself as `data:video/mp4;base64,...` (`data:image/png;base64,...`)."
-                )
-        if kind == "video_url":
-            clip = read_video_part({**settings, "video": source}, sampling, self.processor)
-            return {"type": kind, field: {"url": clip}}
-        picture = read_image_part({**settings, "image": source}, self.processor)
-        return {"type": kind, field: {"url": picture}}
+        path = f"{path}.{_URL_FIELDS.get(kind, kind)}"
+        plain = self._without_url(part, path) if kind in _URL_FIELDS else dict(part)
+        with _blame(path):
+            if kind in ("video_url", "video"):
+                clip = self._video(self._locate(plain, VIDEO_SOURCES, path), path)
+                return {"type": "video_url", "video_url": {"url": clip}}
+            picture = read_image_part(self._locate(plain, IMAGE_SOURCES, path), self._reader.processor)
+            return {"type": "image_url", "image_url": {"url": picture}}
 
-    def _split_part(self, part: dict[str, Any], field: str) -> tuple[Any, dict[str, Any]]:
-        """The URL of a part, or a list of URLs of frames, and the settings beside it and beside the part's type."""
+    def _without_url(self, part: dict[str, Any], path: str) -> dict[str, Any]:
+        """A part in OpenAI's form in that of transformers: the source, and the settings beside it."""
+        kind, field = part["type"], _URL_FIELDS[part["type"]]
         inside = part.get(field)
         inside = dict(inside) if isinstance(inside, dict) else {"url": inside}
         source = inside.pop("url", None)
-        if not source or (isinstance(source, list) and field != "video_url"):
-            raise ValueError(f"`{field}` is {part.get(field)!r:.100}: it must be an object with a `url`.")
+        if not source:
+            raise wrong(path, part.get(field), "an object with a `url`")
         outside = {name: value for name, value in part.items() if name not in ("type", field)}
         for name in sorted(inside.keys() & outside.keys()):
-            raise ValueError(f"`{name}` stands inside `{field}` and beside it: give it once.")
-        settings = {**inside, **outside}
-        if settings.get("detail") == _DETAIL:
-            del settings["detail"]
-        return source, settings
+            raise FieldError(
+                f"{path}.{show_name(name)}", f"`{show_name(name)}` stands inside `{field}` and beside it: give it once."
+            )
+        return {**inside, **outside, "video" if kind == "video_url" else "image": source}
+
+    def _locate(self, part: dict[str, Any], sources: tuple[str, ...], path: str) -> dict[str, Any]:
+        """A part whose sources may be read. Anything but an address would be something that the server opens itself."""
+        part = {name: value for name, value in part.items() if name != "type" and value is not None}
+        for name in part.keys() & set(sources):
+            source = part[name]
+            addresses = source if isinstance(source, list) and sources is VIDEO_SOURCES else [source]
+            if not addresses or not all(isinstance(address, str) and address for address in addresses):
+                raise wrong(path, source, "an object with a `url`, or an address")
+            if name == "base64":
+                part[name] = source if source[:5].lower() == "data:" else f"data:image/png;base64,{source}"
+                continue
+            located = [self._reader.locate(address, path) for address in addresses]
+            part[name] = located if isinstance(source, list) else located[0]
+        if part.get("detail") in _DETAILS:
+            del part["detail"]
+        self._check_settings({name: value for name, value in part.items() if name not in sources}, sources[0], path)
+        return part
+
+    def _check_settings(self, given: dict[str, Any], medium: str, path: str) -> None:
+        """Check names and types of the settings beside a video or an image; `read_video_part` checks the rest."""
+        names = VIDEO_SETTINGS if medium == "video" else IMAGE_SETTINGS
+        for name, value in given.items():
+            place = f"{path}.{show_name(name)}"
+            if name in names:
+                number("a number").check(place, value)
+            elif name == "video_metadata" and medium == "video":
+                _METADATA.check(place, value)
+            elif name not in LABELS:
+                article = "a" if medium == "video" else "an"
+                step = " `max_pixels` makes an image smaller." if name == "detail" else ""
+                raise FieldError(
+                    place,
+                    f"`{show_name(name)}` beside {article} {medium} is {show(value)}: no such setting is known.{step} "
+                    f"Choose from {', '.join(names)}, or leave it out.",
+                )
+
+    def _video(self, part: dict[str, Any], path: str) -> VideoClip:
+        clip = read_video_part(self._bound_frames(part, path), self._sampling, self._reader.processor)
+        self._count_frames(len(clip.frames), path)
+        self._num_frames += len(clip.frames)
+        return clip
+
+    def _bound_frames(self, part: dict[str, Any], path: str) -> dict[str, Any]:
+        """A part that asks for few enough frames; for at most one too many if only its duration says how many."""
+        given = [part[name] for name in ("num_frames", "nframes") if name in part]
+        if not given and "fps" not in part and "num_frames" in self._sampling:
+            given = [self._sampling["num_frames"]]
+        for count in [*given, part.get("min_frames")]:
+            if is_integer(count):
+                self._count_frames(count, path)
+        if given:
+            return part
+        room = self._reader.request_limits.max_frames - self._num_frames + 1
+        most = part.get("max_frames", room)
+        return {**part, "max_frames": min(most, room) if is_integer(most) else most}
+
+    def _count_frames(self, number: int, path: str) -> None:
+        limits, total = self._reader.request_limits, self._num_frames + number
+        limits.check(
+            "max_frames", total, path, "frames of all videos so far", "Ask for fewer by `num_frames` or `fps`."
+        )
+
+
+@contextmanager
+def _blame(path: str) -> Iterator[None]:
+    """Let an error name the part of the request."""
+    try:
+        yield
+    except FieldError:
+        raise
+    except ValueError as error:
+        raise FieldError(path, str(error)) from error

@@ -23,7 +23,7 @@ from ..models.cache import FlashVIDCache
 from ..models.upstream import CACHE
 
 # Values that `generation_config` may have, for settings that steps with other rows cannot honour.
-_SHARED_SETTINGS: dict[str, tuple[Any, ...]] = {
+SHARED_SETTINGS: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "num_return_sequences": (None, 1),
     "use_cache": (None, True),
@@ -36,7 +36,7 @@ _SHARED_SETTINGS: dict[str, tuple[Any, ...]] = {
 
 def check_shared(config: GenerationConfig) -> None:
     """Raise a `ValueError` if an answer cannot be written beside others, token by token."""
-    for name, allowed in _SHARED_SETTINGS.items():
+    for name, allowed in SHARED_SETTINGS.items():
         value = getattr(config, name, None)
         if value not in allowed:
             raise ValueError(f"`generation_config` has `{name}` = {value!r:.100}, which this server cannot do.")

@@ -12,6 +12,7 @@ from ..compression.compress_video import CompressionConfig
 from ..compression.validation import check_choice, check_number, settings_of
 from ..video.download import DownloadRules, host_name
 from ..video.reading import DEFAULT_NUM_FRAMES
+from .request_limits import DEFAULT_REQUEST_LIMITS, RequestLimits
 
 # Answers that are written at the same time. Eight cost little more time than one. On a GPU, the cache of eight prompts
 # of 8,000 tokens takes 4 GB for a 7B model.
@@ -41,7 +42,8 @@ def serve(
     revision: str | None = None,
     num_frames: int = DEFAULT_NUM_FRAMES,
     retention_ratio: float | None = None,
-    allow_local_files: bool | None = None,
+    allowed_local_media_path: str | Path | None = None,
+    request_limits: RequestLimits = DEFAULT_REQUEST_LIMITS,
     max_num_seqs: int = MAX_NUM_SEQS,
     max_queue: int = MAX_QUEUE,
     api_key: Sequence[str] = (),
@@ -71,11 +73,13 @@ def serve(
     )
     ```
 
-    The URL may be `http(s)://`, `data:video/mp4;base64,...` and, if local files are allowed, `file://` or a path. An
-    image is a part of type `image_url`. The settings of `video_settings.py` may stand inside `video_url` or beside it,
-    and replace those of the request; `url` may be a list of pictures, the frames. `chat_template_kwargs` takes
-    `num_frames` or `fps` (see `read_video`) and variables of the chat template. A request that cannot be answered, or
-    has a field that the server does not honour (`fields.py`), gets a status of 400 or above and the reason.
+    The URL may be `http(s)://`, `data:video/mp4;base64,...` and, with `allowed_local_media_path`, `file://` or a path.
+    An image is a part of type `image_url`. The parts of transformers, `{"type": "video", "video": url}` and
+    `{"type": "image", "image": url}`, are taken too. The settings of `video_settings.py` may stand inside `video_url`
+    or beside it, and replace those of the request; `url` may be a list of pictures, the frames. `chat_template_kwargs`
+    takes `num_frames` or `fps` (see `read_video`) and variables of the chat template. A request that cannot be
+    answered, or has a field that the server does not honour (`fields.py`), gets a status of 400 or above, the reason
+    and the name of the field.
     `usage.prompt_tokens` counts the video tokens before their compression. The server logs for every video how many
     tokens entered the language model, and how many remained in its upper layers.
 
@@ -97,8 +101,10 @@ def serve(
         num_frames: number of frames of a video, if the request does not set it; a shorter clip gives all its frames.
         retention_ratio: share of the video tokens that a layer sees on average, above 0, at most 1 (off). Default:
             the checkpoint's; 0.25 for a checkpoint without FlashVID's settings.
-        allow_local_files: whether requests may name files of this machine. Default: only if `host` is a loopback
-            address, because anyone who reaches the server could let the model describe any of these files.
+        allowed_local_media_path: a folder. Requests may name its files and those of the folders inside it, after links
+            and `..` were resolved. Default: no file of this machine, because anyone who reaches the server could let
+            the model describe it.
+        request_limits: how much a request may ask for, see `RequestLimits`. Larger ones get the status 400.
         max_num_seqs: how many answers are written at the same time.
         max_queue: how many requests may be in the server besides those.
         api_key: keys, one of which a request must send as `Authorization: Bearer KEY`; `/health` needs none. Default:
@@ -128,6 +134,13 @@ def serve(
     check_number("max_download_bytes", max_download_bytes, least=1, integer=True)
     check_number("download_timeout", download_timeout, above=0)
     keys = _find_keys(api_key)
+    request_limits.check("max_frames", num_frames, "num_frames", "frames", "Choose fewer.")
+    local_media_path = None if allowed_local_media_path is None else Path(allowed_local_media_path).resolve()
+    if local_media_path is not None and not local_media_path.is_dir():
+        raise ValueError(
+            f"`allowed_local_media_path` is {str(allowed_local_media_path)!r}: it must be a folder that exists. Name "
+            "the folder whose files requests may name."
+        )
     check_number("shutdown_timeout", shutdown_timeout, least=0, integer=True)
     if retention_ratio is not None:
         settings_of(CompressionConfig)["retention_ratio"].check("retention_ratio", retention_ratio)
@@ -151,12 +164,11 @@ def serve(
         revision=revision,
         retention_ratio=retention_ratio,
     )
-    if allow_local_files is None:
-        allow_local_files = is_loopback(host)
     app = build_app(
         served,
         num_frames=num_frames,
-        allow_local_files=allow_local_files,
+        local_media_path=local_media_path,
+        request_limits=request_limits,
         max_num_seqs=max_num_seqs,
         max_queue=max_queue,
         step_timeout=step_timeout,

@@ -23,7 +23,7 @@ from .video_settings import (
 )
 
 # Keys beside the source that never change an answer: names that programs give to parts.
-_LABELS = ("type", "id", "uuid")
+LABELS = ("type", "id", "uuid")
 _ARTICLES = {"video": "a", "image": "an"}
 # Keys under which the source may stand.
 IMAGE_SOURCES, VIDEO_SOURCES = ("image", "path", "url", "base64"), ("video", "path", "url")
@@ -99,7 +99,7 @@ def _split(
     part: Mapping[str, Any], kind: str, sources: tuple[str, ...], settings: Iterable[str]
 ) -> tuple[Any, dict[str, Any]]:
     """The source of a part, and its settings."""
-    given = {key: value for key, value in part.items() if value is not None and key not in _LABELS}
+    given = {key: value for key, value in part.items() if value is not None and key not in LABELS}
     found = {key: given.pop(key) for key in sources if key in given}
     if not found:
         *others, last = (f"'{key}'" for key in sources)

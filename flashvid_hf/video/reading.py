@@ -29,7 +29,7 @@ from transformers.video_utils import VideoMetadata
 from .animated_pictures import is_animated_webp, read_animated_webp
 from .decoder_types import DamagedVideo, NoVideo
 from .decoders import BACKENDS, MODULES, available_backends
-from .sources import FETCHERS, file_of_url, is_list_of_files, load_picture, scheme_of, unpack_source
+from .sources import FETCHERS, file_of_url, is_list_of_files, label_of, load_picture, scheme_of, unpack_source
 from .video_settings import PartOfVideo, check_media_settings
 
 logger = logging.get_logger(__name__)
@@ -123,7 +123,7 @@ def read_video(
         raise ValueError(f"`backend` must be one of the installed {available_backends()}, got {backend!r}; {hint}")
 
     text = f"<{len(video)} bytes>" if is_bytes else os.fspath(video)
-    label = repr(text if len(text) <= 300 else text[:60] + "...")
+    label = label_of(text)
     scheme = "bytes" if is_bytes else scheme_of(text)
     if scheme in FETCHERS:
         with FETCHERS[scheme](video, label, "video") as path:

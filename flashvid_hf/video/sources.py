@@ -19,6 +19,17 @@ FETCHERS: dict[str, Callable[..., AbstractContextManager[str]]] = {}
 _LEAST_BASE64 = 80
 
 
+def hide_user(text: str) -> str:
+    """A text in which URLs have `...` for the user and the password that may stand before their host."""
+    return re.sub(r"//[^/?#\s]*@", "//...@", text) if "@" in text else text
+
+
+def label_of(source: str) -> str:
+    """A path or a URL as errors show it: quoted, not too long, and without a user."""
+    text = hide_user(source[:2000])
+    return repr(text if len(text) <= 300 else f"{text[:60]}...")
+
+
 def scheme_of(address: str) -> str:
     """The scheme of a URL in lower case; of a path whatever stands before its first colon."""
     return address.partition(":")[0].lower()
@@ -64,7 +75,7 @@ def load_picture(source: Any) -> Any:
     """
     given = source = unpack_source(source)
     if isinstance(source, str) and (scheme := scheme_of(source)) in FETCHERS and scheme in ("http", "https"):
-        with FETCHERS[scheme](source, f"{source!r:.60}", "image") as path:
+        with FETCHERS[scheme](source, label_of(source), "image") as path:
             return _open_picture(path, given)
     return _open_picture(source, given)
 
@@ -86,4 +97,5 @@ def _open_picture(source: Any, given: Any) -> Any:
                 raise ValueError("it is a directory" if os.path.isdir(source) else "it does not exist")
         return load_image(source)
     except Exception as error:  # from the HTTP client, PIL or the file system
-        raise ValueError(f"the image {given!r:.60} cannot be read: {str(error)[:200]}") from error
+        label = label_of(given) if isinstance(given, str) else f"{given!r:.60}"
+        raise ValueError(f"the image {label} cannot be read: {hide_user(str(error)[:200])}") from error
