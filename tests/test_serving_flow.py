@@ -37,24 +37,33 @@ class Client:
     def __init__(self, app: Any, address: str = "127.0.0.1"):
         self.app, self.address = app, address
 
-    def post(self, body: Any, path: str = CHAT, **fields: Any) -> SimpleNamespace:
-        """A request that is being answered: `done` waits for the `status`, `headers` and `text`."""
+    def post(self, body: Any, path: str = CHAT, missing: int = 0, **fields: Any) -> SimpleNamespace:
+        """A request that is being answered: `done` waits for the `status`, `headers` and `text`.
+
+        So many bytes are `missing` from its body until `call.rest` is set.
+        """
         content = body if isinstance(body, bytes) else json.dumps({**body, **fields}).encode()
-        return self._call("POST", path, content)
+        return self._call("POST", path, content, missing)
 
     async def get(self, path: str) -> SimpleNamespace:
         return await self._call("GET", path, b"").done
 
-    def _call(self, method: str, path: str, content: bytes) -> SimpleNamespace:
-        call = SimpleNamespace(status=None, headers={}, text="", chunks=0, gone=asyncio.Event())
+    def _call(self, method: str, path: str, content: bytes, missing: int = 0) -> SimpleNamespace:
+        call = SimpleNamespace(status=None, headers={}, text="", chunks=0, gone=asyncio.Event(), rest=asyncio.Event())
         sent = False
 
         async def receive() -> dict[str, Any]:
             nonlocal sent
             if not sent:
                 sent = True
-                return {"type": "http.request", "body": content, "more_body": False}
-            await call.gone.wait()
+                return {"type": "http.request", "body": content, "more_body": bool(missing)}
+            waits = [asyncio.create_task(event.wait()) for event in (call.gone, call.rest)[: 2 if missing else 1]]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+            if missing and not call.gone.is_set():
+                call.rest.clear()
+                return {"type": "http.request", "body": b" " * missing, "more_body": False}
             return {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:
@@ -74,7 +83,7 @@ class Client:
             "path": path,
             "raw_path": path.encode(),
             "query_string": b"",
-            "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+            "headers": [(b"host", b"localhost"), (b"content-length", str(len(content) + missing).encode())],
             "client": (self.address, 1),
             "server": ("localhost", 80),
         }
@@ -261,9 +270,9 @@ def test_a_failing_model_gets_an_error_in_the_form_of_the_api(served, monkeypatc
     "body, message",
     [
         (b"{", "The body is no JSON"),
-        (b"[" * 100_000, "The body is no JSON"),
+        (b"[" * 100_000, "The body has more than 64 objects and lists inside each other"),
         (b"[" + b"1," * 300_000 + b"1]", "The body has 300,001 values"),
-        (b"[1]", r"The body is \[1\]: it must be an object"),
+        (b"[1]", "The body is a list: it must be an object"),
         (b"\xff{}", "The body is no JSON"),
         (b"", "The body is no JSON"),
     ],
@@ -275,6 +284,52 @@ def test_bodies_that_are_no_requests_are_refused(served, body, message):
         error = json.loads(answer.text)["error"]
         assert re.match(message, error["message"]) and error["type"] == "invalid_request_error"
         assert len(error["message"]) < 400
+
+    run(served, test)
+
+
+def test_a_body_that_does_not_end_is_refused(served, monkeypatch):
+    monkeypatch.setattr(flows, "_BODY_SECONDS", 0.05)
+
+    async def test(app: Any) -> None:
+        answer = await Client(app).post(question(served), missing=5).done
+        assert answer.status == 408 and "not complete after" in json.loads(answer.text)["error"]["message"]
+        await until_idle(Client(app))
+
+    run(served, test)
+
+
+def test_a_client_may_go_away_before_its_body_ends(served):
+    async def test(app: Any) -> None:
+        client = Client(app)
+        call = client.post(question(served), missing=5)
+        while not (await metrics(client))["flashvid_num_requests_waiting"]:
+            await asyncio.sleep(0.002)
+        call.go_away()
+        await call.done
+        assert (await until_idle(client))['flashvid_requests_total{status="499"}'] == 1
+
+    run(served, test)
+
+
+def test_large_bodies_wait_and_leave_room_for_small_ones_and_other_clients(served, monkeypatch):
+    monkeypatch.setattr(flows, "_LARGE_BODIES", 3)
+    monkeypatch.setattr(flows, "_LARGE_BODIES_PER_CLIENT", 2)
+    large = flows._LARGE_BODY
+
+    async def test(app: Any) -> None:
+        greedy, modest = Client(app), Client(app, "127.0.0.2")
+        slow = [greedy.post(question(served), missing=large) for _ in range(2)]
+        waiting = greedy.post(question(served), missing=large)
+        waiting.rest.set()
+        assert (await greedy.post(question(served)).done).status == 200
+        call = modest.post(question(served), missing=large)
+        call.rest.set()
+        assert (await call.done).status == 200
+        assert not waiting.done.done() and waiting.rest.is_set()  # nothing of its body was read
+        slow[0].go_away()
+        slow[1].rest.set()
+        assert [(await call.done).status for call in (slow[1], waiting)] == [200, 200]
 
     run(served, test)
 
@@ -291,7 +346,9 @@ def test_reading_runs_beside_the_event_loop(served, monkeypatch):
     async def test(app: Any) -> None:
         client = Client(app)
         monkeypatch.setattr(RequestReader, "read", read)
-        calls = [client.post(question(served)) for _ in range(20)]
+        calls = [client.post(question(served)) for _ in range(19)]
+        await until(lambda: len(threads) == flows._PREPARATION_THREADS - 1)
+        calls.append(Client(app, "127.0.0.2").post(question(served)))  # one client does not take all threads
         await until(lambda: len(threads) == flows._PREPARATION_THREADS)
         assert (await client.get("/health")).status == 200  # while all threads are busy
         assert (await client.get("/v1/models")).status == 200

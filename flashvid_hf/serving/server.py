@@ -151,6 +151,7 @@ def serve(
     import uvicorn
 
     from .app import ServedModel, build_app  # its base classes exist only if those packages are installed
+    from .connections import BoundedConnection
     from .gate import LOOPBACK_NAMES, GateRules
 
     log_config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
@@ -190,6 +191,7 @@ def serve(
         port=port,
         log_level=log_level,
         log_config=log_config,
+        http=BoundedConnection,
         timeout_graceful_shutdown=shutdown_timeout,
     )
 

@@ -164,6 +164,7 @@ class Visit:
     client: str
     began: float = field(default_factory=time.monotonic)
     work: asyncio.Task[Any] | None = None  # what answers it, while that may be cancelled in favour of another client
+    watch: asyncio.Task[None] | None = None  # waits for the client to go away
     refusal: Exception | None = None  # why it was cancelled
 
 
