@@ -2,7 +2,7 @@
 PYTHON ?= python3
 # More arguments of pytest, for the test targets, e.g. PYTEST_ARGS="-n 0 -k segmentation". The last -n counts.
 PYTEST_ARGS ?=
-# For `make demo`: passed on as --model, --video and --family; ARGS is passed on unchanged.
+# For `make demo`: passed on as --model, --video and --family. ARGS is passed on unchanged, also by `bench-serving` and `load`.
 MODEL ?=
 VIDEO ?=
 FAMILY ?=
@@ -12,7 +12,7 @@ MINUTES ?= 10
 demo_options = $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(FAMILY),--family "$(FAMILY)")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test test-oldest test-latest test-lmms-eval test-vllm fuzz bench hub-configs check lint format clean
+.PHONY: help demo quick test test-oldest test-latest test-lmms-eval test-vllm fuzz bench bench-serving load hub-configs check lint format clean
 .PHONY: env env-oldest env-latest env-lmms-eval env-vllm
 
 help:  ## List the targets
@@ -66,6 +66,12 @@ fuzz: env  ## Try random calls and damaged video files until the time is over (M
 bench: env  ## Measure speed and memory on this machine, into benchmarks/ (some minutes on a CPU)
 	.venv/bin/python scripts/benchmarks/bench_compression.py
 	.venv/bin/python scripts/benchmarks/bench_generation.py
+
+bench-serving: env  ## Measure throughput and latency of `serve` at 1, 8 and 32 clients, into benchmarks/ (some minutes)
+	.venv/bin/python scripts/benchmarks/bench_serving.py $(ARGS)
+
+load: env  ## Ask `serve` by 16 good clients beside one bad client of each kind, into benchmarks/ (two minutes)
+	.venv/bin/python scripts/benchmarks/load_serving.py $(ARGS)
 
 hub-configs: env  ## Write hub_configs/ from the records of the families and from the package
 	.venv/bin/python scripts/make_hub_configs.py

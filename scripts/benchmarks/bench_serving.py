@@ -105,9 +105,11 @@ def main(arguments: list[str]) -> None:
         return
     modes = {**MODES, "shared": given.max_num_seqs}
     lengths = json.dumps({"max_new_tokens": given.new_tokens, "min_new_tokens": given.new_tokens})
+    folder = str(Path(given.video).resolve().parent)
+    settings = {"num_frames": given.frames, "allowed_local_media_path": folder}
     with ExitStack() as stack:
         ports = {
-            mode: stack.enter_context(start_server(given.model, num_frames=given.frames, max_num_seqs=number))
+            mode: stack.enter_context(start_server(given.model, max_num_seqs=number, **settings))
             for mode, number in modes.items()
         }
         points = []
