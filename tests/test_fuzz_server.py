@@ -84,7 +84,7 @@ def check_reply(client: TestClient, address: str, content: bytes) -> int:
     return reply.status_code
 
 
-@examples(max_examples=60)
+@examples(max_examples=40)
 @given(address=st.sampled_from([CHAT, RESPONSES]), chosen=st.lists(changes, min_size=1, max_size=4))
 def test_changed_requests(client, address, chosen):
     body = bodies(MODEL)[address]
@@ -93,7 +93,7 @@ def test_changed_requests(client, address, chosen):
     check_reply(client, address, json.dumps(body).encode())
 
 
-@examples(max_examples=30)
+@examples(max_examples=20)
 @given(address=st.sampled_from([CHAT, RESPONSES]), harm=st.lists(damages, min_size=1, max_size=3))
 def test_damaged_bodies(client, address, harm):
     content = json.dumps(bodies(MODEL)[address], ensure_ascii=False).encode()
@@ -102,7 +102,7 @@ def test_damaged_bodies(client, address, harm):
     check_reply(client, address, content)
 
 
-@examples(max_examples=30)
+@examples(max_examples=20)
 @given(address=st.sampled_from([CHAT, RESPONSES]), settings=st.dictionaries(texts, values, max_size=4), data=st.data())
 def test_settings_of_the_generation(client, address, settings, data):
     names = ["do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "eta_cutoff", "epsilon_cutoff"]
