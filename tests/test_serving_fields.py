@@ -253,6 +253,7 @@ def test_fields_within_the_limits():
             r"`messages`: 3 videos and images, .* at most 2 \(`--max-media`\)",
         ),
         ({"input": [{"type": "input_image", "image_url": PICTURE}] * 3}, "`input`: 3 videos and images"),
+        ({"input": [{"role": "system", "content": "x"}], "instructions": "y"}, "`instructions` and the system message"),
         ({"input": [{"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}]}, "a message, before"),
         ({"messages": [{"role": "User", "content": ""}]}, r"`messages\[0\].role` is 'User': it must be one of system"),
         ({"messages": [{"role": "user"}]}, r"`messages\[0\].content` is None: it must be a string, or a list of parts"),
