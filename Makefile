@@ -60,7 +60,7 @@ test-lmms-eval: env-lmms-eval  ## Run lmms-eval with the model `flashvid`, in an
 test-vllm: env-vllm  ## Run vLLM's engine and server with FlashVID, in an environment of its own (PYTEST_ARGS=)
 	.venv-vllm/bin/python -m pytest -n 2 tests/test_vllm.py tests/test_vllm_server.py $(PYTEST_ARGS)
 
-fuzz: env  ## Try random calls and damaged video files until the time is over (MINUTES=)
+fuzz: env  ## Try random calls, damaged video files and requests to the server until the time is over (MINUTES=)
 	.venv/bin/python tests/fuzz.py --minutes $(MINUTES)
 
 bench: env  ## Measure speed and memory on this machine, into benchmarks/ (some minutes on a CPU)

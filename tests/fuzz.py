@@ -1,4 +1,6 @@
-"""Runs the properties of `test_fuzz.py` in turns until the time is over, each time on new random examples.
+"""Runs the properties of `test_fuzz.py` and `test_fuzz_server.py` in turns until the time is over.
+
+Each turn takes new random examples:
 
     make fuzz MINUTES=10
 
@@ -16,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-FILE = Path(__file__).with_name("test_fuzz.py")
+FOLDER = Path(__file__).parent
+FILES = ("test_fuzz.py", "test_fuzz_server.py")
 
 
 class Collected:
@@ -28,7 +31,7 @@ class Collected:
 
 def run(names, *options, plugin=None):
     """The exit status and the output of pytest."""
-    root = FILE.parents[1]
+    root = FOLDER.parent
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         nodes = [str(root / name) for name in names]
@@ -45,7 +48,7 @@ def main():
     args = parser.parse_args()
     os.environ["FLASHVID_FUZZ"] = "1"  # random examples instead of the same ones each time
     collected = Collected()
-    status, output = run([f"tests/{FILE.name}"], "--collect-only", "-k", args.k, plugin=collected)
+    status, output = run([f"tests/{name}" for name in FILES], "--collect-only", "-k", args.k, plugin=collected)
     if status:
         sys.exit(output)
     start, runs, failed = time.monotonic(), 0, []

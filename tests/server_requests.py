@@ -107,7 +107,7 @@ def bodies(model: str) -> dict[str, dict[str, Any]]:
         "background": False,
         **_COMMON,
     }
-    return {CHAT: chat, RESPONSES: responses}
+    return copy.deepcopy({CHAT: chat, RESPONSES: responses})
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

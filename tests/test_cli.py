@@ -281,7 +281,8 @@ def test_serve_passes_its_options_on(monkeypatch):
     }
     options = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", value)]
     lists = {"api_key": ["a", "b"], "allowed_hosts": ["box"], "allowed_media_domains": ["x.org", "y.org"]}
-    options += [t for name, values in lists.items() for v in values for t in (f"--{name.replace('_', '-')}", v)]
+    # As of vLLM, several values may follow a flag.
+    options += [text for name, values in lists.items() for text in (f"--{name.replace('_', '-')}", *values)]
     limits = {name: 2 + place for place, name in enumerate(vars(RequestLimits()))}
     options += [text for name, value in limits.items() for text in (f"--{name.replace('_', '-')}", value)]
     flags = ("--allowed-local-media-path", "media", "--allow-private-networks")

@@ -10,13 +10,15 @@ from flashvid_hf.serving import server as serving
 from flashvid_hf.serving.gate import LOOPBACK_NAMES, Gate, GateRules
 from flashvid_hf.video.download import download_rules, fetch_file
 
+PATHS = ("/v1/models", "/metrics", "/docs", "/health")
+
 
 async def echo(request):
     return PlainTextResponse(str(len(await request.body())))
 
 
 def client(**rules) -> TestClient:
-    app = Starlette(routes=[Route(path, echo, methods=["GET", "POST"]) for path in ("/v1/models", "/health")])
+    app = Starlette(routes=[Route(path, echo, methods=["GET", "POST"]) for path in PATHS])
     app.add_middleware(Gate, rules=GateRules(**rules))
     return TestClient(app, base_url="http://localhost:8000")
 
@@ -26,7 +28,10 @@ def client(**rules) -> TestClient:
 )
 def test_a_wrong_key_is_refused(value):
     headers = {} if value is None else {"Authorization": value.encode("latin-1")}
-    reply = client(api_keys=["one", "two"]).get("/v1/models", headers=headers)
+    served = client(api_keys=["one", "two"])
+    replies = [served.get(path, headers=headers) for path in PATHS]
+    assert [reply.status_code for reply in replies] == [401, 401, 401, 200]
+    reply = replies[0]
     assert reply.status_code == 401
     assert reply.json()["error"]["code"] == "invalid_api_key"
     assert set(reply.json()["error"]) == {"message", "type", "param", "code"}

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from .kinds import FieldError, show_name
+from .kinds import FieldError, show, show_name
 
 
 def parse_body(body: bytes, max_depth: int) -> dict[str, Any]:
@@ -24,11 +24,11 @@ def parse_body(body: bytes, max_depth: int) -> dict[str, Any]:
     except FieldError:
         raise
     except RecursionError:
-        raise ValueError(_too_deep("The body", max_depth)) from None
+        raise ValueError(f"The body is no JSON that can be read: {_too_deep('it', max_depth)}") from None
     except ValueError as error:
         raise ValueError(f"The body is no JSON: {str(error)[:200]}.") from None
     if not isinstance(fields, dict):
-        raise ValueError(f"The body is a {type(fields).__name__}: it must be an object.")
+        raise ValueError(f"The body is {show(fields)}: it must be an object.")
     for name, value in fields.items():
         _check_text(name, show_name(name))
         _check(value, show_name(name), max_depth, max_depth - 1)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from .kinds import FLAG, LABEL, LIST, NAME, OBJECT, TEXT, Either, Items, Record, Value, choice, wrong
+from .kinds import FLAG, LABEL, LIST, NAME, OBJECT, TEXT, Either, FieldError, Items, Record, Value, choice, wrong
 from .request_limits import RequestLimits
 
 # Types of the parts of a message, in OpenAI's chat completions and responses, and in those of transformers.
@@ -146,6 +146,10 @@ def check_messages(body: dict[str, Any], field: str, limits: RequestLimits) -> N
         _check_list(messages, field)
         number = sum(1 for _ in media_parts(messages))
         limits.check("max_media", number, field, "videos and images", "Send several requests.")
+        if field == "input" and body.get("instructions") and messages[0].get("role") == "system":
+            raise FieldError(
+                "instructions", "`instructions` and the system message of `input` both instruct the model: give one."
+            )
     if body.get("tools") is not None:
         TOOLS.check("tools", body["tools"])
     others = [body.get(name) for name in ("tools", "instructions", "chat_template_kwargs")]

@@ -757,8 +757,23 @@ def available_backends() -> list[str]:
 """Where a video or a picture comes from: paths, URLs, lists of pictures, and rows of a data set."""
 
 FILE_TYPES = (str, bytes, os.PathLike)
+# Functions that provide the content of a URL as a local file, by its scheme, or by "bytes" for the bytes of a file.
+# Their arguments are the source, its name in errors, and what it is ("video" or "image"). The package adds
+# `fetch_file`. The code of a model's folder has no such functions: it reads videos from local files only.
+FETCHERS: dict[str, Callable[..., AbstractContextManager[str]]] = {}
 # Characters. A shorter text is the path of a picture, not the picture itself in base64.
 _LEAST_BASE64 = 80
+
+
+def hide_user(text: str) -> str:
+    """A text in which URLs have `...` for the user and the password that may stand before their host."""
+    return re.sub(r"//[^/?#\s]*@", "//...@", text) if "@" in text else text
+
+
+def label_of(source: str) -> str:
+    """A path or a URL as errors show it: quoted, not too long, and without a user."""
+    text = hide_user(source[:2000])
+    return repr(text if len(text) <= 300 else f"{text[:60]}...")
 
 
 def scheme_of(address: str) -> str:
@@ -794,18 +809,24 @@ def is_list_of_files(video: Any) -> bool:
     return isinstance(video, (list, tuple)) and len(video) > 0 and all(isinstance(file, FILE_TYPES) for file in video)
 
 
-def load_picture(source: Any, timeout: float | None = None) -> Any:
+def load_picture(source: Any) -> Any:
     """A PIL image, RGB and upright.
 
     Args:
         source: a path, an `http(s)://`, `file://` or `data:image/...;base64,` URL, the bytes of a file, base64, or a
             PIL image.
-        timeout: seconds that a server may stay silent; `None` waits.
 
     Raises:
         ValueError: it cannot be read.
     """
     given = source = unpack_source(source)
+    if isinstance(source, str) and (scheme := scheme_of(source)) in FETCHERS and scheme in ("http", "https"):
+        with FETCHERS[scheme](source, label_of(source), "image") as path:
+            return _open_picture(path, given)
+    return _open_picture(source, given)
+
+
+def _open_picture(source: Any, given: Any) -> Any:
     try:
         if isinstance(source, os.PathLike):
             source = os.fspath(source)
@@ -820,9 +841,10 @@ def load_picture(source: Any, timeout: float | None = None) -> Any:
         if isinstance(source, str) and len(source) < _LEAST_BASE64 and not re.match("https?:|data:", source):
             if not os.path.isfile(source):
                 raise ValueError("it is a directory" if os.path.isdir(source) else "it does not exist")
-        return load_image(source, timeout=timeout)
+        return load_image(source)
     except Exception as error:  # from the HTTP client, PIL or the file system
-        raise ValueError(f"the image {given!r:.60} cannot be read: {str(error)[:200]}") from error
+        label = label_of(given) if isinstance(given, str) else f"{given!r:.60}"
+        raise ValueError(f"the image {label} cannot be read: {hide_user(str(error)[:200])}") from error
 
 
 # video/video_settings.py ----------------------------------------------------------------------------------------------
@@ -1056,9 +1078,6 @@ Legend: T frames, H and W height and width of a frame in pixels.
 
 # Frames of a video file if neither `num_frames` nor `fps` is given. The paper evaluates LLaVA-OneVision with 32 too.
 DEFAULT_NUM_FRAMES = 32
-# Functions that provide a video as a local file, by the scheme of its URL, or by "bytes" for the bytes of a file. The
-# package adds `fetch_video`. The code of a model's folder reads local files only: there this stays empty.
-FETCHERS: dict[str, Callable[[Any, str], AbstractContextManager[str]]] = {}
 
 
 @dataclass(frozen=True)
@@ -1146,10 +1165,10 @@ def read_video(
         raise ValueError(f"`backend` must be one of the installed {available_backends()}, got {backend!r}; {hint}")
 
     text = f"<{len(video)} bytes>" if is_bytes else os.fspath(video)
-    label = repr(text if len(text) <= 300 else text[:60] + "...")
+    label = label_of(text)
     scheme = "bytes" if is_bytes else scheme_of(text)
     if scheme in FETCHERS:
-        with FETCHERS[scheme](video, label) as path:
+        with FETCHERS[scheme](video, label, "video") as path:
             return _decode_file(path, label, choose, backend)
     if scheme in ("bytes", "data", "http", "https"):
         raise ValueError(
@@ -1305,7 +1324,7 @@ The pipeline, `serve` and the processors all read the parts of messages here.
 """
 
 # Keys beside the source that never change an answer: names that programs give to parts.
-_LABELS = ("type", "id", "uuid")
+LABELS = ("type", "id", "uuid")
 _ARTICLES = {"video": "a", "image": "an"}
 # Keys under which the source may stand.
 IMAGE_SOURCES, VIDEO_SOURCES = ("image", "path", "url", "base64"), ("video", "path", "url")
@@ -1356,20 +1375,19 @@ def read_video_part(part: Mapping[str, Any], sampling: Mapping[str, Any], proces
     return VideoClip(resize_frames(clip.frames, height, width), clip.metadata, tuple(pixels))
 
 
-def read_image_part(part: Mapping[str, Any], processor: Any, timeout: float | None = None) -> Picture:
+def read_image_part(part: Mapping[str, Any], processor: Any) -> Picture:
     """The image that a part of a message names, with the settings beside it.
 
     Args:
         part: `{"type": "image", "image": ...}` or with "path", "url" or "base64", and any of `IMAGE_SETTINGS`.
         processor: the model's processor; it is needed for the settings only.
-        timeout: seconds that a server may stay silent; `None` waits.
 
     Raises:
         ValueError: as of `read_video_part`.
     """
     source, pixels = _split(part, "image", IMAGE_SOURCES, IMAGE_SETTINGS)
     check_media_settings(pixels)
-    image = load_picture(source, timeout)
+    image = load_picture(source)
     if not pixels:
         return Picture(image)
     height, width = fit_size(image.height, image.width, pixels, _part_of(processor, "image"))
@@ -1382,7 +1400,7 @@ def _split(
     part: Mapping[str, Any], kind: str, sources: tuple[str, ...], settings: Iterable[str]
 ) -> tuple[Any, dict[str, Any]]:
     """The source of a part, and its settings."""
-    given = {key: value for key, value in part.items() if value is not None and key not in _LABELS}
+    given = {key: value for key, value in part.items() if value is not None and key not in LABELS}
     found = {key: given.pop(key) for key in sources if key in given}
     if not found:
         *others, last = (f"'{key}'" for key in sources)
