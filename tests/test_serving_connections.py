@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import uvicorn
 from checkpoints import build_flashvid_folder, once
+from serving_client import CHAT, question
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
-from test_serving_flow import CHAT, question
 
 from flashvid_hf.serving import connections
 from flashvid_hf.serving.app import ServedModel, build_app

@@ -1,143 +1,26 @@
-"""Requests to `serve` that wait, go away, are too many, or fail: each is answered, and the others do not notice.
-
-The application is called without a network, so that clients go away exactly when a test wants it.
-"""
+"""Requests to `serve` that wait, go away, are too many, or fail: each is answered, and the others do not notice."""
 
 import asyncio
 import json
 import re
 import threading
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from checkpoints import build_flashvid_folder, once
+from serving_client import CHAT, RESPONSES, Client, metrics, question, run, text_of, until, until_idle, until_running
 
 from flashvid_hf.serving import engine as engines
 from flashvid_hf.serving import flow as flows
-from flashvid_hf.serving.app import ServedModel, build_app
+from flashvid_hf.serving.app import ServedModel
 from flashvid_hf.serving.requests import RequestReader
 from flashvid_hf.serving.rows import Rows
-from flashvid_hf.serving.turns import Places, QueueFull, Visitors, Workers, client_of
-
-CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> ServedModel:
     folder = once(tmp_path_factory, "pipeline-qwen2_5_vl", lambda folder: build_flashvid_folder(folder, "qwen2_5_vl"))
     return ServedModel.load(str(folder), device="cpu")
-
-
-class Client:
-    """Calls an application as a web server does. `go_away` closes the connection of a request."""
-
-    def __init__(self, app: Any, address: str = "127.0.0.1"):
-        self.app, self.address = app, address
-
-    def post(self, body: Any, path: str = CHAT, missing: int = 0, **fields: Any) -> SimpleNamespace:
-        """A request that is being answered: `done` waits for the `status`, `headers` and `text`.
-
-        So many bytes are `missing` from its body until `call.rest` is set.
-        """
-        content = body if isinstance(body, bytes) else json.dumps({**body, **fields}).encode()
-        return self._call("POST", path, content, missing)
-
-    async def get(self, path: str) -> SimpleNamespace:
-        return await self._call("GET", path, b"").done
-
-    def _call(self, method: str, path: str, content: bytes, missing: int = 0) -> SimpleNamespace:
-        call = SimpleNamespace(status=None, headers={}, text="", chunks=0, gone=asyncio.Event(), rest=asyncio.Event())
-        sent = False
-
-        async def receive() -> dict[str, Any]:
-            nonlocal sent
-            if not sent:
-                sent = True
-                return {"type": "http.request", "body": content, "more_body": bool(missing)}
-            waits = [asyncio.create_task(event.wait()) for event in (call.gone, call.rest)[: 2 if missing else 1]]
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
-            if missing and not call.gone.is_set():
-                call.rest.clear()
-                return {"type": "http.request", "body": b" " * missing, "more_body": False}
-            return {"type": "http.disconnect"}
-
-        async def send(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                call.status = message["status"]
-                call.headers = {name.decode(): value.decode() for name, value in message["headers"]}
-            elif message.get("body"):
-                call.text += message["body"].decode()
-                call.chunks += 1
-
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": method,
-            "scheme": "http",
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
-            "headers": [(b"host", b"localhost"), (b"content-length", str(len(content) + missing).encode())],
-            "client": (self.address, 1),
-            "server": ("localhost", 80),
-        }
-
-        async def run() -> SimpleNamespace:
-            await self.app(scope, receive, send)
-            return call
-
-        call.done = asyncio.create_task(run())
-        call.go_away = call.gone.set
-        return call
-
-
-def question(served: ServedModel, text: str = "What happens?", **fields: Any) -> dict[str, Any]:
-    fields = {"max_tokens": 4, "temperature": 0, **fields}
-    return {"model": served.name, "messages": [{"role": "user", "content": text}], **fields}
-
-
-def run(served: ServedModel, test: Callable[[Any], Awaitable[Any]], **options: Any) -> Any:
-    """The result of a test with an application."""
-
-    async def with_app() -> Any:
-        app = build_app(served, num_frames=4, local_media_path=Path("/"), **options)
-        async with app.router.lifespan_context(app):
-            return await asyncio.wait_for(test(app), 120)
-
-    return asyncio.run(with_app())
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
-
-
-async def metrics(client: Client) -> dict[str, float]:
-    """The values of `/metrics`, by name and label."""
-    text = (await client.get("/metrics")).text
-    samples = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
-    assert all(re.fullmatch(r'[a-z0-9_]+({[a-z]+="[^"]*"})?', name) for name, _, _ in samples)
-    return {name: float(value) for name, _, value in samples}
-
-
-async def until_running(client: Client) -> None:
-    while not (await metrics(client))["flashvid_num_requests_running"]:
-        await asyncio.sleep(0.002)
-
-
-async def until_idle(client: Client) -> dict[str, float]:
-    """The metrics once no request is left in the server."""
-    while True:
-        found = await metrics(client)
-        if not found["flashvid_num_requests_running"] and not found["flashvid_num_requests_waiting"]:
-            return found
-        await asyncio.sleep(0.002)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -177,14 +60,6 @@ def test_a_waiting_request_whose_client_goes_away_is_not_computed(served):
         assert (await client.post(question(served)).done).status == 200
 
     run(served, test, max_num_seqs=1)
-
-
-def text_of(answer: SimpleNamespace) -> str:
-    """The text of an answer, streamed or not."""
-    if not answer.text.startswith("data: "):
-        return json.loads(answer.text)["choices"][0]["message"]["content"]
-    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
-    return "".join(event["choices"][0]["delta"].get("content") or "" for event in events if event["choices"])
 
 
 def test_answers_beside_others_have_the_text_of_those_alone(served):
@@ -432,98 +307,3 @@ def test_metrics(served):
         assert found["flashvid_e2e_request_latency_seconds_sum"] > 0
 
     run(served, test)
-
-
-def test_places_are_given_in_turn():
-    async def test() -> None:
-        places, order = Places(1), []
-
-        async def visit(client: str) -> None:
-            async with places.take(client):
-                order.append(client)
-                await asyncio.sleep(0)
-
-        await asyncio.gather(*(visit(client) for client in "aaaabbc"))
-        assert "".join(order) == "aabcaba"
-
-    asyncio.run(test())
-
-
-def test_no_client_takes_more_places_than_it_may():
-    async def test() -> None:
-        places = Places(3, per_client=2)
-        await places.acquire("a")
-        await places.acquire("a")
-        third = asyncio.create_task(places.acquire("a"))
-        await asyncio.wait_for(places.acquire("b"), 10)
-        assert not third.done()
-        places.release("a")
-        await asyncio.wait_for(third, 10)
-
-    asyncio.run(test())
-
-
-def test_who_stops_waiting_leaves_the_line():
-    async def test() -> None:
-        places = Places(1)
-        await places.acquire("a")
-        lines = [asyncio.create_task(places.acquire(client)) for client in "abab"]
-        await asyncio.sleep(0)
-        for task in lines[:3]:
-            task.cancel()
-        places.release("a")  # the last one gets the place, and so do those who come after it
-        await asyncio.wait_for(lines[3], 10)
-        granted = asyncio.create_task(places.acquire("a"))
-        await asyncio.sleep(0)
-        places.release("b")
-        granted.cancel()  # at the moment in which it gets the place
-        await asyncio.gather(granted, return_exceptions=True)
-        await asyncio.wait_for(places.acquire("c"), 10)
-        assert not places._waiting and places._taken == {"c": 1}
-
-    asyncio.run(test())
-
-
-def test_a_worker_is_busy_until_its_work_ends():
-    async def test() -> None:
-        workers, goes_on, done = Workers(1), threading.Event(), []
-        task = asyncio.create_task(workers.run("a", goes_on.wait, 60))
-        await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        second = asyncio.create_task(workers.run("b", done.append, 1))
-        await asyncio.sleep(0.01)
-        assert not done
-        goes_on.set()
-        await asyncio.wait_for(second, 10)
-        with pytest.raises(ZeroDivisionError):
-            await workers.run("b", lambda: 1 / 0)
-
-    asyncio.run(test())
-
-
-def test_the_greediest_client_loses_its_newest_request():
-    async def test() -> None:
-        visitors = Visitors(4)
-        visits = [visitors.enter("a") for _ in range(4)]
-        for visit in visits[:3]:
-            visit.work = asyncio.create_task(asyncio.sleep(60))
-        with pytest.raises(QueueFull, match="4 requests, and may have 4"):
-            visitors.enter("a")
-        visitors.enter("b")
-        assert [visit.refusal is not None for visit in visits] == [False, False, True, False]
-        assert visits[2].work.cancelling()
-        visitors.enter("b")
-        with pytest.raises(QueueFull):  # now both have two
-            visitors.enter("b")
-        assert len(visitors) == 4
-        for visit in visits[:2]:
-            visit.work.cancel()
-
-    asyncio.run(test())
-
-
-def test_clients_are_known_by_their_networks():
-    assert client_of("10.0.0.1") != client_of("10.0.0.2")
-    assert client_of("2001:db8::1") == client_of("2001:db8::2:1") != client_of("2001:db8:0:1::1")
-    assert client_of("testclient") == "testclient"
