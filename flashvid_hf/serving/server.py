@@ -91,9 +91,9 @@ def serve(
     `max_num_seqs` answers. A client that goes away ends its answer. If the server is full, the client with the most
     requests gets the status 429 for its newest one. While a step is stuck, `/health` and all requests get 503.
 
-    A body must come within two minutes (status 408). The server keeps at most 4096 connections, or half of the files that
-    the process may open (`ulimit -n`) if those are fewer. It closes a connection that brings no request for a minute, and
-    one whose client takes nothing of its answer.
+    A body must come within two minutes (status 408). The server keeps at most 4096 connections, or half of the files
+    that the process may open (`ulimit -n`) if those are fewer. It closes a connection that brings no request for a
+    minute, and one whose client takes nothing of its answer.
 
     Without `api_key`, everyone who reaches the server may ask. It encrypts nothing: put a gateway with TLS in front of
     a server that others can reach.
