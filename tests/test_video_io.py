@@ -34,6 +34,7 @@ from flashvid_hf.video import (
 from flashvid_hf.video import decoders as video_decoders
 from flashvid_hf.video import download as video_download
 from flashvid_hf.video import reading as video_io
+from flashvid_hf.video.frame_plan import FramePlan
 from flashvid_hf.video.reading import DEFAULT_NUM_FRAMES, VideoClip, available_backends, read_video
 
 av = pytest.importorskip("av")
@@ -747,7 +748,7 @@ def test_wrong_metadata_of_decoded_frames():
 
 
 def failing(error):
-    def read(path, choose):
+    def read(path, plan):
         raise error
 
     return read
@@ -788,13 +789,13 @@ def test_next_backend_is_tried(clip, monkeypatch):
 
 def test_too_few_frames_are_an_error(clip, monkeypatch):
     frames = np.zeros((2, 8, 8, 3), np.uint8)
-    monkeypatch.setitem(video_io.BACKENDS, "pyav", lambda path, choose: (frames, [0, 1, 2], 3, 24.0))
+    monkeypatch.setitem(video_io.BACKENDS, "pyav", lambda path, plan: (frames, [0, 1, 2], 3, 24.0))
     with pytest.raises(ValueError, match="pyav: 3 frames were asked for, 2 could be decoded$"):
         read_video(clip("mp4"), backend="pyav")
 
 
 def test_damage_is_not_left_to_a_decoder_that_hides_it(damaged, monkeypatch):
-    def hide(path, choose):
+    def hide(path, plan):
         raise AssertionError("must not be asked")
 
     monkeypatch.setattr(video_io, "BACKENDS", {"pyav": pyav_decoder.read_pyav, "decord": hide})
@@ -869,12 +870,12 @@ def test_a_frame_drawn_from_a_damaged_later_one_is_an_error(clip, tmp_path):
     assert place > later, "no B frame before it"
     for index in range(40):
         try:
-            frames, *_ = pyav_decoder.read_pyav(str(path), lambda total, fps, index=index: [index])
+            frames, *_ = pyav_decoder.read_pyav(str(path), FramePlan(lambda total, fps, index=index: [index]))
         except decoder_types.DamagedVideo:
             continue
         assert index < place and np.array_equal(frames[0], whole[index])
     with pytest.raises(decoder_types.DamagedVideo):
-        pyav_decoder.read_pyav(str(path), lambda total, fps: [place - 1])
+        pyav_decoder.read_pyav(str(path), FramePlan(lambda total, fps: [place - 1]))
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mkv"])

@@ -12,6 +12,7 @@ from test_video_io import av, numbered_frame, numbers_of, write_clip
 
 from flashvid_hf import read_video
 from flashvid_hf.video import decoder_types, pyav_decoder
+from flashvid_hf.video.frame_plan import FramePlan
 from flashvid_hf.video.reading import available_backends
 from flashvid_hf.video.timing import make_timeline
 
@@ -117,7 +118,7 @@ def test_a_long_pause_is_decoded_once(tmp_path, monkeypatch):
     made = []
     convert = pyav_decoder._to_picture
     monkeypatch.setattr(pyav_decoder, "_to_picture", lambda *a: made.append(a[0].pts) or convert(*a))
-    frames, *_ = pyav_decoder.read_pyav(str(path), lambda total, fps: list(range(0, total, 10)))
+    frames, *_ = pyav_decoder.read_pyav(str(path), FramePlan(lambda total, fps: list(range(0, total, 10))))
     assert len(frames) > 60 and len(made) == len(set(made)) <= 8
     assert len({id(frame) for frame in frames}) == len(made), "places that show the same frame share its memory"
 

@@ -3,14 +3,19 @@
 import importlib
 import math
 import os
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
 
-from .decoder_types import Choose, DamagedVideo, Decoded, NoVideo
+from .decoder_types import DamagedVideo, Decoded, NoVideo
+from .frame_plan import FramePlan
+from .limits import MediaLimits
+from .sample_counts import check_sample_counts
 from .timing import Timeline, make_timeline
 from .whole_files import announced_size, container_of, ends_in_zeros, missing_end
 
@@ -29,7 +34,11 @@ _DEMUXERS = (
     *("aac", "aiff", "ape", "flac", "mp3", "wav"),  # songs, which get an error that says so
 )
 _OPENING = {"format_whitelist": ",".join(_DEMUXERS), "protocol_whitelist": "file", "pattern_type": "none"}
+_NO_TIME = -(2**63)  # FFmpeg's AV_NOPTS_VALUE
 _COVER_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
+# Each thread of a decoder keeps about two frames. So many pixels at once: 16 threads (FFmpeg's most) for 1920 x 1080,
+# 4 for 3840 x 2160, and 1 for the largest frames.
+_PIXELS_OF_THREADS, _MOST_THREADS = 2**25, 16
 
 
 class _Packet(NamedTuple):
@@ -46,7 +55,29 @@ class _Packet(NamedTuple):
     hidden: bool
 
 
-def read_pyav(path: str, choose: Choose) -> Decoded:
+class _Packets(Sequence[_Packet]):
+    """The packets of the video stream, kept in arrays: a video of a day has millions of them."""
+
+    def __init__(self):
+        self._times, self._flags = array("q"), bytearray()
+
+    def append(self, packet: _Packet) -> None:
+        self._times.extend(_NO_TIME if time is None else time for time in packet[:3])
+        self._flags.append(packet.is_key | packet.hidden << 1)
+
+    def __len__(self) -> int:
+        return len(self._flags)
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        flags = self._flags[place]
+        first = 3 * (place % len(self))
+        pts, dts, duration = (None if time == _NO_TIME else time for time in self._times[first : first + 3])
+        return _Packet(pts, dts, duration or 0, bool(flags & 1), bool(flags & 2))
+
+
+def read_pyav(path: str, plan: FramePlan) -> Decoded:
     """The wanted frames of a video file, each decoded from the keyframe before it.
 
     transformers' reader is not used: it takes the frame count from the header (0 in Matroska, WebM, MPEG-TS, fragmented
@@ -56,14 +87,35 @@ def read_pyav(path: str, choose: Choose) -> Decoded:
     Raises:
         NoVideo: the file has only a cover picture.
         DamagedVideo: the file is damaged or cut short.
+        TooLarge: the file exceeds a limit.
     """
     av = importlib.import_module("av")
-    with av.open(path, container_options=_OPENING) as container:
-        stream = _find_stream(container)
+    check_sample_counts(path, plan.limits)
+    with _open(av, path, plan.limits) as (container, stream):
         try:
-            return _decode(av, container, stream, path, choose)
-        except av.error.InvalidDataError as error:  # the file opens, so its content is at fault
-            raise DamagedVideo(f"it is damaged: {error}") from error
+            return _decode(av, container, stream, path, plan)
+        except (av.error.InvalidDataError, av.error.ArgumentError) as error:
+            # The file opens, so its content is at fault. A frame that is larger than the header says ends here too.
+            most = plan.limits.max_frame_pixels
+            raise DamagedVideo(
+                f"it is damaged: {error}, or a frame has more than {most} pixels (`max_frame_pixels`)"
+            ) from error
+
+
+@contextmanager
+def _open(av: Any, path: str, limits: MediaLimits) -> Iterator[tuple[Any, Any]]:
+    """The container and its video stream, whose decoder refuses frames that are larger than the limit."""
+    # FFmpeg's own limit is 2**31. It checks each frame before it takes memory for it, also while it opens the file.
+    bound = {"max_pixels": str(int(min(limits.max_frame_pixels, 2**31 - 1)))}
+    with av.open(path, options=bound, container_options=_OPENING) as container:
+        stream = _find_stream(container)
+        limits.check_frame(stream.width, stream.height)
+        stream.codec_context.options = bound
+        stream.thread_type = "AUTO"
+        threads = max(_PIXELS_OF_THREADS // max(stream.width * stream.height, 1), 1)
+        if threads < _MOST_THREADS:
+            stream.codec_context.thread_count = min(threads, (os.cpu_count() or 1) + 1)
+        yield container, stream
 
 
 def _find_stream(container: Any) -> Any:
@@ -76,20 +128,20 @@ def _find_stream(container: Any) -> Any:
     raise NoVideo("it has no video, only a cover picture")
 
 
-def _decode(av: Any, container: Any, stream: Any, path: str, choose: Choose) -> Decoded:
-    packets = _read_packets(container, stream, path)
+def _decode(av: Any, container: Any, stream: Any, path: str, plan: FramePlan) -> Decoded:
+    packets = _read_packets(container, stream, path, plan.limits)
     times = [packet.pts for packet in packets if not packet.hidden]
-    if None not in times and len(set(times)) == len(times):
-        shown = sorted(times)
+    shown = sorted(times) if None not in times else []
+    if len(shown) == len(times) and all(before < after for before, after in pairwise(shown)):
         timeline = _make_timeline(container, stream, packets, shown, container_of(path))
-        indices = choose(timeline.total, timeline.fps)
+        indices = plan.choose(timeline.total, timeline.fps)
         moments = [shown[timeline.frame_at(index)] for index in indices]
-        frames = _seek(container, stream, sorted(set(moments)), packets)
+        frames = _seek(container, stream, sorted(set(moments)), packets, plan)
         if frames is not None:
             return [frames[moment] for moment in moments], indices, timeline.total, timeline.fps
     # The packets' timestamps are missing or are not those of the frames (raw streams, AVI): decode once to count the
     # frames, and once more to keep the wanted ones.
-    clock = [(frame.pts, frame.dts) for frame in _iterate(av, path)]
+    clock = [(frame.pts, frame.dts) for frame in _iterate(av, path, plan.limits)]
     # In these containers each packet is a frame, but VP8 also has packets that are never shown. Matroska gives frames
     # before a cut no timestamp, so only packets with a timestamp are counted.
     timed = sum(time is not None for time in times)
@@ -101,22 +153,23 @@ def _decode(av: Any, container: Any, stream: Any, path: str, choose: Choose) -> 
         timeline = Timeline(len(clock), float(stream.average_rate or stream.guessed_rate or 0) or None)
     else:
         timeline = _make_timeline(container, stream, packets, moments, container_of(path))
-    indices = choose(timeline.total, timeline.fps)
+    indices = plan.choose(timeline.total, timeline.fps)
     numbers = [timeline.frame_at(index) for index in indices]
-    found, size, wanted = {}, None, set(numbers)
-    for number, frame in enumerate(_iterate(av, path, stop=numbers[-1])):
+    found, wanted = {}, set(numbers)
+    for number, frame in enumerate(_iterate(av, path, plan.limits, stop=numbers[-1])):
         if number in wanted:
-            found[number], size = _to_picture(frame, size)
+            found[number] = plan.keep(_to_picture(frame, plan.source_size))
     return [found[number] for number in numbers if number in found], indices, timeline.total, timeline.fps
 
 
-def _read_packets(container: Any, stream: Any, path: str) -> list[_Packet]:
+def _read_packets(container: Any, stream: Any, path: str, limits: MediaLimits) -> _Packets:
     """All packets of the stream in the order of the file.
 
     Raises:
         DamagedVideo: packets are missing or incomplete.
+        TooLarge: there are too many.
     """
-    packets, end, is_intact, size = [], 0.0, True, 0
+    packets, end, is_intact, size = _Packets(), 0.0, True, 0
     for packet in container.demux():
         if packet.size == 0 and packet.dts is None:  # end-of-stream marker
             continue
@@ -125,6 +178,7 @@ def _read_packets(container: Any, stream: Any, path: str) -> list[_Packet]:
         if packet.stream.index == stream.index:
             times = (packet.pts, packet.dts, packet.duration or 0)
             packets.append(_Packet(*times, packet.is_keyframe, packet.is_discard))
+            limits.check("max_file_frames", len(packets), "the video has more frames")
             is_intact, size = is_intact and not packet.is_corrupt, packet.size
     counted, duration = stream.frames, (container.duration or 0) / 1e6  # microseconds
     # A frame may be shown for long: 10 s in a video of 0.1 frames a second.
@@ -186,7 +240,9 @@ def _frame_times(clock: Sequence[tuple[int | None, int | None]], packets: Sequen
     return sorted(decoded) if clock and len(decoded) == len(clock) else None
 
 
-def _seek(container: Any, stream: Any, wanted: list[int], packets: Sequence[_Packet]) -> dict[int, torch.Tensor] | None:
+def _seek(
+    container: Any, stream: Any, wanted: list[int], packets: Sequence[_Packet], plan: FramePlan
+) -> dict[int, torch.Tensor] | None:
     """The frames at the ascending timestamps `wanted`, each decoded from the nearest keyframe before it.
 
     Returns None if the decoder leaves out a wanted frame, or a shown frame between the keyframe and a wanted one.
@@ -196,9 +252,8 @@ def _seek(container: Any, stream: Any, wanted: list[int], packets: Sequence[_Pac
     # A frame may refer to later frames that are decoded before it: those must be undamaged too.
     coded = [packet.pts for packet in packets if packet.pts is not None]
     sources = dict(zip(coded, accumulate(coded, max), strict=True))
-    stream.thread_type = "AUTO"
     frames: dict[int, torch.Tensor] = {}
-    targets, seen, size = set(wanted), set(), None
+    targets, seen = set(wanted), set()
     decoder: Iterator[Any] = iter(())
     now: float = -math.inf
     for moment in wanted:
@@ -217,17 +272,15 @@ def _seek(container: Any, stream: Any, wanted: list[int], packets: Sequence[_Pac
                 raise DamagedVideo(f"it is damaged at {frame.time:.2f} s")
             seen.add(now)
             if now in targets:
-                frames[int(now)], size = _to_picture(frame, size)
+                frames[int(now)] = plan.keep(_to_picture(frame, plan.source_size))
         if now < sources[moment] or not seen.issuperset(shown[bisect_left(shown, key) : bisect_right(shown, moment)]):
             return None
     return frames
 
 
-def _iterate(av: Any, path: str, stop: int | None = None) -> Iterator[Any]:
+def _iterate(av: Any, path: str, limits: MediaLimits, stop: int | None = None) -> Iterator[Any]:
     """All frames in the order in which they are shown, up to the one with the number `stop`."""
-    with av.open(path, container_options=_OPENING) as container:
-        stream = _find_stream(container)
-        stream.thread_type = "AUTO"
+    with _open(av, path, limits) as (container, stream):
         for number, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:
                 raise DamagedVideo(f"it is damaged at frame {number}")
@@ -236,8 +289,8 @@ def _iterate(av: Any, path: str, stop: int | None = None) -> Iterator[Any]:
                 return
 
 
-def _to_picture(frame: Any, size: tuple[int, int] | None) -> tuple[torch.Tensor, tuple[int, int]]:
-    """The picture as it is to be seen, with shape (H, W, 3), and its height and width.
+def _to_picture(frame: Any, size: tuple[int, int] | None) -> torch.Tensor:
+    """The picture as it is to be seen, with shape (H, W, 3).
 
     Args:
         size: height and width of the first picture; None for the first one itself. A stream may change its size, which
@@ -251,7 +304,7 @@ def _to_picture(frame: Any, size: tuple[int, int] | None) -> tuple[torch.Tensor,
     if is_turned:
         picture = picture.transpose(0, 1)
     flips = [axis for axis, sign in enumerate((b, c) if is_turned else (d, a)) if sign < 0]
-    return picture.flip(flips), (height, width)
+    return picture.flip(flips)
 
 
 def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
