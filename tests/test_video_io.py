@@ -945,7 +945,7 @@ def test_a_frame_that_the_decoder_flags_is_an_error(clip, monkeypatch):
 
 def test_only_what_transformers_brings_is_mandatory():
     modules = [animated_pictures, decoder_types, decord_decoder, pyav_decoder, timing, video_decoders, whole_files]
-    modules += [sources, video_settings]
+    modules += [sources, video_settings, frame_plan, limits, sample_counts]
     libraries = {module: set(get_imports(module.__file__)) - set(sys.stdlib_module_names) for module in modules}
     assert libraries.pop(sources) == {"transformers"}
     assert all(found <= {"torch"} for found in libraries.values()), libraries

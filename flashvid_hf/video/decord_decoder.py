@@ -26,9 +26,9 @@ def read_decord(path: str, plan: FramePlan) -> Decoded:
     """
     if container_of(path) != "quicktime":
         raise ValueError("this decoder finds the right frames only in MP4 and QuickTime")
+    check_sample_counts(path, plan.limits)
     if any(kind == b"moof" for kind, _ in quicktime_boxes(path)):
         raise ValueError("it is fragmented, and decord may lose its first frames")
-    check_sample_counts(path, plan.limits)
     header = _header(path)
     for found in re.finditer(rb"tkhd", header):
         plan.limits.check_frame(*_frame_size(header, found.end()))

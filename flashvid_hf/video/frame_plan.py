@@ -24,8 +24,8 @@ class Resizing(NamedTuple):
 class FramePlan:
     """One reading of a video. A decoder first asks which frames to keep, and then hands over each frame to keep.
 
-    A frame is resized before the next one is decoded. So the memory is that of the kept frames in their final size,
-    and of a few frames in the size of the source.
+    A frame is resized before the next one is decoded, into memory that is taken once for all of them. So the memory is
+    that of the kept frames in their final size, and of a few frames in the size of the source.
 
     Args:
         choose: takes the number of frames of the video and their rate; returns the ascending indices to keep.
@@ -42,8 +42,8 @@ class FramePlan:
         self._choose, self._resizing = choose, resizing
         self.limits = limits
         self.source_size: tuple[int, int] | None = None  # height and width of the first frame before it was resized
-        self._size: tuple[int, int] = (0, 0)  # and after
-        self._number = 0  # of frames to keep
+        self._number = self._kept = 0  # frames to keep, and kept until now
+        self._frames = torch.empty(0)  # with shape (T, H, W, 3), once the first frame is there
 
     @property
     def resizes(self) -> bool:
@@ -65,7 +65,7 @@ class FramePlan:
         if fps:
             self.limits.check("max_seconds", total / fps, "the duration of the video in seconds is greater")
         indices = self._choose(total, fps, *times)
-        self._number = len(indices)
+        self._number, self._kept, self.source_size = len(indices), 0, None
         return indices
 
     def keep(self, frame: Any) -> torch.Tensor:
@@ -79,17 +79,35 @@ class FramePlan:
             Refused: there is no size for these frames.
         """
         frame = torch.as_tensor(frame)
-        height, width = frame.shape[:2]
         if self.source_size is None:
-            self.source_size = self._size = (height, width)
-            if self._resizing is not None:
-                try:
-                    self._size = self._resizing.size_of(self._number, height, width)
-                except ValueError as error:
-                    raise Refused(str(error)) from error
-            height, width = self._size
-            what = f"{self._number} frames of {height} x {width} pixels take more bytes"
-            self.limits.check("max_decoded_bytes", self._number * height * width * 3, what)
-        if self._resizing is None or frame.shape[:2] == self._size:
+            self.source_size = tuple(frame.shape[:2])
+            self._frames = self._take_memory(*self.source_size)
+        size = tuple(self._frames.shape[1:3])
+        if self._resizing is not None and frame.shape[:2] != size:
+            frame = self._resizing.resize(frame, *size)
+        if self._kept == len(self._frames) or frame.shape[:2] != size:
             return frame
-        return self._resizing.resize(frame, *self._size)
+        self._frames[self._kept] = frame
+        self._kept += 1
+        return self._frames[self._kept - 1]
+
+    def collect(self, frames: Any) -> torch.Tensor:
+        """The chosen frames together, with shape (T, H, W, 3).
+
+        Args:
+            frames: the chosen frames in their order; a pause repeats a frame.
+        """
+        frames = [torch.as_tensor(frame) for frame in frames]
+        if [frame.data_ptr() for frame in frames] == [row.data_ptr() for row in self._frames[: self._kept]]:
+            return self._frames[: self._kept]
+        return torch.stack(frames)
+
+    def _take_memory(self, height: int, width: int) -> torch.Tensor:
+        if self._resizing is not None:
+            try:
+                height, width = self._resizing.size_of(self._number, height, width)
+            except ValueError as error:
+                raise Refused(str(error)) from error
+        what = f"{self._number} frames of {height} x {width} pixels take more bytes"
+        self.limits.check("max_decoded_bytes", self._number * height * width * 3, what)
+        return torch.empty(self._number, height, width, 3, dtype=torch.uint8)

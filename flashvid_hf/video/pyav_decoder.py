@@ -105,8 +105,9 @@ def read_pyav(path: str, plan: FramePlan) -> Decoded:
 @contextmanager
 def _open(av: Any, path: str, limits: MediaLimits) -> Iterator[tuple[Any, Any]]:
     """The container and its video stream, whose decoder refuses frames that are larger than the limit."""
-    # FFmpeg's own limit is 2**31. It checks each frame before it takes memory for it, also while it opens the file.
-    bound = {"max_pixels": str(int(min(limits.max_frame_pixels, 2**31 - 1)))}
+    # FFmpeg checks each frame before it takes memory for it, also while it opens the file. It counts rows filled up to
+    # 64 pixels, which are at most a quarter more where rows have 256. Its own limit is 2**31.
+    bound = {"max_pixels": str(int(min(1.25 * limits.max_frame_pixels + 2**16, 2**31 - 1)))}
     with av.open(path, options=bound, container_options=_OPENING) as container:
         stream = _find_stream(container)
         limits.check_frame(stream.width, stream.height)
@@ -270,6 +271,7 @@ def _seek(
                 continue
             if frame.is_corrupt:
                 raise DamagedVideo(f"it is damaged at {frame.time:.2f} s")
+            plan.limits.check_frame(frame.width, frame.height)
             seen.add(now)
             if now in targets:
                 frames[int(now)] = plan.keep(_to_picture(frame, plan.source_size))
@@ -284,6 +286,7 @@ def _iterate(av: Any, path: str, limits: MediaLimits, stop: int | None = None) -
         for number, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:
                 raise DamagedVideo(f"it is damaged at frame {number}")
+            limits.check_frame(frame.width, frame.height)
             yield frame
             if number == stop:
                 return

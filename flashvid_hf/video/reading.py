@@ -122,6 +122,8 @@ def read_video(
     video = unpack_source(video)
     is_bytes = isinstance(video, (bytes, bytearray, memoryview))
     is_file = is_bytes or isinstance(video, (str, os.PathLike))
+    are_files = is_list_of_files(video)
+    limits = limits if is_file or are_files else NO_LIMITS
 
     def choose_among(total: int, source_fps: float | None) -> list[int]:
         default = DEFAULT_NUM_FRAMES if is_file else total
@@ -129,8 +131,7 @@ def read_video(
 
     part = PartOfVideo(choose_among, video_start, video_end)
     if not is_file:
-        are_files = is_list_of_files(video)
-        plan = FramePlan(part, limits if are_files else NO_LIMITS, resizing)
+        plan = FramePlan(part, limits, resizing)
         frames = _Pictures(video, limits) if are_files else _as_uint8(video)
         return _take_frames(frames, video_metadata, plan, part)
     plan = FramePlan(part, limits, resizing)
@@ -206,7 +207,7 @@ def _decode_file(path: str, label: str, plan: FramePlan, part: PartOfVideo, back
             frames, indices, total, fps = read(path, plan)
             if len(frames) != len(indices):
                 raise ValueError(f"{len(indices)} frames were asked for, {len(frames)} could be decoded")
-            frames = torch.stack([torch.as_tensor(frame) for frame in frames]).numpy()
+            frames = plan.collect(frames).numpy()
             height, width = plan.source_size or frames.shape[1:3]
         except Refused as error:
             raise ValueError(f"the video {label} cannot be read: {error}") from error
@@ -251,7 +252,7 @@ def _take_frames(
 
     def take(indices: list[int]) -> Any:
         try:
-            return torch.stack([plan.keep(frames[index]) for index in indices]).numpy()
+            return plan.collect([plan.keep(frames[index]) for index in indices]).numpy()
         except Refused as error:
             raise ValueError(str(error)) from error
 
