@@ -14,8 +14,8 @@ from transformers.image_utils import load_image
 from .limits import DEFAULT_LIMITS, MediaLimits
 
 FILE_TYPES = (str, bytes, os.PathLike)
-# Characters. A shorter text is the path of a picture, not the picture itself in base64.
-_LEAST_BASE64 = 80
+# The beginning of a picture in base64. A shorter text, and one with other characters, is the path of a picture.
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{80}")
 # Formats of pictures that Pillow may read, those that people exchange. Others are rare and their readers large; that of
 # EPS starts another program. HEIF needs a plugin of Pillow.
 _FORMATS = (
@@ -87,16 +87,20 @@ def load_picture(source: Any, timeout: float | None = None, limits: MediaLimits 
             source = _open_picture(io.BytesIO(source) if isinstance(source, bytes) else _find_content(source), limits)
         return load_image(source)
     except Exception as error:  # from the HTTP client, PIL or the file system
-        raise ValueError(f"the image {given!r:.60} cannot be read: {str(error)[:500]}") from error
+        text = repr(given)
+        label = text if len(text) <= 300 else f"{text[:60]}..."
+        raise ValueError(f"the image {label} cannot be read: {str(error)[:500]}") from error
 
 
 def _find_content(text: str) -> Any:
     """The path of a picture, or the content of one in base64."""
-    if len(text) < _LEAST_BASE64 and not text.startswith("data:") or os.path.isfile(text):
-        if not os.path.isfile(text):
-            raise ValueError("it is a directory" if os.path.isdir(text) else "it does not exist")
+    if os.path.isfile(text):
         return text
-    return io.BytesIO(base64.decodebytes(text.partition(",")[2 if text.startswith("data:") else 0].encode()))
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    elif not _BASE64.match(text):
+        raise ValueError("it is a directory" if os.path.isdir(text) else "it does not exist")
+    return io.BytesIO(base64.decodebytes(text.encode()))
 
 
 def _open_picture(file: Any, limits: MediaLimits) -> Any:
