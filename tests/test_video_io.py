@@ -69,7 +69,10 @@ def numbers_of(frames):
 def write_clip(
     path, num_frames=40, size=(96, 128), fps=24, codec="libx264", pix_fmt="yuv420p", times=None, seed=None, **k
 ):
-    """Write a clip. `times` has the time of each frame in milliseconds; `options` are those of the codec."""
+    """Write a clip. `times` has the time of each frame in milliseconds; `options` are those of the codec.
+
+    `first` is the number that the first frame shows.
+    """
     with av.open(str(path), "w", options=k.get("container_options", {})) as container:
         stream = container.add_stream(codec, rate=fps, options={"threads": "1", **k.get("options", {})})
         stream.height, stream.width = size
@@ -77,7 +80,9 @@ def write_clip(
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for index in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(numbered_frame(index, *size, seed=seed), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                numbered_frame(k.get("first", 0) + index, *size, seed=seed), format="rgb24"
+            )
             if times is not None:
                 frame.pts, frame.time_base = int(times[index]), Fraction(1, 1000)
             container.mux(stream.encode(frame))

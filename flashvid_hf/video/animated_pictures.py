@@ -39,7 +39,7 @@ def read_animated_webp(path: str, plan: FramePlan) -> Decoded:
     with pictures.open(path, formats=["WEBP"]) as picture:
         if len(durations) != picture.n_frames:
             raise DamagedVideo(f"it is damaged: {picture.n_frames} frames, {len(durations)} durations")
-        timeline = make_timeline([0.0, *accumulate(durations[:-1])], [], durations[-1:], _TICK)
+        timeline = make_timeline([0.0, *accumulate(durations[:-1])], [], durations[-1:], _TICK, durations[-1])
         indices = plan.choose(timeline.total, timeline.fps)
         numbers = [timeline.frame_at(index) for index in indices]
         frames: dict[int, torch.Tensor] = {}

@@ -34,8 +34,12 @@ _DEMUXERS = (
     *("aac", "aiff", "ape", "flac", "mp3", "wav"),  # songs, which get an error that says so
 )
 _OPENING = {"format_whitelist": ",".join(_DEMUXERS), "protocol_whitelist": "file", "pattern_type": "none"}
+_QUARTERS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # cosine and sine of quarter turns, counterclockwise
 _NO_TIME = -(2**63)  # FFmpeg's AV_NOPTS_VALUE
-_COVER_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
+_DEFAULT, _COVER_PICTURE = 0x1, 0x400  # FFmpeg's AV_DISPOSITION_DEFAULT and AV_DISPOSITION_ATTACHED_PIC
+# Seconds. Where time falls back by more, a second recording begins: files that were joined, a recorder that was started
+# again. Frames of the same recording that are stored out of order are closer together.
+_RESTART = 1.0
 # Each thread of a decoder keeps about two frames. So many pixels at once: 16 threads (FFmpeg's most) for 1920 x 1080,
 # 4 for 3840 x 2160, and 1 for the largest frames.
 _PIXELS_OF_THREADS, _MOST_THREADS = 2**25, 16
@@ -122,18 +126,24 @@ def _open(av: Any, path: str, limits: MediaLimits) -> Iterator[tuple[Any, Any]]:
 def _find_stream(container: Any) -> Any:
     if not container.streams.video:
         raise ValueError("no video stream can be found in it")
+    found = []
     for stream in container.streams.video:
         flags = getattr(stream.disposition, "value", stream.disposition)  # an enumeration before PyAV 15
         if not flags & _COVER_PICTURE:
-            return stream
-    raise NoVideo("it has no video, only a cover picture")
+            # Several streams are cameras, sizes, or the still of an animated AVIF. Players take the default one.
+            found.append((stream.frames != 1, bool(flags & _DEFAULT), stream))
+    if not found:
+        raise NoVideo("it has no video, only a cover picture")
+    return max(found, key=lambda rank: rank[:2])[2]  # the first of equal ones
 
 
 def _decode(av: Any, container: Any, stream: Any, path: str, plan: FramePlan) -> Decoded:
     packets = _read_packets(container, stream, path, plan.limits)
     times = [packet.pts for packet in packets if not packet.hidden]
     shown = sorted(times) if None not in times else []
-    if len(shown) == len(times) and all(before < after for before, after in pairwise(shown)):
+    restart = _RESTART / float(stream.time_base)
+    is_one = all(before - after < restart for before, after in pairwise(p.dts for p in packets if p.dts is not None))
+    if is_one and len(shown) == len(times) and all(before < after for before, after in pairwise(shown)):
         timeline = _make_timeline(container, stream, packets, shown, container_of(path))
         indices = plan.choose(timeline.total, timeline.fps)
         moments = [shown[timeline.frame_at(index)] for index in indices]
@@ -149,7 +159,7 @@ def _decode(av: Any, container: Any, stream: Any, path: str, plan: FramePlan) ->
     frame_per_packet = container_of(path) in ("quicktime", "matroska") and stream.codec_context.name != "vp8"
     if len(clock) < timed and frame_per_packet:
         raise DamagedVideo(f"it is damaged: {timed} packets hold {len(clock)} frames")
-    moments = _frame_times(clock, packets)
+    moments = _frame_times(clock, packets, restart)
     if moments is None:  # no times at all: the header's rate is all that is known
         timeline = Timeline(len(clock), float(stream.average_rate or stream.guessed_rate or 0) or None)
     else:
@@ -170,22 +180,23 @@ def _read_packets(container: Any, stream: Any, path: str, limits: MediaLimits) -
         DamagedVideo: packets are missing or incomplete.
         TooLarge: there are too many.
     """
-    packets, end, is_intact, size = _Packets(), 0.0, True, 0
+    packets, start, end, num_damaged, size = _Packets(), 0.0, 0.0, 0, 0
     for packet in container.demux():
         if packet.size == 0 and packet.dts is None:  # end-of-stream marker
             continue
         if packet.pts is not None and packet.time_base:  # every stream: the header states the longest duration
+            start = min(start, float(packet.pts * packet.time_base))  # below 0 if the clock of MPEG-TS starts anew
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index == stream.index:
             times = (packet.pts, packet.dts, packet.duration or 0)
             packets.append(_Packet(*times, packet.is_keyframe, packet.is_discard))
             limits.check("max_file_frames", len(packets), "the video has more frames")
-            is_intact, size = is_intact and not packet.is_corrupt, packet.size
+            num_damaged, size = num_damaged + packet.is_corrupt, packet.size
     counted, duration = stream.frames, (container.duration or 0) / 1e6  # microseconds
     # A frame may be shown for long: 10 s in a video of 0.1 frames a second.
     shown = sorted(packet.pts for packet in packets if packet.pts is not None)
     longest = max((float((b - a) * stream.time_base) for a, b in pairwise(shown)), default=0.0)
-    ends_early = end + 1 + longest < duration
+    ends_early = end - start + 1 + longest < duration
     announced = announced_size(path)
     if announced:
         # The header may count more than there is to show: samples that the edit list leaves out, frames that were
@@ -195,9 +206,14 @@ def _read_packets(container: Any, stream: Any, path: str, limits: MediaLimits) -
         is_short = is_short or (ends_early and ends_in_zeros(path))
     else:
         is_short = len(packets) < counted or ends_early
-    if is_short or not is_intact:
-        found = f"{len(packets)} of {counted or '?'} packets, {end:.1f} of {duration:.1f} seconds"
+    if is_short:
+        found = f"{len(packets)} of {counted or '?'} packets, {end - start:.1f} of {duration:.1f} seconds"
         raise DamagedVideo(f"it is damaged or cut short, found {found}")
+    if num_damaged:
+        raise DamagedVideo(
+            f"it is damaged, or recordings were joined byte by byte: {num_damaged} of {len(packets)} packets have lost "
+            "data; `ffmpeg -i a.ts -c copy b.mkv` saves the others"
+        )
     missing = missing_end(path, size)
     if missing:
         raise DamagedVideo(f"it is cut short: {missing}")
@@ -218,24 +234,35 @@ def _make_timeline(
         lengths = [timed[-1].duration] if is_known else []
     else:
         end = (stream.start_time or 0) + stream.duration if stream.duration else shown[-1]
-        lengths = [end - shown[-1], *(packet.duration for packet in packets if packet.pts == shown[-1])]
+        lengths = [end - shown[-1], max((p.duration for p in packets if p.pts == shown[-1]), default=0)]
         if len(container.streams) == 1 and container.duration:  # from time 0, or from the first frame
             ends = [container.duration / 1e6, container.duration / 1e6 + shown[0] * unit]
             last = sorted(end - shown[-1] * unit for end in ends)
     last = [length * unit for length in lengths] + last
     rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
-    return make_timeline([time * unit for time in shown], rates, last, unit)
+    held = lengths[-1] * unit if lengths else 0.0  # by the packet itself
+    return make_timeline([time * unit for time in shown], rates, last, unit, held)
 
 
-def _frame_times(clock: Sequence[tuple[int | None, int | None]], packets: Sequence[_Packet]) -> list[int] | None:
+def _frame_times(
+    clock: Sequence[tuple[int | None, int | None]], packets: Sequence[_Packet], restart: float
+) -> list[int] | None:
     """When each decoded frame is shown, in the stream's unit; None if that is unknown.
 
     Args:
         clock: `pts` and `dts` of every frame in the order in which the decoder gives them.
+        restart: where time falls back by more, a second recording begins, and its time goes on from there.
     """
-    times = [pts for pts, _ in clock]
-    if clock and None not in times and times == sorted(times):
-        return times
+    times = [pts for pts, _ in clock if pts is not None]
+    if clock and len(times) == len(clock):
+        usual = sorted(after - before for before, after in pairwise(times))[len(times) // 2] if len(times) > 2 else 1
+        added, joined = 0, times[:1]
+        for before, after in pairwise(times):
+            if before - after > restart:
+                added += before + usual - after
+            joined.append(after + added)
+        if joined == sorted(joined):
+            return joined
     # AVI has no times of presentation, but an empty packet in place of each dropped frame.
     decoded = [packet.dts for packet in packets if packet.dts is not None]
     return sorted(decoded) if clock and len(decoded) == len(clock) else None
@@ -317,8 +344,11 @@ def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
     """
     # `frame.side_data` would make a cycle, in which the frame stays in memory until garbage is collected. In a forked
     # process that hangs, because the frame's threads are not there.
-    container = importlib.import_module("av").sidedata.sidedata.SideDataContainer(frame)
-    data = container.get("DISPLAYMATRIX")
+    try:
+        data = importlib.import_module("av").sidedata.sidedata.SideDataContainer(frame).get("DISPLAYMATRIX")
+    except ValueError:  # a kind of data that PyAV does not know, such as EXIF. Then only the angle can be read
+        x, y = _QUARTERS[round(frame.rotation / 90) % 4]
+        return x, -y, y, x
     if data is None:
         return 1, 0, 0, 1
     values = torch.frombuffer(bytearray(bytes(data)), dtype=torch.int32).tolist()

@@ -213,7 +213,7 @@ def _decode_file(path: str, label: str, plan: FramePlan, part: PartOfVideo, back
             raise ValueError(f"the video {label} cannot be read: {error}") from error
         except Exception as error:  # each decoder raises exceptions of its own
             reason = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", str(error))  # decord's text begins with a place in its sources
-            reasons.append(f"{name}: {' '.join(reason.split())[:160] or type(error).__name__}")
+            reasons.append(f"{name}: {' '.join(reason.split())[:200] or type(error).__name__}")
             if isinstance(error, DamagedVideo):
                 reasons[-1] += "; repair the file, or name another, less strict `backend`"
             if isinstance(error, (DamagedVideo, NoVideo)):
@@ -316,7 +316,7 @@ def _as_tensor(frames: Any) -> torch.Tensor:
         frames = frames.detach().cpu()
         return frames.float() if frames.is_floating_point() else frames
     if is_pil_image(frames):
-        picture = frames.convert("RGB")
+        picture = load_picture(frames)
         return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
     if not hasattr(frames, "__array_interface__"):
         raise ValueError(

@@ -46,7 +46,9 @@ def file_of_url(url: str) -> str:
 
 
 def unpack_source(source: Any) -> Any:
-    """The file in a row of a data set (`{"path": ..., "bytes": ...}`, an undecoded video); all else as it is."""
+    """The content of an open file, the file in a row of a data set (`{"path": ..., "bytes": ...}`); all else as it is."""
+    if isinstance(source, io.IOBase):
+        source = source.read()
     if isinstance(source, Mapping) and source and source.keys() <= {"path", "bytes"}:
         return source.get("bytes") or source.get("path")
     return source
@@ -85,11 +87,23 @@ def load_picture(source: Any, timeout: float | None = None, limits: MediaLimits 
             _check_size(source, limits)
         elif isinstance(source, (str, bytes)):
             source = _open_picture(io.BytesIO(source) if isinstance(source, bytes) else _find_content(source), limits)
-        return load_image(source)
+        return load_image(_as_8_bits(source))
     except Exception as error:  # from the HTTP client, PIL or the file system
         text = repr(given)
         label = text if len(text) <= 300 else f"{text[:60]}..."
         raise ValueError(f"the image {label} cannot be read: {str(error)[:500]}") from error
+
+
+def _as_8_bits(picture: Any) -> Any:
+    """A PIL image whose pixels have 8 bits; of 16 bits (depth, X-rays) the upper 8, as FFmpeg does it for videos."""
+    mode = getattr(picture, "mode", "")
+    if mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit numbers (mode {mode!r}), whose range is not known: convert it to 'L'")
+    if not mode.startswith("I;16"):
+        return picture
+    pixels = picture.tobytes()
+    upper = pixels[::2] if mode == "I;16B" else pixels[1::2]
+    return importlib.import_module("PIL.Image").frombytes("L", picture.size, upper)
 
 
 def _find_content(text: str) -> Any:
