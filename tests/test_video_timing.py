@@ -285,29 +285,35 @@ def test_decoder_types_are_errors_of_values():
     assert issubclass(decoder_types.NoVideo, ValueError) and issubclass(decoder_types.DamagedVideo, ValueError)
 
 
-@pytest.mark.parametrize(
-    "ending, codec, numbers",
-    [
-        ("mpg", "mpeg2video", (30, 30)),
-        ("webm", "libvpx", (30, 50)),
-        ("webm", "libvpx", (50, 30)),
-        ("ivf", "libvpx", (30, 40)),
-    ],
-)
+def write_joined(path, numbers, codec):
+    """Recordings of so many frames, joined byte by byte; the frames are numbered through."""
+    content, first = b"", 0
+    for number in numbers:
+        part = path.with_name(f"{first}{path.suffix}")
+        write_clip(part, number, (48, 64), fps=25, codec=codec, pix_fmt="yuv420p", first=first)
+        content, first = content + part.read_bytes(), first + number
+    path.write_bytes(content)
+    return path
+
+
+JOINED = [("mpg", "mpeg2video", (30, 30, 30)), ("mpg", "mpeg2video", (50, 30)), ("webm", "libvpx", (30, 50))]
+
+
+@pytest.mark.parametrize("ending, codec, numbers", [*JOINED, ("mkv", "libx264", (50, 30))])
 def test_time_goes_on_where_it_starts_again(tmp_path, ending, codec, numbers):
     """Recordings that were joined byte by byte, or a recorder that was started again."""
-    parts, first = [], 0
-    for number in (*numbers, 30):
-        path = tmp_path / f"{first}.{ending}"
-        parts.append(write_clip(path, number, (48, 64), fps=25, codec=codec, pix_fmt="yuv420p", first=first))
-        first += number
-    path = tmp_path / f"joined.{ending}"
-    path.write_bytes(b"".join(part.read_bytes() for part in parts[: 2 if ending == "ivf" else 3]))
-    if ending == "ivf":  # the header counts the frames of the first part
-        first = numbers[0] + numbers[1]
-    result = read_video(path, num_frames=first)
-    assert numbers_of(result.frames) == result.metadata.frames_indices == list(range(first))
-    assert result.metadata.fps == 25 and result.metadata.duration == pytest.approx(first / 25)
+    result = read_video(write_joined(tmp_path / f"joined.{ending}", numbers, codec), num_frames=sum(numbers))
+    assert numbers_of(result.frames) == result.metadata.frames_indices == list(range(sum(numbers)))
+    assert result.metadata.fps == 25 and result.metadata.duration == pytest.approx(sum(numbers) / 25)
+
+
+@pytest.mark.parametrize(
+    "ending, numbers", [("mp4", (30, 50)), ("mov", (50, 30)), ("avi", (30, 30)), ("mkv", (30, 30, 30))]
+)
+def test_joined_recordings_that_cannot_be_read_are_named(tmp_path, ending, numbers):
+    path = write_joined(tmp_path / f"joined.{ending}", numbers, "libx264")
+    with pytest.raises(ValueError, match="recordings were joined byte by byte, and not all of them can be read"):
+        read_video(path)
 
 
 @pytest.mark.parametrize("ending", ["mp4", "mkv", "gif", "png", "webp"])
@@ -342,11 +348,12 @@ def hold_the_last_frame(path, seconds):
             new.mux(packet)
 
 
-@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+@pytest.mark.parametrize("num_b_frames", [0, 3])
 @pytest.mark.parametrize("start", [95440.1, 95443.0])
-def test_the_clock_of_transport_streams_starts_anew(tmp_path, codec, start):
+def test_the_clock_of_transport_streams_starts_anew(tmp_path, num_b_frames, start):
     """It has 33 bits: 26.5 hours."""
-    path = write_clip(tmp_path / "a.ts", 100, (48, 64), fps=25, codec=codec, times=1000 * start + 40 * np.arange(100))
+    times, options = 1000 * start + 40 * np.arange(100), {"bf": str(num_b_frames)}
+    path = write_clip(tmp_path / "a.ts", 100, (48, 64), fps=25, times=times, options=options)
     result = read_video(path, num_frames=100)
     assert numbers_of(result.frames) == result.metadata.frames_indices == list(range(100))
     assert result.metadata.fps == 25

@@ -17,7 +17,7 @@ from .frame_plan import FramePlan
 from .limits import MediaLimits
 from .sample_counts import check_sample_counts
 from .timing import Timeline, make_timeline
-from .whole_files import announced_size, container_of, ends_in_zeros, missing_end
+from .whole_files import announced_size, container_of, ends_in_zeros, has_another_recording, missing_end
 
 # FFmpeg chooses the demuxer by the content of a file. Some demuxers read lists, and open every file or address that
 # the list names: its own name without end, or a file that the user may not read. These here read one file. image2 would
@@ -180,7 +180,7 @@ def _read_packets(container: Any, stream: Any, path: str, limits: MediaLimits) -
         DamagedVideo: packets are missing or incomplete.
         TooLarge: there are too many.
     """
-    packets, start, end, num_damaged, size = _Packets(), 0.0, 0.0, 0, 0
+    packets, start, end, num_damaged, size, place = _Packets(), 0.0, 0.0, 0, 0, 0
     for packet in container.demux():
         if packet.size == 0 and packet.dts is None:  # end-of-stream marker
             continue
@@ -192,6 +192,7 @@ def _read_packets(container: Any, stream: Any, path: str, limits: MediaLimits) -
             packets.append(_Packet(*times, packet.is_keyframe, packet.is_discard))
             limits.check("max_file_frames", len(packets), "the video has more frames")
             num_damaged, size = num_damaged + packet.is_corrupt, packet.size
+            place = max(place, (packet.pos or 0) + size)
     counted, duration = stream.frames, (container.duration or 0) / 1e6  # microseconds
     # A frame may be shown for long: 10 s in a video of 0.1 frames a second.
     shown = sorted(packet.pts for packet in packets if packet.pts is not None)
@@ -214,6 +215,8 @@ def _read_packets(container: Any, stream: Any, path: str, limits: MediaLimits) -
             f"it is damaged, or recordings were joined byte by byte: {num_damaged} of {len(packets)} packets have lost "
             "data; `ffmpeg -i a.ts -c copy b.mkv` saves the others"
         )
+    if has_another_recording(path, place):
+        raise DamagedVideo("recordings were joined byte by byte, and not all of them can be read: read one by one")
     missing = missing_end(path, size)
     if missing:
         raise DamagedVideo(f"it is cut short: {missing}")

@@ -26,8 +26,8 @@ _LARGEST_ERROR = 0.05
 # recordings of a constant rate, and headers that state the unit of time (1000 in Matroska, 90000 in MPEG) as the rate.
 _GRID_RATES = (24.0, 240.0)
 _SHORT_INTERVALS = 0.1  # the share of the intervals that may be shorter than the step of the grid
-# Seconds by which the last frame of a constant rate may be shown longer than the others. Programs that write files often
-# give the last frame a length of their own.
+# Seconds by which the last frame of a constant rate may be shown longer than the others. Programs often give the last
+# frame a length of their own.
 _HELD = 0.5
 _ROUNDING = 1e-6  # seconds that the arithmetic may be off after many hours
 _ONLY_FRAME = 0.04  # seconds that a video of one frame lasts if nothing says so: 25 frames a second
