@@ -1331,7 +1331,7 @@ def file_of_url(url: str) -> str:
 
 
 def unpack_source(source: Any) -> Any:
-    """The content of an open file, the file in a row of a data set (`{"path": ..., "bytes": ...}`), or what was given."""
+    """The content of an open file, the file in a row of a data set (`{"path": ..., "bytes": ...}`), or the source."""
     if isinstance(source, io.IOBase):
         source = source.read()
     if isinstance(source, Mapping) and source and source.keys() <= {"path", "bytes"}:
