@@ -961,7 +961,9 @@ def read_pyav(path: str, plan: FramePlan) -> Decoded:
     with _open(av, path, plan.limits) as (container, stream):
         try:
             return _decode(av, container, stream, path, plan)
-        except (av.error.InvalidDataError, av.error.ArgumentError) as error:
+        except av.error.FFmpegError as error:
+            if not isinstance(error, ValueError):  # PyAV's errors of data and arguments, whose names change
+                raise
             # The file opens, so its content is at fault. A frame that is larger than the header says ends here too.
             most = plan.limits.max_frame_pixels
             raise DamagedVideo(
@@ -975,7 +977,9 @@ def _open(av: Any, path: str, limits: MediaLimits) -> Iterator[tuple[Any, Any]]:
     # FFmpeg checks each frame before it takes memory for it, also while it opens the file. It counts rows filled up to
     # 64 pixels, which are at most a quarter more where rows have 256. Its own limit is 2**31.
     bound = {"max_pixels": str(int(min(1.25 * limits.max_frame_pixels + 2**16, 2**31 - 1)))}
-    with av.open(path, options=bound, container_options=_OPENING) as container:
+    # Before PyAV 17.1, options for streams that are found while a file opens (as in MPEG-PS) crash the process.
+    early = bound if tuple(map(int, av.__version__.split(".")[:2])) >= (17, 1) else {}
+    with av.open(path, options=early, container_options=_OPENING) as container:
         stream = _find_stream(container)
         limits.check_frame(stream.width, stream.height)
         stream.codec_context.options = bound
