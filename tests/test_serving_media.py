@@ -76,6 +76,14 @@ def test_bytes_are_counted_over_the_media():
         reader.read(body, "messages")
 
 
+def test_calls_that_are_null_do_not_replace_the_content():
+    for calls in (None, []):
+        body = {"messages": [{"role": "assistant", "content": "Hi", "tool_calls": calls, "refusal": None}]}
+        reader = RequestReader("model", 4, None, None)
+        reader.check(body, "messages")
+        assert reader.read(body, "messages")["messages"] == [{"role": "assistant", "content": "Hi"}]
+
+
 def test_local_files_are_those_of_a_folder(tmp_path):
     folder, beside = tmp_path / "media", tmp_path / "media2"
     for place in (folder / "inner", beside):
