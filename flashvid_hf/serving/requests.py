@@ -182,7 +182,7 @@ class _Reading:
         """A message, or a part of the only message, with the media in the place of their URLs."""
         if "role" not in message:
             return self._part(message, path)
-        # Clients send `tool_calls: null` back. Some versions of transformers take a null for a list, and drop the content.
+        # Clients send `tool_calls: null` back. Older versions of transformers fail on it, or drop the content.
         message = {name: value for name, value in message.items() if value or name == "content"}
         if not isinstance(message.get("content"), list):
             return message
