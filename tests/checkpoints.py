@@ -167,12 +167,11 @@ def run_program(program: str, *arguments: Any, home: Path, with_package: bool | 
     from flashvid_hf.publishing.clean_process import PACKAGE_ROOT, shared_interpreter
 
     package = str(PACKAGE_ROOT if with_package is True else with_package or "")
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_", "HUGGINGFACE_"))}
     ended = shared_interpreter().run(
         _PREAMBLE + program,
         *(package, str(TESTS), str(torch.get_num_threads()), *map(str, arguments)),
+        home=home,
         directory=home.parent,
-        environment={**inherited, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
     )
     assert ended.status == 0, ended.output + ended.errors
 

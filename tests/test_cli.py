@@ -1,6 +1,5 @@
 """The command line: what it prints, what it passes to the package, and what it refuses."""
 
-import os
 import re
 import shutil
 import sys
@@ -46,14 +45,14 @@ def invoke(*arguments, **environment):
     return CliRunner(env=environment).invoke(app, [str(argument) for argument in arguments])
 
 
-def run_cli(*arguments, **environment) -> Ended:
+def run_cli(*arguments, home: Path) -> Ended:
     """Runs the program in a separate process, without a network."""
     package = str(Path(flashvid_hf.__file__).parents[1])
     return shared_interpreter().run(
         f"import sys; sys.path.insert(0, {package!r}); from flashvid_hf.cli import main; main()",
         *map(str, arguments),
+        home=home,
         directory=Path.cwd(),
-        environment={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
     )
 
 
@@ -200,7 +199,7 @@ def test_wrong_videos_are_refused_before_the_model_is_read(tmp_path):
 
 def test_errors_are_one_line(tmp_path):
     """Also errors that transformers writes as a paragraph. The exit status shows that there was an error."""
-    ended = run_cli("run", CLIP, "What?", "-m", "acme/missing", HF_HOME=str(tmp_path))
+    ended = run_cli("run", CLIP, "What?", "-m", "acme/missing", home=tmp_path)
     assert (ended.status, ended.output) == (1, "")
     (line,) = ended.errors.splitlines()
     assert re.match("Error: .*huggingface", line)

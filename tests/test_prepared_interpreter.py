@@ -1,32 +1,43 @@
 """Programs in separate interpreters: what a program sees, how it ends, and that it leaves nothing to the next one."""
 
-import os
 import subprocess
 
 import pytest
 
 from flashvid_hf.publishing.clean_process import shared_interpreter
 
-KEPT_OUT = ("transformers", "huggingface_hub", "flashvid_hf")
+
+def run(program, tmp_path, *arguments, time_limit=None):
+    return shared_interpreter().run(program, *arguments, home=tmp_path, directory=tmp_path, time_limit=time_limit)
 
 
-def run(program, tmp_path, *arguments, time_limit=None, **environment):
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    return shared_interpreter().run(
-        program, *arguments, directory=tmp_path, environment={**inherited, **environment}, time_limit=time_limit
-    )
-
-
-def test_a_program_sees_its_arguments_environment_and_directory(tmp_path):
-    program = "import os, sys; print(sys.argv[1:], os.environ['HF_HOME'], os.getcwd(), sorted(globals()))"
-    ended = run(program, tmp_path, "one", "the other", HF_HOME="a home")
+def test_a_program_sees_its_arguments_environment_and_directory(tmp_path, monkeypatch):
+    program = "import os, sys; print(sys.argv[1:], os.environ['VARIABLE'], os.getcwd(), sorted(globals()))"
+    monkeypatch.setenv("VARIABLE", "a value")
+    ended = run(program, tmp_path, "one", "the other")
     names = "['__builtins__', '__doc__', '__loader__', '__name__', '__package__', '__spec__', 'os', 'sys']"
-    assert ended == (0, f"['one', 'the other'] a home {tmp_path} {names}\n", "")
+    assert ended == (0, f"['one', 'the other'] a value {tmp_path} {names}\n", "")
 
 
-def test_nothing_is_imported_that_reads_the_environment(tmp_path):
-    ended = run(f"import sys; print([m for m in sys.modules if m.startswith({KEPT_OUT!r})])", tmp_path)
-    assert ended.output == "[]\n"
+def test_what_is_imported_has_read_the_environment_of_the_program(tmp_path, monkeypatch):
+    """It takes nothing from the user, and the caches of every program are its own."""
+    for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_MODULES_CACHE", "TRANSFORMERS_VERBOSITY", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.setenv(name, "of the user")
+    program = """
+import os, sys
+read = sorted(name for name in sys.modules if name.partition(".")[0] in ("huggingface_hub", "transformers"))
+from huggingface_hub import constants
+from transformers.utils.hub import HF_MODULES_CACHE
+for place in (constants.HF_HOME, constants.HF_HUB_CACHE, HF_MODULES_CACHE, constants.HF_TOKEN_PATH):
+    print(os.path.realpath(place))
+print(bool(read), constants.HF_HUB_OFFLINE, "flashvid_hf" in sys.modules)
+print([value for value in os.environ.values() if value == "of the user"])
+"""
+    for home in (tmp_path / "one", tmp_path / "two"):
+        home.mkdir()
+        ended = run(program, home)
+        places = "".join(f"{home / name}\n" for name in ("", "hub", "modules", "token"))
+        assert ended == (0, f"{places}True True False\n[]\n", "")
 
 
 def test_a_program_leaves_nothing_to_the_next(tmp_path):
@@ -73,7 +84,8 @@ def test_a_program_that_hangs_is_killed(tmp_path):
     assert run("print('the next one runs')", tmp_path).output == "the next one runs\n"
 
 
-def test_variables_of_python_count(tmp_path):
+def test_variables_of_python_count(tmp_path, monkeypatch):
     """Python reads them when an interpreter starts, so another interpreter is started."""
-    ended = run("import sys; print(sys.path[1])", tmp_path, PYTHONPATH=str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    ended = run("import sys; print(sys.path[1])", tmp_path)
     assert ended.output == f"{tmp_path}\n"

@@ -1,15 +1,13 @@
 """The README's snippets and the examples run unchanged. The snippets use the trained demo model."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from checkpoints import build_upstream_folder, count_clip_tokens, once
 
 from flashvid_hf.families import FAMILIES_BY_NAME
+from flashvid_hf.publishing.clean_process import PACKAGE_ROOT, shared_interpreter
 from flashvid_hf.tiny_models import build_small_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,12 +37,10 @@ def workplace(tmp_path_factory) -> Path:
 
 
 def run(code: str, workplace: Path, *arguments: str) -> str:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(workplace / "modules")}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=workplace, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    code = f"import sys; sys.path.insert(0, {str(PACKAGE_ROOT)!r})\n{code}"
+    ended = shared_interpreter().run(code, *arguments, home=workplace / "home", directory=workplace)
+    assert ended.status == 0, ended.errors[-3000:]
+    return ended.output
 
 
 def test_snippets_run_as_they_stand(workplace):

@@ -3,20 +3,25 @@
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from .prepared_interpreter import PreparedInterpreter
+from .prepared_interpreter import Ended, PreparedInterpreter
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]  # must be on the path to import `flashvid_hf`
 # The made-up commit of every folder in a made-up Hub cache, and the branch and tag that stand for it.
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REVISIONS = ("main", "v1")
 TIME_LIMIT = 3600.0  # seconds; a program that takes longer counts as hanging
+# Prefixes of the variables that lead to the user's caches and accounts.
+_PERSONAL = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_")
+# What nearly every program imports. With torch this takes longer than the rest of most programs.
+_MODULES = ("torchvision", "transformers", "transformers.models.auto.modeling_auto", "transformers.pipelines")
 
 _BLOCK = """\
 import sys as _sys
@@ -76,23 +81,11 @@ class Workplace:
         code = (_PERMIT if with_package else _BLOCK) + _RUN.format(file=str(file), name=name)
         try:
             ended = shared_interpreter().run(
-                code,
-                *arguments,
-                directory=self.directory,
-                environment={**_inherited(os.environ), **self._environment()},
-                time_limit=TIME_LIMIT,
+                code, *arguments, home=self.root, directory=self.directory, time_limit=TIME_LIMIT
             )
         except subprocess.TimeoutExpired:
             return 124, f"it did not end within {TIME_LIMIT:.0f} seconds"
         return ended.status, ended.errors
-
-    def _environment(self) -> dict[str, str]:
-        return {
-            "HF_HOME": str(self.root / "home"),
-            "HF_HUB_CACHE": str(self.root / "hub"),
-            "HF_MODULES_CACHE": str(self.root / "modules"),
-            "HF_HUB_OFFLINE": "1",
-        }
 
 
 @contextmanager
@@ -102,13 +95,35 @@ def workplace() -> Iterator[Workplace]:
         yield Workplace(Path(root).resolve())
 
 
+class CleanInterpreter:
+    """Runs programs one after the other, each in an interpreter with a Hugging Face home of its own, and offline.
+
+    huggingface_hub and transformers read the place of their caches when they are imported. They are imported once, with
+    a home that is a link, and the link leads each program to its own home.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._folder = tempfile.TemporaryDirectory(prefix="flashvid-home-")
+        self._home = Path(self._folder.name, "home")
+        self._interpreter = PreparedInterpreter(self._environment(), modules=_MODULES, read=_PERSONAL)
+
+    def run(self, program: str, *arguments: str, home: Path, directory: Path, time_limit: float | None = None) -> Ended:
+        """As `PreparedInterpreter.run`, with a directory `home` that holds the caches `hub` and `modules`."""
+        home.mkdir(exist_ok=True)
+        with self._lock:
+            self._home.unlink(missing_ok=True)
+            self._home.symlink_to(home.resolve())
+            return self._interpreter.run(
+                program, *arguments, directory=directory, environment=self._environment(), time_limit=time_limit
+            )
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_PERSONAL)}
+        return {**inherited, "HF_HOME": str(self._home), "HF_HUB_OFFLINE": "1"}
+
+
 @cache
-def shared_interpreter() -> PreparedInterpreter:
+def shared_interpreter() -> CleanInterpreter:
     """The interpreter for all folders that this process checks."""
-    return PreparedInterpreter(_inherited(os.environ))
-
-
-def _inherited(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without the variables that lead to the user's caches and accounts."""
-    left_out = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_")
-    return {name: value for name, value in environment.items() if not name.startswith(left_out)}
+    return CleanInterpreter()

@@ -1,10 +1,8 @@
-"""A fresh interpreter for each program, without the wait for the imports of torch.
+"""A fresh interpreter for each program, without the wait for the imports.
 
-Importing torch and torchvision takes longer than most programs here. On Linux one process imports these two and nothing
-else, and every program runs in a fork of that process, with modules, variables, environment and directory of its own.
-huggingface_hub and transformers are not imported before the fork, because they read the environment when they are
-imported. On other systems, and if the driver of an accelerator does not work in forks, every program gets a new
-process.
+Importing torch and transformers takes longer than most programs here. On Linux one process imports them, and every
+program runs in a fork of that process, with modules, variables, environment and directory of its own. On other systems,
+and if the driver of an accelerator does not work in forks, every program gets a new process.
 """
 
 import json
@@ -101,8 +99,8 @@ class PreparedInterpreter:
     """Runs programs one after the other, each in an interpreter of its own.
 
     Args:
-        environment: the variables with which torch is imported. A program with other values of the variables that
-            Python or torch reads, such as `PYTHONPATH` or `OMP_NUM_THREADS`, gets a new process.
+        environment: the variables with which the modules are imported. A program with other values of the variables
+            that Python or torch reads, such as `PYTHONPATH` or `OMP_NUM_THREADS`, gets a new process.
         modules: what is imported before the programs run. Missing modules are left out.
         read: prefixes of further variables that these modules read when they are imported.
     """
