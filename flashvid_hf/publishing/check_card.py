@@ -54,7 +54,7 @@ def check_snippets_compile(folder: HubFolder) -> Iterator[str]:
 def check_snippets_run(folder: HubFolder) -> Iterator[str]:
     """Each python block of the card runs unchanged and on its own, in a directory that has the videos `VIDEO_NAMES`."""
     runnable = [(snippet, _parse(snippet)) for snippet in _snippets(folder)]
-    with workplace() as place:
+    with workplace(folder.weight_bytes) as place:
         for name in VIDEO_NAMES:
             write_video(place.directory / name)
         if folder.base:

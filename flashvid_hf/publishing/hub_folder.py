@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml  # type: ignore[import-untyped,unused-ignore]
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from ..families import FAMILIES, family_of_type
 from ..models.family import Family
@@ -166,6 +167,14 @@ class HubFolder:
         return None if self.kind == FULL else self.config.get("base_model_name_or_path")
 
     @cached_property
+    def weight_bytes(self) -> int:
+        """Size of the weights that the folder loads, its own or those of the base in the user's cache."""
+        folders = [self.path]
+        if self.base:
+            folders.append(Path(HF_HUB_CACHE, f"models--{self.base.replace('/', '--')}"))
+        return sum(file.stat().st_size for folder in folders for file in folder.rglob("*.safetensors"))
+
+    @cached_property
     def findings(self) -> dict[str, Any]:
         """The findings of loading and running the folder in a clean process, see `clean_probe`."""
         request = {
@@ -177,7 +186,7 @@ class HubFolder:
             "upstream_settings": dict(self.family.upstream_settings),
         }
         program = Path(clean_probe.__file__).read_text(encoding="utf-8")
-        with tempfile.TemporaryDirectory(prefix="flashvid-check-") as results, workplace() as place:
+        with tempfile.TemporaryDirectory(prefix="flashvid-check-") as results, workplace(self.weight_bytes) as place:
             place.add_to_cache(PROBE_HUB_ID, self.path)
             if self.base:
                 place.link_cache(self.base)
@@ -187,7 +196,7 @@ class HubFolder:
             if not findings_file.exists():
                 reason = f"the process ended with status {status}: {last_lines(errors)}"
                 return {"errors": {"local": reason, "hub": reason}}
-            return torch.load(findings_file)
+            return torch.load(findings_file, weights_only=True)  # the folder's code could have written it
 
     def finding(self, name: str, part: str = "local") -> Any:
         """One of the findings; `part` is "local" or "hub", the way of loading that it belongs to.
