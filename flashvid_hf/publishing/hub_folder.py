@@ -127,7 +127,7 @@ class HubFolder:
         if not match:
             raise CheckFailure("README.md:1: has no metadata, start it with a YAML block between two lines `---`")
         try:
-            metadata = yaml.safe_load(match[1])
+            metadata = read_yaml(match[1])
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             line, problem = (mark.line + 2 if mark else 1), getattr(error, "problem", None) or error
@@ -145,8 +145,9 @@ class HubFolder:
 
     @cached_property
     def faults(self) -> list[Fault]:
-        """The faults that `code_audit` finds in the code."""
-        return find_faults(self.path)
+        """The faults that `code_audit` finds in the code, in files that differ from what the package generates."""
+        family = family_of_type(self.config.get("model_type")) if (self.path / "config.json").is_file() else None
+        return find_faults(self.path, published_files(family) if family else None)
 
     def defines(self, reference: str) -> bool:
         """Whether "module.Class" names a class in the folder's code, or for a recipe in the generated code."""
@@ -210,6 +211,19 @@ class HubFolder:
         if {"local": "loading", "hub": "hub_loading"}[part] not in self.findings:
             raise CheckSkipped("the folder does not load, see above")
         raise CheckFailure(f"the model does not run: {last_lines(self.findings['errors'][part])}")
+
+
+def read_yaml(text: str) -> Any:
+    """The content of a YAML text without aliases, which can stand for more than any memory holds.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or it has an alias.
+    """
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            problem = f"the alias `*{event.anchor}` is not allowed: write out what it stands for"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+    return yaml.safe_load(text)
 
 
 def is_of_the_commit(class_name: str) -> bool:
