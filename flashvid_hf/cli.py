@@ -5,6 +5,7 @@ No command turns `trust_remote_code` on: models load with the classes of the pac
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -226,6 +227,21 @@ def serve(
         bool | None,
         typer.Option(help="Whether requests may name files of this machine. Default: only on `localhost`."),
     ] = None,
+    max_frame_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Most pixels of a video's frames. Default: 35651584, e.g. 8192 x 4352.")
+    ] = None,
+    max_image_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Most pixels of an image. Default: 178956970.")
+    ] = None,
+    max_file_frames: Annotated[
+        int | None, typer.Option(min=1, help="Most frames of a video file. Default: 4194304, 38 hours.")
+    ] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Longest video in seconds. Default: a week.")] = None,
+    max_file_bytes: Annotated[int | None, typer.Option(min=1, help="Most bytes of a file. Default: 128 GiB.")] = None,
+    max_decoded_bytes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most bytes of the resized frames that are taken from one video. Default: 2 GiB."),
+    ] = None,
     attn_implementation: Annotated[str | None, typer.Option(help="E.g. `sdpa` or `flash_attention_2`.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
     device: Device = "auto",
@@ -236,7 +252,17 @@ def serve(
 
     `flashvid-hf serve -m Qwen/Qwen2.5-VL-7B-Instruct -r 0.1`; videos are `video_url` parts of messages.
     """
+    from .serving.server import SERVER_LIMITS
     from .serving.server import serve as run_server
+
+    limits = {
+        "max_frame_pixels": max_frame_pixels,
+        "max_image_pixels": max_image_pixels,
+        "max_file_frames": max_file_frames,
+        "max_seconds": max_seconds,
+        "max_file_bytes": max_file_bytes,
+        "max_decoded_bytes": max_decoded_bytes,
+    }
 
     run_server(
         model,
@@ -249,6 +275,7 @@ def serve(
         num_frames=num_frames,
         retention_ratio=retention_ratio,
         allow_local_files=allow_local_files,
+        limits=replace(SERVER_LIMITS, **{name: value for name, value in limits.items() if value is not None}),
         log_level=log_level,
     )
 

@@ -34,6 +34,7 @@ from flashvid_hf.publishing.hub_folder import RECIPE, WEIGHTLESS
 from flashvid_hf.publishing.prepared_interpreter import Ended
 from flashvid_hf.publishing.versions import TESTED_TRANSFORMERS
 from flashvid_hf.serving import server as serving
+from flashvid_hf.video.limits import MediaLimits
 
 COMMANDS = ("run", "trace", "serve", "evaluate", "reproduce", "export", "convert", "check", "push")
 NUM_FRAMES = 8
@@ -271,12 +272,15 @@ def test_serve_passes_its_options_on(monkeypatch):
         "dtype": "float32",
         "log_level": "debug",
     }
-    options = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", value)]
+    limits = {"max_frame_pixels": 100, "max_image_pixels": 200, "max_file_frames": 300, "max_seconds": 1.5}
+    limits |= {"max_file_bytes": 400, "max_decoded_bytes": 500}
+    options = [text for name, value in (given | limits).items() for text in (f"--{name.replace('_', '-')}", value)]
     assert invoke("serve", "-m", "acme/model", *options, "--no-allow-local-files").exit_code == 0
-    assert calls == [(("acme/model",), {**given, "allow_local_files": False})]
+    assert calls == [(("acme/model",), {**given, "allow_local_files": False, "limits": MediaLimits(**limits)})]
     assert invoke("serve", "-m", "acme/model").exit_code == 0
     defaults = calls[1][1]
     assert (defaults["host"], defaults["allow_local_files"], defaults["retention_ratio"]) == ("localhost", None, None)
+    assert defaults["limits"] == MediaLimits(max_decoded_bytes=2**31)
 
 
 # export and convert

@@ -24,7 +24,7 @@ from PIL import Image
 from test_pipeline import write_video
 from transformers import pipeline
 
-from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration, load_processor
+from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration, MediaLimits, load_processor
 from flashvid_hf.serving import server as serving
 from flashvid_hf.serving.app import ServedModel, build_app
 from flashvid_hf.serving.requests import RequestReader
@@ -301,7 +301,8 @@ def test_the_address_decides_whether_files_are_read(host, allowed, monkeypatch):
     monkeypatch.setattr(uvicorn, "run", lambda app, **_: None)
     serve("model", host=host, num_frames=5)
     serve("model", host=host, allow_local_files=not allowed)
-    assert seen == [("model", 5, allowed, None), ("model", 32, not allowed, None)]
+    limits = MediaLimits(max_decoded_bytes=2**31)
+    assert seen == [("model", 5, allowed, None, limits), ("model", 32, not allowed, None, limits)]
 
 
 def test_serve_compresses_an_upstream_checkpoint_until_interrupted(tmp_path_factory):

@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from ..loading import load_model
 from ..video.batching import convert_to_tensors
+from ..video.limits import DEFAULT_LIMITS, MediaLimits
 from ..video.message_parts import check_sizes
 from ..video.pipeline_flashvid import media_arguments
 from .fields import SeedFirst, check_fields
@@ -188,10 +189,12 @@ class ResponsesHandler(_VideoHandler, ResponseHandler):
     messages_field = "input"
 
 
-def build_app(served: ServedModel, *, num_frames: int, allow_local_files: bool) -> FastAPI:
+def build_app(
+    served: ServedModel, *, num_frames: int, allow_local_files: bool, limits: MediaLimits = DEFAULT_LIMITS
+) -> FastAPI:
     """The web application; see `serve` for its addresses and arguments."""
     state = GenerationState()  # runs the requests one after the other
-    reader = RequestReader(served.name, num_frames, allow_local_files, served.processor)
+    reader = RequestReader(served.name, num_frames, allow_local_files, served.processor, limits)
     chat, responses = ChatHandler(served, state, reader), ResponsesHandler(served, state, reader)
     model = {"id": served.name, "object": "model", "created": int(time.time()), "owned_by": "flashvid_hf"}
     app = FastAPI(title="flashvid_hf")

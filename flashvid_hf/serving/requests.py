@@ -7,6 +7,7 @@ from typing import Any
 from transformers import ProcessorMixin
 
 from ..video.download import DOWNLOAD_TIMEOUT
+from ..video.limits import DEFAULT_LIMITS, MediaLimits
 from ..video.message_parts import read_image_part, read_video_part
 from ..video.sources import scheme_of
 
@@ -29,13 +30,15 @@ class RequestReader:
         model_name: the only model that requests may name.
         num_frames: number of frames of a video, if the request does not set it.
         allow_local_files: whether requests may name files of this machine.
-        processor: the model's processor, which settings of the size of videos and images need.
+        processor: the model's processor, which says how large videos and images have to be.
+        limits: what a video or an image must not exceed.
     """
 
     model_name: str
     num_frames: int
     allow_local_files: bool
     processor: Any
+    limits: MediaLimits = DEFAULT_LIMITS
 
     def read(self, body: dict[str, Any], messages_field: str) -> dict[str, Any]:
         """The request with a `VideoClip` for the URL of every video, and a `Picture` for the URL of every image.
@@ -107,9 +110,9 @@ class RequestReader:
                     "address, or the file itself as `data:video/mp4;base64,...` (`data:image/png;base64,...`)."
                 )
         if kind == "video_url":
-            clip = read_video_part({**settings, "video": source}, sampling, self.processor)
+            clip = read_video_part({**settings, "video": source}, sampling, self.processor, self.limits)
             return {"type": kind, field: {"url": clip}}
-        picture = read_image_part({**settings, "image": source}, self.processor, DOWNLOAD_TIMEOUT)
+        picture = read_image_part({**settings, "image": source}, self.processor, DOWNLOAD_TIMEOUT, self.limits)
         return {"type": kind, field: {"url": picture}}
 
     def _split_part(self, part: dict[str, Any], field: str) -> tuple[Any, dict[str, Any]]:

@@ -8,7 +8,12 @@ from transformers.utils.import_utils import is_serve_available
 
 from ..compression.compress_video import CompressionConfig
 from ..compression.validation import check_choice, check_number, settings_of
+from ..video.limits import MediaLimits
 from ..video.reading import DEFAULT_NUM_FRAMES
+
+# What a video or an image in a request must not exceed. The frames of a video may take 2 GiB: more than the longest
+# video of Qwen2.5-VL (768 frames of 602,112 pixels, 1.3 GiB).
+SERVER_LIMITS = MediaLimits(max_decoded_bytes=2**31)
 
 
 def serve(
@@ -23,6 +28,7 @@ def serve(
     num_frames: int = DEFAULT_NUM_FRAMES,
     retention_ratio: float | None = None,
     allow_local_files: bool | None = None,
+    limits: MediaLimits = SERVER_LIMITS,
     log_level: str = "info",
 ) -> None:
     """Serve a model with compressed videos until interrupted.
@@ -65,6 +71,7 @@ def serve(
             the checkpoint's; 0.25 for a checkpoint without FlashVID's settings.
         allow_local_files: whether requests may name files of this machine. Default: only if `host` is a loopback
             address, because anyone who reaches the server could let the model describe any of these files.
+        limits: what a video or an image must not exceed, see `MediaLimits`. Larger ones get status 400.
         log_level: log level of the server and of this package: "critical", "error", "warning", "info" or "debug".
 
     Raises:
@@ -97,7 +104,7 @@ def serve(
     )
     if allow_local_files is None:
         allow_local_files = is_loopback(host)
-    app = build_app(served, num_frames=num_frames, allow_local_files=allow_local_files)
+    app = build_app(served, num_frames=num_frames, allow_local_files=allow_local_files, limits=limits)
     uvicorn.run(app, host=host, port=port, log_level=log_level, log_config=log_config)
 
 

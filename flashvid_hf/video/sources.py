@@ -1,6 +1,8 @@
 """Where a video or a picture comes from: paths, URLs, lists of pictures, and rows of a data set."""
 
 import base64
+import importlib
+import io
 import os
 import re
 from collections.abc import Mapping
@@ -9,9 +11,17 @@ from urllib.parse import unquote
 
 from transformers.image_utils import load_image
 
+from .limits import DEFAULT_LIMITS, MediaLimits
+
 FILE_TYPES = (str, bytes, os.PathLike)
-# Characters. A shorter text is the path of a picture, not the picture itself in base64.
-_LEAST_BASE64 = 80
+# The beginning of a picture in base64. A shorter text, and one with other characters, is the path of a picture.
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{80}")
+# Formats of pictures that Pillow may read, those that people exchange. Others are rare and their readers large; that of
+# EPS starts another program. HEIF needs a plugin of Pillow.
+_FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI"),
+    *("TGA", "TIFF", "WEBP"),
+)
 
 
 def scheme_of(address: str) -> str:
@@ -36,7 +46,9 @@ def file_of_url(url: str) -> str:
 
 
 def unpack_source(source: Any) -> Any:
-    """The file in a row of a data set (`{"path": ..., "bytes": ...}`, an undecoded video); all else as it is."""
+    """The content of an open file, the file in a row of a data set (`{"path": ..., "bytes": ...}`), or the source."""
+    if isinstance(source, io.IOBase):
+        source = source.read()
     if isinstance(source, Mapping) and source and source.keys() <= {"path", "bytes"}:
         return source.get("bytes") or source.get("path")
     return source
@@ -47,32 +59,75 @@ def is_list_of_files(video: Any) -> bool:
     return isinstance(video, (list, tuple)) and len(video) > 0 and all(isinstance(file, FILE_TYPES) for file in video)
 
 
-def load_picture(source: Any, timeout: float | None = None) -> Any:
+def load_picture(source: Any, timeout: float | None = None, limits: MediaLimits = DEFAULT_LIMITS) -> Any:
     """A PIL image, RGB and upright.
 
     Args:
         source: a path, an `http(s)://`, `file://` or `data:image/...;base64,` URL, the bytes of a file, base64, or a
             PIL image.
         timeout: seconds that a server may stay silent; `None` waits.
+        limits: what a picture must not exceed, checked before it is decoded. For `http(s)` Pillow's own limit comes
+            first, which is the default.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: it cannot be read, or exceeds a limit.
     """
     given = source = unpack_source(source)
     try:
         if isinstance(source, os.PathLike):
             source = os.fspath(source)
-        if isinstance(source, bytes):
-            source = base64.b64encode(source).decode()
         if isinstance(source, str) and ":" in source:
             scheme = scheme_of(source)
             if scheme == "file":
                 source = file_of_url(source)
             elif scheme in ("http", "https", "data"):  # transformers knows them in lower case only
                 source = scheme + source[len(scheme) :]
-        if isinstance(source, str) and len(source) < _LEAST_BASE64 and not re.match("https?:|data:", source):
-            if not os.path.isfile(source):
-                raise ValueError("it is a directory" if os.path.isdir(source) else "it does not exist")
-        return load_image(source, timeout=timeout)
+        if isinstance(source, str) and re.match("https?://", source):
+            source = load_image(source, timeout=timeout)
+            _check_size(source, limits)
+        elif isinstance(source, (str, bytes)):
+            source = _open_picture(io.BytesIO(source) if isinstance(source, bytes) else _find_content(source), limits)
+        return load_image(_as_8_bits(source))
     except Exception as error:  # from the HTTP client, PIL or the file system
-        raise ValueError(f"the image {given!r:.60} cannot be read: {str(error)[:200]}") from error
+        text = repr(given)
+        label = text if len(text) <= 300 else f"{text[:60]}..."
+        raise ValueError(f"the image {label} cannot be read: {str(error)[:500]}") from error
+
+
+def _as_8_bits(picture: Any) -> Any:
+    """A PIL image whose pixels have 8 bits; of 16 bits (depth, X-rays) the upper 8, as FFmpeg does it for videos."""
+    mode = getattr(picture, "mode", "")
+    if mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit numbers (mode {mode!r}), whose range is not known: convert it to 'L'")
+    if not mode.startswith("I;16"):
+        return picture
+    pixels = picture.tobytes()
+    upper = pixels[::2] if mode == "I;16B" else pixels[1::2]
+    return importlib.import_module("PIL.Image").frombytes("L", picture.size, upper)
+
+
+def _find_content(text: str) -> Any:
+    """The path of a picture, or the content of one in base64."""
+    if os.path.isfile(text):
+        return text
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    elif not _BASE64.match(text):
+        raise ValueError("it is a directory" if os.path.isdir(text) else "it does not exist")
+    return io.BytesIO(base64.decodebytes(text.encode()))
+
+
+def _open_picture(file: Any, limits: MediaLimits) -> Any:
+    """A PIL image of which only the header was read."""
+    size = os.path.getsize(file) if isinstance(file, str) else file.getbuffer().nbytes
+    limits.check("max_file_bytes", size, "the file has more bytes")
+    pictures = importlib.import_module("PIL.Image")
+    pictures.init()
+    picture = pictures.open(file, formats=[name for name in _FORMATS if name in pictures.OPEN])
+    _check_size(picture, limits)
+    return picture
+
+
+def _check_size(picture: Any, limits: MediaLimits) -> None:
+    what = f"the picture has {picture.width} x {picture.height} pixels"
+    limits.check("max_image_pixels", picture.width * picture.height, what)
