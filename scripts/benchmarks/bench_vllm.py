@@ -30,13 +30,16 @@ from measuring import summarize
 
 from flashvid_hf.evaluation.arguments import COUNT, SHARE
 from flashvid_hf.evaluation.environment import environment
+from flashvid_hf.families import FAMILIES
 
 FPS = 2.0
 PROMPT = "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
 QUESTION = "What happens in this video? Describe every step."
+# The prompt is for families whose videos stand between marks.
 UPSTREAM = {
-    "FlashVIDQwen2_5_VLForConditionalGeneration": "Qwen2_5_VLForConditionalGeneration",
-    "FlashVIDQwen3VLForConditionalGeneration": "Qwen3VLForConditionalGeneration",
+    family.generative_model.__name__: family.upstream_model.__name__
+    for family in FAMILIES
+    if family.vllm and family.geometry.run_marks
 }
 
 
