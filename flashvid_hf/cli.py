@@ -486,7 +486,9 @@ def check(
 ) -> None:
     """Check folders: code, card, loading, equality with upstream, token counts, snippets.
 
-    The code of a folder is run, in processes without network and without the package, unless it breaks the rules.
+    Proves that a folder is what these tools write, and catches accidents; no defence against an author who means harm.
+    The code and the card's python blocks are run after no fault only: without the package, with an empty home, without
+    credentials, and, where the system allows it, without a network and with limits. The output says where it does not.
     Recipes have no code: only what needs no base is checked. `flashvid-hf check hub_configs/flashvid-demo`
     """
     from .publishing.checking import run_checks
