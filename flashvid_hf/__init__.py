@@ -47,6 +47,8 @@ from .models.qwen.processing_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeProc
 from .models.report import CompressionReport
 from .publishing.published_code import write_code
 from .video.download import SCHEMES, fetch_file
+from .video.limits import MediaLimits
+from .video.model_size import resizing_of
 from .video.pipeline_flashvid import TASK, VideoTextToTextPipeline
 from .video.reading import VideoClip, read_video
 from .video.sources import FETCHERS
@@ -98,6 +100,7 @@ __all__ = [
     "FlashVIDQwen3VLMoeProcessor",
     "Kept",
     "LayerPruning",
+    "MediaLimits",
     "Signal",
     "Signals",
     "TokenScoring",
@@ -112,6 +115,7 @@ __all__ = [
     "make_method",
     "read_video",
     "register_method",
+    "resizing_of",
     "setting",
 ]
 __all__ += sorted({_class.__name__ for _family in FAMILIES for _class in _family.classes} - set(__all__))

@@ -5,6 +5,7 @@ No command turns `trust_remote_code` on: models load with the classes of the pac
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -242,6 +243,21 @@ def serve(
     max_json_depth: Annotated[
         int | None, typer.Option(min=2, help="Objects and lists inside each other. Default: 64.")
     ] = None,
+    max_frame_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Most pixels of a video's frames. Default: 35651584, e.g. 8192 x 4352.")
+    ] = None,
+    max_image_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Most pixels of an image. Default: 178956970.")
+    ] = None,
+    max_file_frames: Annotated[
+        int | None, typer.Option(min=1, help="Most frames of a video file. Default: 4194304, 38 hours.")
+    ] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Longest video in seconds. Default: a week.")] = None,
+    max_file_bytes: Annotated[int | None, typer.Option(min=1, help="Most bytes of a file. Default: 128 GiB.")] = None,
+    max_decoded_bytes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most bytes of the resized frames and the images of a request. Default: 2 GiB."),
+    ] = None,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Answers that are written at the same time.")] = 8,
     max_queue: Annotated[int, typer.Option(min=0, help="Requests that may be in the server besides those.")] = 256,
     api_key: Annotated[
@@ -278,6 +294,7 @@ def serve(
     `flashvid-hf serve -m Qwen/Qwen2.5-VL-7B-Instruct -r 0.1`; videos are `video_url` parts of messages.
     """
     from .serving.request_limits import RequestLimits
+    from .serving.server import SERVER_LIMITS
     from .serving.server import serve as run_server
 
     request_limits = {
@@ -291,6 +308,15 @@ def serve(
         "max_logit_bias": max_logit_bias,
         "max_json_depth": max_json_depth,
     }
+    limits = {
+        "max_frame_pixels": max_frame_pixels,
+        "max_image_pixels": max_image_pixels,
+        "max_file_frames": max_file_frames,
+        "max_seconds": max_seconds,
+        "max_file_bytes": max_file_bytes,
+        "max_decoded_bytes": max_decoded_bytes,
+    }
+
     run_server(
         model,
         host=host,
@@ -303,6 +329,7 @@ def serve(
         retention_ratio=retention_ratio,
         allowed_local_media_path=allowed_local_media_path,
         request_limits=RequestLimits(**{name: value for name, value in request_limits.items() if value is not None}),
+        limits=replace(SERVER_LIMITS, **{name: value for name, value in limits.items() if value is not None}),
         max_num_seqs=max_num_seqs,
         max_queue=max_queue,
         api_key=api_key or (),
@@ -459,7 +486,9 @@ def check(
 ) -> None:
     """Check folders: code, card, loading, equality with upstream, token counts, snippets.
 
-    The code of a folder is run, in processes without network and without the package, unless it breaks the rules.
+    Proves that a folder is what these tools write, and catches accidents; no defence against an author who means harm.
+    The code and the card's python blocks are run after no fault only: without the package, with an empty home, without
+    credentials, and, where the system allows it, without a network and with limits. The output says where it does not.
     Recipes have no code: only what needs no base is checked. `flashvid-hf check hub_configs/flashvid-demo`
     """
     from .publishing.checking import run_checks

@@ -1,4 +1,4 @@
-"""The model families. Each has a record beside its configuration and its modeling file, and one line here."""
+"""The model families. Each has a configuration, models, a processor and a record, and one line here."""
 
 import os
 from importlib import import_module
@@ -9,7 +9,7 @@ from transformers import AutoProcessor, PreTrainedConfig, ProcessorMixin
 from .compression.validation import check_choice
 from .models.family import Family, OriginalFormat
 
-# The modules of the records. A new family needs one line here, and no change elsewhere.
+# The modules of the records. A new family needs its own files and one line here, and no change elsewhere.
 RECORDS = (
     "models.qwen.family_qwen2_5_vl",
     "models.qwen.family_qwen3_vl",

@@ -17,6 +17,7 @@ from transformers import pipeline
 from transformers.utils import logging as transformers_logging
 
 from flashvid_hf import find_family, load_processor
+from flashvid_hf.evaluation.arguments import COUNT, SHARE
 from flashvid_hf.families import FAMILIES_BY_NAME
 from flashvid_hf.tiny_models import build_small_folder
 
@@ -41,9 +42,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--video", help=f"a video file; default: {TRAINED['video'].name} for the trained demo model")
     parser.add_argument("--question")
-    parser.add_argument("--num-frames", type=int)
-    parser.add_argument("--retention-ratio", type=float, default=0.1)
-    parser.add_argument("--max-new-tokens", type=int, default=16)
+    parser.add_argument("--num-frames", type=COUNT)
+    parser.add_argument("--retention-ratio", type=SHARE, default=0.1)
+    parser.add_argument("--max-new-tokens", type=COUNT, default=16)
     given = parser.parse_args()
     for name, value in (ORDINARY if given.model or given.family else TRAINED).items():
         if getattr(given, name) is None:

@@ -13,8 +13,10 @@ from pathlib import Path
 import goldens
 import pytest
 from checkpoints import once
-from hub_cache import RECIPES, fill_work
+from hub_cache import fill_work
 from kinds import family_of, kinds_of, watch_for_interpreters
+
+from flashvid_hf.families import FAMILIES_BY_NAME
 
 
 def pytest_addoption(parser):
@@ -25,17 +27,26 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    # Here and not where tests are collected: workers of a parallel run would report it as an internal error.
+    unknown = _wanted_families(config) - FAMILIES_BY_NAME.keys()
+    if unknown:
+        known = ", ".join(FAMILIES_BY_NAME)
+        raise pytest.UsageError(f"`--families` has {', '.join(sorted(unknown))}: choose from {known}")
+
+
+def _wanted_families(config) -> set[str]:
+    return set(filter(None, config.getoption("--families").split(",")))
+
+
 def pytest_collection_modifyitems(config, items):
     """Give every test the markers of its kind, and leave out families that were not asked for."""
     for item in items:
         for kind in kinds_of(item):
             item.add_marker(kind)
-    wanted = set(filter(None, config.getoption("--families").split(",")))
-    unknown = wanted - set(RECIPES)
-    if unknown:
-        raise pytest.UsageError(f"`--families` has {', '.join(sorted(unknown))}: choose from {', '.join(RECIPES)}")
+    wanted = _wanted_families(config)
     if wanted:
-        left_out = [item for item in items if family_of(item, set(RECIPES) - wanted)]
+        left_out = [item for item in items if family_of(item, FAMILIES_BY_NAME.keys() - wanted)]
         config.hook.pytest_deselected(items=left_out)
         dropped = set(left_out)
         items[:] = [item for item in items if item not in dropped]

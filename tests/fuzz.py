@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from flashvid_hf.evaluation.arguments import number
+
 FOLDER = Path(__file__).parent
 FILES = ("test_fuzz.py", "test_fuzz_server.py")
 
@@ -43,7 +45,7 @@ def run(names, *options, plugin=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--minutes", type=number(above=0), default=10)
     parser.add_argument("-k", default="", help="only properties whose name fits, as in pytest")
     args = parser.parse_args()
     os.environ["FLASHVID_FUZZ"] = "1"  # random examples instead of the same ones each time

@@ -142,15 +142,16 @@ def test_settings_out_of_range_are_refused_before_encoding(family, settings, mes
             call(**inputs, **settings)
 
 
-def test_encoded_videos_keep_their_settings(family):
+@pytest.mark.parametrize("ratio", [0.2, 1.0])
+def test_encoded_videos_keep_their_settings(family, ratio):
     model = family.model()
     inputs = family.inputs(*BATCHES["one video"])
     names = [name for name in model.model.encoder_inputs["video"] if name in inputs]
     with torch.no_grad():
-        video = model.get_video_features(**{name: inputs[name] for name in names}, retention_ratio=0.2)
+        video = model.get_video_features(**{name: inputs[name] for name in names}, retention_ratio=ratio)
         rest = {name: value for name, value in inputs.items() if name != "pixel_values_videos"}
         encoded = model(**rest, mm_encoder_outputs={"video": video})
-        assert torch.equal(encoded.logits, model(**inputs, retention_ratio=0.2).logits)
+        assert torch.equal(encoded.logits, model(**inputs, retention_ratio=ratio).logits)
         with pytest.raises(ValueError, match="`retention_ratio` is 0.5 and `mm_encoder_outputs` has videos"):
             model(**rest, mm_encoder_outputs={"video": video}, retention_ratio=0.5)
 

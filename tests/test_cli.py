@@ -35,6 +35,7 @@ from flashvid_hf.publishing.prepared_interpreter import Ended
 from flashvid_hf.publishing.versions import TESTED_TRANSFORMERS
 from flashvid_hf.serving import server as serving
 from flashvid_hf.serving.request_limits import RequestLimits
+from flashvid_hf.video.limits import MediaLimits
 
 COMMANDS = ("run", "trace", "serve", "evaluate", "reproduce", "export", "convert", "check", "push")
 NUM_FRAMES = 8
@@ -285,15 +286,19 @@ def test_serve_passes_its_options_on(monkeypatch):
     options += [text for name, values in lists.items() for text in (f"--{name.replace('_', '-')}", *values)]
     limits = {name: 2 + place for place, name in enumerate(vars(RequestLimits()))}
     options += [text for name, value in limits.items() for text in (f"--{name.replace('_', '-')}", value)]
+    media = {"max_frame_pixels": 100, "max_image_pixels": 200, "max_file_frames": 300, "max_seconds": 1.5}
+    media |= {"max_file_bytes": 400, "max_decoded_bytes": 500}
+    options += [text for name, value in media.items() for text in (f"--{name.replace('_', '-')}", value)]
     flags = ("--allowed-local-media-path", "media", "--allow-private-networks")
     assert invoke("serve", "-m", "acme/model", *options, *flags).exit_code == 0
     flagged = {"allowed_local_media_path": Path("media"), "allow_private_networks": True}
-    flagged["request_limits"] = RequestLimits(**limits)
+    flagged |= {"request_limits": RequestLimits(**limits), "limits": MediaLimits(**media)}
     assert calls == [(("acme/model",), {**given, **lists, **flagged})]
     assert invoke("serve", "-m", "acme/model").exit_code == 0
     defaults = calls[1][1]
     assert (defaults["host"], defaults["allowed_local_media_path"]) == ("localhost", None)
     assert (defaults["retention_ratio"], defaults["request_limits"]) == (None, RequestLimits())
+    assert defaults["limits"] == MediaLimits(max_decoded_bytes=2**31)
 
 
 # export and convert

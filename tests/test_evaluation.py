@@ -1,6 +1,8 @@
 """The parts of an evaluation: judging answers, sharing a video between questions, statistics, studies, the picture."""
 
+import argparse
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,13 +14,16 @@ from typer.testing import CliRunner
 from flashvid_hf import FlashVIDQwen2_5_VLConfig, read_video
 from flashvid_hf.cli import app
 from flashvid_hf.evaluation import answer_files, studies, tables
+from flashvid_hf.evaluation.arguments import COUNT, SHARE, number
 from flashvid_hf.evaluation.benchmarks import BENCHMARKS, load_benchmark
 from flashvid_hf.evaluation.evaluate import RATIOS, EvaluationOptions, evaluate_model
+from flashvid_hf.evaluation.fingerprint import fingerprint_model, fingerprint_questions
 from flashvid_hf.evaluation.items import Question, VideoItem
 from flashvid_hf.evaluation.plot import plot_accuracy
 from flashvid_hf.evaluation.runner import Answer, Run, answer_items
 from flashvid_hf.evaluation.statistics import summarize
 from flashvid_hf.evaluation.studies import REFERENCE, STUDIES
+from flashvid_hf.evaluation.whole_files import replacing, write_whole
 from flashvid_hf.loading import load_model
 from flashvid_hf.tiny_models import build_small_folder
 
@@ -278,6 +283,8 @@ def test_the_defaults_of_the_command_line_are_those_of_the_options(monkeypatch):
         ({"benchmark": "nothing"}, "`benchmark` is 'nothing': it must be one of 'moving_shapes', "),
         ({"ratios": [0.1, 0]}, "`ratios` is 0: it must be a number above 0 and at most 1"),
         ({"ratios": [10]}, "`ratios` is 10: it must be a number above 0 and at most 1"),
+        ({"ratios": [0.1, 0.2, 0.1]}, "`ratios` has two that are 0.1 when rounded to six digits"),
+        ({"ratios": [0.12345678, 0.12345679]}, "`ratios` has two that are 0.123457"),
         ({"ratios": []}, "at least one entry each. Leave them out"),
         ({"limit": 0}, "`limit` is 0: it must be an integer at least 1"),
         ({"num_frames": 0}, "`num_frames` is 0: it must be an integer at least 1"),
@@ -294,7 +301,9 @@ def test_wrong_options(options, said):
 def test_an_output_with_other_answers_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     for name in ("load_benchmark", "load_model"):
         monkeypatch.setattr(f"flashvid_hf.evaluation.evaluate.{name}", lambda *_, **__: pytest.fail("too early"))
-    noted = answer_files.Evaluation("other", "moving_shapes", None, None, 16, 16, 8, "torch.float32", {})
+    noted = answer_files.Evaluation(
+        "other", "moving_shapes", None, None, 16, 16, 8, "torch.float32", {}, "sha256 1", "sha256 2"
+    )
     answer_files.prepare_output(tmp_path / "out", noted)
     with pytest.raises(ValueError, match="has answers with `model` 'other', not 'model'. Choose another folder"):
         evaluate_model(EvaluationOptions("model", tmp_path / "out"))
@@ -303,3 +312,197 @@ def test_an_output_with_other_answers_is_refused_before_anything_is_read(tmp_pat
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'need scipy, which is missing: `pip install "flashvid-hf\[eval\]"`'):
         evaluate_model(EvaluationOptions("model", tmp_path / "new"))
+
+
+# Results of two models or two sets of questions are never mixed
+
+
+def write_model(folder: Path, **changes: bytes) -> Path:
+    """A folder that is read as far as an evaluation needs before it loads the model."""
+    folder.mkdir(exist_ok=True)
+    files = {"config.json": b'{"alpha": 0.7}', "model.safetensors": bytes(100), "tokenizer.json": b"{}", **changes}
+    for name, content in {**files, "README.md": b"# A card"}.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def evaluated(tmp_path, monkeypatch) -> EvaluationOptions:
+    """The options of an evaluation that was begun; the model cannot be loaded."""
+    folder = write_model(tmp_path / "model")
+    monkeypatch.setattr("flashvid_hf.evaluation.evaluate.load_benchmark", lambda *_: [ITEM])
+    monkeypatch.setattr("flashvid_hf.evaluation.evaluate.load_model", lambda *_, **__: pytest.fail("it goes on"))
+    found = fingerprint_model(str(folder)), fingerprint_questions([ITEM])
+    noted = answer_files.Evaluation(str(folder), "moving_shapes", None, None, 16, 16, 8, "torch.float32", {}, *found)
+    answer_files.prepare_output(tmp_path / "out", noted)
+    return EvaluationOptions(str(folder), tmp_path / "out")
+
+
+def test_the_same_model_goes_on(evaluated):
+    (Path(evaluated.model) / "README.md").write_text("# Another card")
+    with pytest.raises(pytest.fail.Exception, match="it goes on"):
+        evaluate_model(evaluated)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model.safetensors": bytes(99) + b"1"},  # the last byte of the weights
+        {"config.json": b'{"alpha": 0.6}'},
+        {"tokenizer.json": b'{"a": 1}'},
+        {"model-00002-of-00002.safetensors": b""},
+        {"generation_config.json": b"{}"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_model_that_changed_under_its_name_is_refused(evaluated, change):
+    write_model(Path(evaluated.model), **change)
+    with pytest.raises(
+        ValueError, match=r"answers with `model_fingerprint` 'sha256 \w+', not .* Choose another folder"
+    ):
+        evaluate_model(evaluated)
+
+
+def test_the_base_of_a_weightless_folder_counts(tmp_path):
+    base = write_model(tmp_path / "base")
+    folder = write_model(tmp_path / "f", **{"config.json": json.dumps({"base_model_name_or_path": str(base)}).encode()})
+    before = fingerprint_model(str(folder))
+    write_model(base, **{"model.safetensors": b"other"})
+    assert re.fullmatch(r"sha256 \w{64}, base sha256 \w{64}", before)
+    assert fingerprint_model(str(folder)).partition(", ")[0] == before.partition(", ")[0] != before
+    assert fingerprint_model(str(folder)) != before
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
+    commit = "c" * 40
+    file = tmp_path / "models--acme--m" / "snapshots" / commit / "config.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    monkeypatch.setattr("flashvid_hf.evaluation.fingerprint.hf_hub_download", lambda *_, **__: str(file))
+    monkeypatch.setattr("transformers.PreTrainedConfig.get_config_dict", lambda name: ({}, {}))
+    assert fingerprint_model("acme/m") == f"commit {commit}"
+
+
+def test_other_questions_are_refused(evaluated, monkeypatch):
+    other = replace(ITEM, questions=(replace(QUESTIONS[0], answer="B"), *QUESTIONS[1:]))
+    monkeypatch.setattr("flashvid_hf.evaluation.evaluate.load_benchmark", lambda *_: [other])
+    with pytest.raises(ValueError, match="answers with `questions_fingerprint`"):
+        evaluate_model(evaluated)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"model": "a', "is no JSON"),
+        (b"", "is no JSON"),
+        (bytes(20), "is no JSON"),
+        (b"[" * 100_000, "is no JSON"),
+        (b"\xff\xfe{}", "cannot be read"),
+        (b"[]", "is not of this version of `flashvid-hf evaluate` .it has no `batch_size`, "),
+        (b'{"model": "a", "runs": {}}', "it has no `batch_size`, "),
+        (b'{"model": "a", "runs": []}', "is not of this version"),
+        (None, "has answers and no evaluation.json"),
+    ],
+)
+def test_an_odd_evaluation_file_is_one_clear_line(evaluated, content, said):
+    path = evaluated.output / "evaluation.json"
+    (evaluated.output / "answers" / "0.jsonl").write_text("[]\n")
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        evaluate_model(evaluated)
+    assert re.search(said, str(caught.value)) and "Choose another folder" in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+ANSWER = Answer("run", "v", "q", "type", "choice", "A", True, 100, 20, 5, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"run": 1}', r"0.jsonl:2: holds no answers"),
+        (b"7", "holds no answers"),
+        (b'[{"run": "a"}]', "holds no answers .*missing"),
+        (json.dumps([{**asdict(ANSWER), "extra": 1}]).encode(), "unexpected keyword argument 'extra'"),
+        (json.dumps([{**asdict(ANSWER), "correct": "yes"}]).encode(), "`correct` is 'yes', not of type bool"),
+        (json.dumps([{**asdict(ANSWER), "tokens": None}]).encode(), "`tokens` is None, not of type int"),
+        (b"[" * 100_000, "holds no answers"),
+        (b"\xff", "cannot be read"),
+    ],
+)
+def test_odd_answers_are_one_clear_line(tmp_path, line, said):
+    (tmp_path / "0.jsonl").write_bytes(json.dumps([asdict(ANSWER)]).encode() + b"\n" + line + b"\n")
+    with pytest.raises(ValueError, match=said):
+        answer_files.read_answers(tmp_path)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "evaluation.json"
+    write_whole(path, "earlier")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    monkeypatch.setattr("os.replace", lambda *_: pytest.fail("killed here"))
+    with pytest.raises(pytest.fail.Exception):
+        write_whole(path, "later")
+    assert path.read_text() == "earlier" and list(tmp_path.iterdir()) == [path]
+
+
+def test_results_are_written_whole(tmp_path):
+    """No writer of the evaluation opens a result under its final name."""
+    sources = Path(answer_files.__file__).parent.glob("*.py")
+    writing = {
+        path.name for path in sources if re.search(r"\.write_(text|bytes)\(|open\([^)]*[\"']w", path.read_text())
+    }
+    assert writing == {"whole_files.py"}
+
+
+# Numbers on command lines
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--num-frames", "0"), ("--num-frames", "-1"), ("--num-frames", "1.5"), ("--ratios", "2"), ("--ratios", "0"),
+        ("--ratios", "nan"), ("--ratios", "-0.5"), ("--limit", "0"), ("--batch-size", "0"),
+        ("--max-new-tokens", "0"),
+    ],
+)  # fmt: skip
+def test_wrong_numbers_of_evaluate(options, tmp_path):
+    done = CliRunner().invoke(app, ["evaluate", "model", "--output", str(tmp_path), *options])
+    name = options[0].removeprefix("--").replace("-", ".")
+    assert done.exit_code and re.search(name, done.output + str(done.exception)), (done.output, done.exception)
+    assert not isinstance(done.exception, OSError), "the model was looked for"
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [
+        (COUNT, ["1", "32"], ["0", "-1", "1.5", "nan", "many", ""]),
+        (SHARE, ["1", "0.1", "1e-3"], ["0", "-0.1", "2", "nan", "inf", "a tenth"]),
+        (number(least=2, integer=True), ["2"], ["1"]),
+    ],
+)
+def test_numbers_of_scripts(kind, right, wrong):
+    assert [kind(text) for text in right] == [float(text) for text in right]
+    for text in wrong:
+        with pytest.raises(argparse.ArgumentTypeError, match="it must be|is not an? "):
+            kind(text)
+
+
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("bench_compression", ["--frames", "0"]),
+        ("bench_compression", ["--retention-ratio", "2"]),
+        ("bench_compression", ["--repeats", "0"]),
+        ("bench_generation", ["--frames", "4", "0"]),
+        ("bench_generation", ["--ratios", "2"]),
+        ("bench_generation", ["--new-tokens", "1"]),
+    ],
+)
+def test_wrong_numbers_of_benchmarks(script, options, capsys):
+    module = pytest.importorskip(script)
+    with pytest.raises(SystemExit):
+        module.parse_arguments(options)
+    assert options[0] in capsys.readouterr().err

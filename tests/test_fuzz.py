@@ -8,6 +8,7 @@ import functools
 import math
 import multiprocessing
 import os
+import resource
 import tempfile
 from pathlib import Path
 
@@ -289,6 +290,8 @@ SOURCES = {  # small files, so that decoding is fast
 SIZED = ["index at the end.mp4", "index in front.mp4", "a.mov", "a.mkv", "a.webm", "a.avi"]
 ENDINGS = [".mp4", ".mkv", ".avi", ".ts", ".txt", ".jpg", ".mp3", ""]
 TIME_LIMIT = 30  # seconds for a file of a second
+# MB above those of the first imports. A file that claims the largest frames that are allowed may take several of them.
+MEMORY_LIMIT = 1500
 
 
 @functools.cache
@@ -322,7 +325,8 @@ class Reader:
             self.pipe.send((str(path), kwargs))
             try:
                 assert self.pipe.poll(TIME_LIMIT), f"`read_video` takes more than {TIME_LIMIT} s"
-                result = self.pipe.recv()
+                result, peak = self.pipe.recv()
+                assert peak < MEMORY_LIMIT, f"`read_video` takes {peak} MB"
             except (AssertionError, EOFError):
                 self.close()
                 raise
@@ -341,12 +345,19 @@ class Reader:
 
 def serve(pipe):
     pipe.send("ready")
+    before = peak_memory()
     while True:
         path, kwargs = pipe.recv()
         try:
-            pipe.send(read_video(path, **kwargs))
+            result = read_video(path, **kwargs)
         except Exception as error:
-            pipe.send(error)
+            result = error
+        pipe.send((result, peak_memory() - before))
+
+
+def peak_memory():
+    """MB of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 @pytest.fixture(scope="session")
@@ -424,6 +435,32 @@ def test_files_that_are_cut_short(reader, name, place, ending, sampling):
         check_clip(clip, sampling)
         assert clip.metadata.total_num_frames == FRAMES
         assert numbers_of(clip.frames) == clip.metadata.frames_indices
+
+
+# Tables and headers of MP4, and numbers that they may claim. A place is counted in words of 4 bytes after the name.
+TABLES = [b"mvhd", b"tkhd", b"mdhd", b"elst", b"hdlr", b"avc1", b"stsz", b"stts", b"ctts", b"stsc", b"stco", b"trun"]
+claims = st.tuples(
+    st.sampled_from(TABLES), st.integers(0, 12), st.sampled_from([0, 1, 2**16, 2**24, 8 * 10**7, 2**31 - 1, 2**32 - 1])
+)
+
+
+@examples(max_examples=40)
+@given(
+    name=st.sampled_from([name for name in SOURCES if name.endswith((".mp4", ".mov"))]),
+    lies=st.lists(claims, min_size=1, max_size=5),
+    sampling=samplings,
+)
+def test_headers_that_claim_too_much(reader, name, lies, sampling):
+    """Time and memory are bounded whatever a header claims; otherwise as above."""
+    content = bytearray(source(name))
+    for table, word, number in lies:
+        place = content.find(table)
+        if place >= 0:
+            start = place + 4 + 4 * word
+            content[start : start + 4] = number.to_bytes(4, "big")
+    clip = reader(bytes(content), ".mp4", **sampling)
+    if not isinstance(clip, str):
+        check_clip(clip, sampling)
 
 
 @examples(max_examples=15)

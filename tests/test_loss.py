@@ -4,12 +4,12 @@ import pytest
 import torch
 from families import FAMILIES
 
+from flashvid_hf.models.columns import rows_of_columns
+
 LONG, SHORT = (8, 8, 8), (2, 8, 4)  # grids in patches
 
-pytestmark = [
-    pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name),
-    pytest.mark.parametrize("padding_side", ["left", "right"]),
-]
+each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+each_side = pytest.mark.parametrize("padding_side", ["left", "right"])
 
 
 def make_prompts(family):
@@ -25,6 +25,8 @@ def random_labels(inputs, seed: int = 7) -> torch.Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("llm_retention_ratio", [0.5, 1.0])
+@each_side
+@each_family
 def test_loss_of_a_batch_is_the_mean_over_the_tokens_of_its_samples(family, padding_side, llm_retention_ratio):
     """Every real column has a label, including the first one; padding has none."""
     model = family.model(llm_retention_ratio=llm_retention_ratio)
@@ -49,6 +51,8 @@ def test_loss_of_a_batch_is_the_mean_over_the_tokens_of_its_samples(family, padd
 
 
 @torch.no_grad()
+@each_side
+@each_family
 def test_labels_of_padding_do_not_count(family, padding_side):
     """Padding columns are dropped like columns of the video; labels of dropped columns do not count."""
     model = family.model()
@@ -58,3 +62,10 @@ def test_labels_of_padding_do_not_count(family, padding_side):
     expected = model(**inputs, labels=labels.masked_fill(is_padding, -100)).loss
     assert is_padding.any()
     torch.testing.assert_close(model(**inputs, labels=labels).loss, expected, rtol=0, atol=0)
+
+
+def test_rows_of_columns():
+    """Padding of rows is on the left of the first sample, and on the right of the second."""
+    token_index = torch.tensor([[-1, -1, 1, 4], [0, 3, 5, -1], [-1, -1, -1, -1]])
+    rows = rows_of_columns(token_index, 6)
+    assert rows.tolist() == [[2, 2, 2, 2, 3, 3], [0, 0, 0, 1, 1, 2], [3, 3, 3, 3, 3, 3]]

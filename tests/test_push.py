@@ -1,8 +1,10 @@
 """`push`: what would be uploaded, what is refused, and that nothing is sent without `--upload`."""
 
 import json
+import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,7 +61,7 @@ def folder(full_folder, tmp_path) -> Path:
     """A full folder, with other files beside those that are published."""
     folder = Path(shutil.copytree(full_folder, tmp_path / "full"))
     published = (".gitattributes", ".eval_results/mvbench.yaml")
-    for name in (*published, "__pycache__/module.pyc", ".git/config", ".cache/huggingface/download/x.lock"):
+    for name in (*published, ".git/config", ".cache/huggingface/download/x.lock"):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text("[]")
     shutil.copy(recipe_results(), folder / ".eval_results" / "mvbench.yaml")
@@ -136,6 +138,56 @@ def remove_weights(folder: Path) -> None:
     ids=["no model", "no card", "code", "metadata", "no weights"],
 )
 def test_broken_folders_are_refused(change, said, folder, hub):
+    change(folder)
+    refused = invoke(folder, REPOSITORY, "--upload")
+    assert isinstance(refused.exception, ValueError) and re.search(said, str(refused.exception)), refused.exception
+    assert hub.calls == []
+
+
+def write(name: str) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+    return change
+
+
+def link(name: str, target: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).symlink_to(target)
+
+
+STRAY_FILES = {
+    ".env": (write(".env"), r"\.env: is no file of a model's folder: move it out"),
+    "token": (write("token"), "token: is no file of a model's folder"),
+    ".netrc": (write(".netrc"), r"\.netrc: is no file"),
+    "private key": (write(".ssh/id_rsa"), r"\.ssh: only `.eval_results` and `assets` are folders inside"),
+    "hidden file in an allowed folder": (write(".eval_results/.env"), r"\.eval_results/\.env: is no file"),
+    "other file in an allowed folder": (write(".eval_results/token.txt"), r"\.eval_results/token\.txt: is no file"),
+    "nested folder": (write("assets/more/x.png"), "assets/more: only "),
+    "secrets in JSON": (write("credentials.json"), r"credentials\.json: is no file"),
+    "notebook": (write("notes.ipynb"), r"notes\.ipynb: is no file"),
+    "pickle": (write("training_args.bin"), r"training_args\.bin: is a pickle, .* safetensors"),
+    "checkpoint of torch": (write("optimizer.pt"), r"optimizer\.pt: is a pickle"),
+    "byte code": (write("__pycache__/module.pyc"), "__pycache__: only "),
+    "byte code at the top": (write("modeling.pyc"), r"modeling\.pyc: is byte code"),
+    "package": (write("__init__.py"), r"__init__\.py: is no file"),
+    "homoglyph": (write("m\N{CYRILLIC SMALL LETTER O}deling.py"), r"m\\u043edeling\.py: its name has other characters"),
+    "line break": (write("con\nfig.json"), r"con\\nfig\.json: its name has other characters"),
+    "link to a system file": (link("LICENSE", "/etc/passwd"), "LICENSE: is a link"),
+    "link that leads nowhere": (link("NOTICE", "missing"), "NOTICE: is a link"),
+    "link to a folder": (link("assets", "/etc"), "assets: is a link"),
+    "link in place of bookkeeping": (
+        lambda f: (shutil.rmtree(f / ".git"), link(".git", "/etc")(f)),
+        r"\.git: is a link",
+    ),
+    "pipe": (lambda folder: os.mkfifo(folder / "NOTICE"), r"NOTICE: is no file \(p"),
+    "code of absurd size": (lambda folder: (folder / "big.py").write_bytes(b"#" * 1_000_001), "at most 1,000,000 are"),
+}
+
+
+@pytest.mark.parametrize("name", STRAY_FILES)
+def test_files_that_are_no_part_of_a_model_are_refused(name, folder, hub):
+    change, said = STRAY_FILES[name]
     change(folder)
     refused = invoke(folder, REPOSITORY, "--upload")
     assert isinstance(refused.exception, ValueError) and re.search(said, str(refused.exception)), refused.exception

@@ -24,7 +24,7 @@ from PIL import Image
 from test_pipeline import write_video
 from transformers import pipeline
 
-from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration, load_processor
+from flashvid_hf import FlashVIDQwen2_5_VLForConditionalGeneration, MediaLimits, load_processor
 from flashvid_hf.serving import server as serving
 from flashvid_hf.serving.app import ServedModel, build_app
 from flashvid_hf.serving.request_limits import RequestLimits
@@ -308,7 +308,8 @@ def test_files_are_read_from_a_folder_that_was_named(host, tmp_path, monkeypatch
     limits = RequestLimits(max_frames=8)
     serve("model", host=host, num_frames=5)
     serve("model", host=host, allowed_local_media_path=tmp_path / "x" / "..", request_limits=limits, num_frames=8)
-    assert seen == [("model", 5, None, None, RequestLimits()), ("model", 8, tmp_path, None, limits)]
+    media = MediaLimits(max_decoded_bytes=2**31)
+    assert seen == [("model", 5, None, None, RequestLimits(), media), ("model", 8, tmp_path, None, limits, media)]
 
 
 def test_serve_compresses_an_upstream_checkpoint_until_interrupted(tmp_path_factory):

@@ -10,6 +10,7 @@ from server_requests import FRAMES, PICTURE
 from flashvid_hf.serving.kinds import FieldError
 from flashvid_hf.serving.request_limits import RequestLimits
 from flashvid_hf.serving.requests import RequestReader
+from flashvid_hf.video.limits import MediaLimits
 
 
 def read(part: Any, **options: Any) -> Any:
@@ -63,6 +64,24 @@ def test_frames_are_counted_over_the_videos():
     body["messages"][0]["content"] = [{**part, "video_metadata": {"fps": 1}} for part in body["messages"][0]["content"]]
     with pytest.raises(FieldError, match=r"`messages\[0\].content\[1\].video`: 6 frames"):
         reader.read(body, "messages")
+
+
+def test_bytes_are_counted_over_the_media():
+    parts = [{"type": "image", "image": PICTURE}, {"type": "video", "video": FRAMES}]
+    body = {"messages": [{"role": "user", "content": parts}]}
+    size = 4 * 28 * 28 * 3
+    RequestReader("model", 4, None, None, limits=MediaLimits(max_decoded_bytes=size)).read(body, "messages")
+    reader = RequestReader("model", 4, None, None, limits=MediaLimits(max_decoded_bytes=size - 1))
+    with pytest.raises(FieldError, match=r"`max_decoded_bytes` is 9407, and all media of the request so far"):
+        reader.read(body, "messages")
+
+
+def test_calls_that_are_null_do_not_replace_the_content():
+    for calls in (None, []):
+        body = {"messages": [{"role": "assistant", "content": "Hi", "tool_calls": calls, "refusal": None}]}
+        reader = RequestReader("model", 4, None, None)
+        reader.check(body, "messages")
+        assert reader.read(body, "messages")["messages"] == [{"role": "assistant", "content": "Hi"}]
 
 
 def test_local_files_are_those_of_a_folder(tmp_path):

@@ -1,6 +1,7 @@
 """Valid files that look damaged, files that are cut short, and pictures that are not shown as they are stored."""
 
 import gc
+import io
 import os
 import struct
 from fractions import Fraction
@@ -285,3 +286,95 @@ def test_a_list_of_files_is_no_video(tmp_path, kind, name):
     assert "Too many open files" not in str(caught.value)
     if before:
         assert len(os.listdir("/proc/self/fd")) <= before + 5
+
+
+# --- which stream, and what lies beside the picture ---
+
+
+def write_two_streams(path, default):
+    """A small and a large video of 10 frames; the one with this number has the flag `default`."""
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("libx264", rate=10, options={"threads": "1", "bf": "0"}) for _ in range(2)]
+        for number, (stream, (height, width)) in enumerate(zip(streams, [SIZE, (96, 128)], strict=True)):
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            stream.disposition = av.stream.Disposition.default if number == default else av.stream.Disposition(0)
+        packets = []
+        for stream in streams:
+            for index in range(10):
+                picture = numbered_frame(index, stream.height, stream.width)
+                packets += stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24"))
+            packets += stream.encode()
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("default", [0, 1])
+def test_the_default_stream_is_read(tmp_path, default):
+    result = read_video(write_two_streams(tmp_path / "a.mkv", default), num_frames=10)
+    assert result.frames.shape[1:3] == [SIZE, (96, 128)][default]
+    assert numbers_of(result.frames) == list(range(10))
+
+
+def test_animated_avif(tmp_path):
+    """Its first stream is a still."""
+    pictures = [Image.fromarray(numbered_frame(index)) for index in range(12)]
+    try:
+        pictures[0].save(tmp_path / "a.avif", save_all=True, append_images=pictures[1:], duration=100)
+    except (KeyError, ValueError, OSError):
+        pytest.skip("this Pillow writes no AVIF")
+    result = read_video(tmp_path / "a.avif", num_frames=12)
+    assert numbers_of(result.frames) == list(range(12)) and result.metadata.fps == 10
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.mov", "a.mkv", "a.png", "a.jpg"])
+def test_exif_inside_frames(tmp_path, name):
+    """Cameras write it into each picture. It is a kind of data that PyAV does not know."""
+    exif = Image.Exif()
+    exif[0x10F] = "a camera"
+    path = tmp_path / name
+    pictures = [Image.fromarray(numbered_frame(index)) for index in range(1 if name == "a.jpg" else 8)]
+    if name in ("a.png", "a.jpg"):
+        rest = {"save_all": True, "append_images": pictures[1:], "duration": 100} if name == "a.png" else {}
+        pictures[0].save(path, exif=exif, **rest)
+    else:
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mjpeg", rate=10)
+            stream.height, stream.width, stream.pix_fmt = 96, 128, "yuvj420p"
+            for index, picture in enumerate(pictures):
+                content = io.BytesIO()
+                picture.save(content, "JPEG", exif=exif, quality=95)
+                packet = av.Packet(content.getvalue())
+                packet.stream, packet.pts, packet.dts = stream, index, index
+                packet.time_base, packet.is_keyframe = Fraction(1, 10), True
+                container.mux(packet)
+    assert numbers_of(read_video(path, num_frames=len(pictures)).frames) == [*range(len(pictures))]
+
+
+def test_pictures_of_16_bits(tmp_path):
+    """Depth and X-rays keep what their upper 8 bits say."""
+    numbers = np.stack([numbered_frame(index)[..., 0] for index in range(3)])
+    pictures = [Image.fromarray(frame.astype(np.uint16) * 256 + 77) for frame in numbers]
+    paths = [str(tmp_path / f"{index}.png") for index in range(3)]
+    for picture, path in zip(pictures, paths, strict=True):
+        picture.save(path)
+    for frames in (pictures, paths):
+        assert np.array_equal(read_video(frames).frames, np.repeat(numbers[..., None], 3, -1))
+    with pytest.raises(ValueError, match=r"32-bit numbers \(mode 'F'\), whose range is not known: convert it to 'L'"):
+        read_video([Image.fromarray(numbers[0].astype(np.float32))])
+
+
+def test_pictures_are_upright_from_a_program_too(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6  # turned by a quarter
+    Image.fromarray(numbered_frame(3)).save(tmp_path / "a.png", exif=exif)
+    by_name = read_video([str(tmp_path / "a.png")]).frames
+    assert by_name.shape == (1, 128, 96, 3)
+    assert np.array_equal(read_video([Image.open(tmp_path / "a.png")]).frames, by_name)
+
+
+def test_open_files(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", 6, SIZE)
+    with path.open("rb") as file:
+        assert numbers_of(read_video(file, num_frames=6).frames) == list(range(6))
+    assert numbers_of(read_video(io.BytesIO(path.read_bytes()), num_frames=6).frames) == list(range(6))

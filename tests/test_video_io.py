@@ -25,7 +25,10 @@ from flashvid_hf.video import (
     animated_pictures,
     decoder_types,
     decord_decoder,
+    frame_plan,
+    limits,
     pyav_decoder,
+    sample_counts,
     sources,
     timing,
     video_settings,
@@ -34,6 +37,7 @@ from flashvid_hf.video import (
 from flashvid_hf.video import decoders as video_decoders
 from flashvid_hf.video import download as video_download
 from flashvid_hf.video import reading as video_io
+from flashvid_hf.video.frame_plan import FramePlan
 from flashvid_hf.video.reading import DEFAULT_NUM_FRAMES, VideoClip, available_backends, read_video
 
 av = pytest.importorskip("av")
@@ -65,7 +69,10 @@ def numbers_of(frames):
 def write_clip(
     path, num_frames=40, size=(96, 128), fps=24, codec="libx264", pix_fmt="yuv420p", times=None, seed=None, **k
 ):
-    """Write a clip. `times` has the time of each frame in milliseconds; `options` are those of the codec."""
+    """Write a clip. `times` has the time of each frame in milliseconds; `options` are those of the codec.
+
+    `first` is the number that the first frame shows.
+    """
     with av.open(str(path), "w", options=k.get("container_options", {})) as container:
         stream = container.add_stream(codec, rate=fps, options={"threads": "1", **k.get("options", {})})
         stream.height, stream.width = size
@@ -73,7 +80,9 @@ def write_clip(
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for index in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(numbered_frame(index, *size, seed=seed), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                numbered_frame(k.get("first", 0) + index, *size, seed=seed), format="rgb24"
+            )
             if times is not None:
                 frame.pts, frame.time_base = int(times[index]), Fraction(1, 1000)
             container.mux(stream.encode(frame))
@@ -747,7 +756,7 @@ def test_wrong_metadata_of_decoded_frames():
 
 
 def failing(error):
-    def read(path, choose):
+    def read(path, plan):
         raise error
 
     return read
@@ -788,13 +797,13 @@ def test_next_backend_is_tried(clip, monkeypatch):
 
 def test_too_few_frames_are_an_error(clip, monkeypatch):
     frames = np.zeros((2, 8, 8, 3), np.uint8)
-    monkeypatch.setitem(video_io.BACKENDS, "pyav", lambda path, choose: (frames, [0, 1, 2], 3, 24.0))
+    monkeypatch.setitem(video_io.BACKENDS, "pyav", lambda path, plan: (frames, [0, 1, 2], 3, 24.0))
     with pytest.raises(ValueError, match="pyav: 3 frames were asked for, 2 could be decoded$"):
         read_video(clip("mp4"), backend="pyav")
 
 
 def test_damage_is_not_left_to_a_decoder_that_hides_it(damaged, monkeypatch):
-    def hide(path, choose):
+    def hide(path, plan):
         raise AssertionError("must not be asked")
 
     monkeypatch.setattr(video_io, "BACKENDS", {"pyav": pyav_decoder.read_pyav, "decord": hide})
@@ -869,12 +878,12 @@ def test_a_frame_drawn_from_a_damaged_later_one_is_an_error(clip, tmp_path):
     assert place > later, "no B frame before it"
     for index in range(40):
         try:
-            frames, *_ = pyav_decoder.read_pyav(str(path), lambda total, fps, index=index: [index])
+            frames, *_ = pyav_decoder.read_pyav(str(path), FramePlan(lambda total, fps, index=index: [index]))
         except decoder_types.DamagedVideo:
             continue
         assert index < place and np.array_equal(frames[0], whole[index])
     with pytest.raises(decoder_types.DamagedVideo):
-        pyav_decoder.read_pyav(str(path), lambda total, fps: [place - 1])
+        pyav_decoder.read_pyav(str(path), FramePlan(lambda total, fps: [place - 1]))
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mkv"])
@@ -944,7 +953,7 @@ def test_a_frame_that_the_decoder_flags_is_an_error(clip, monkeypatch):
 
 def test_only_what_transformers_brings_is_mandatory():
     modules = [animated_pictures, decoder_types, decord_decoder, pyav_decoder, timing, video_decoders, whole_files]
-    modules += [sources, video_settings]
+    modules += [sources, video_settings, frame_plan, limits, sample_counts]
     libraries = {module: set(get_imports(module.__file__)) - set(sys.stdlib_module_names) for module in modules}
     assert libraries.pop(sources) == {"transformers"}
     assert all(found <= {"torch"} for found in libraries.values()), libraries

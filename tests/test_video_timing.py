@@ -12,6 +12,7 @@ from test_video_io import av, numbered_frame, numbers_of, write_clip
 
 from flashvid_hf import read_video
 from flashvid_hf.video import decoder_types, pyav_decoder
+from flashvid_hf.video.frame_plan import FramePlan
 from flashvid_hf.video.reading import available_backends
 from flashvid_hf.video.timing import make_timeline
 
@@ -117,7 +118,7 @@ def test_a_long_pause_is_decoded_once(tmp_path, monkeypatch):
     made = []
     convert = pyav_decoder._to_picture
     monkeypatch.setattr(pyav_decoder, "_to_picture", lambda *a: made.append(a[0].pts) or convert(*a))
-    frames, *_ = pyav_decoder.read_pyav(str(path), lambda total, fps: list(range(0, total, 10)))
+    frames, *_ = pyav_decoder.read_pyav(str(path), FramePlan(lambda total, fps: list(range(0, total, 10))))
     assert len(frames) > 60 and len(made) == len(set(made)) <= 8
     assert len({id(frame) for frame in frames}) == len(made), "places that show the same frame share its memory"
 
@@ -282,3 +283,88 @@ def test_models_are_told_real_times(tmp_path, tmp_path_factory, family):
 
 def test_decoder_types_are_errors_of_values():
     assert issubclass(decoder_types.NoVideo, ValueError) and issubclass(decoder_types.DamagedVideo, ValueError)
+
+
+def write_joined(path, numbers, codec):
+    """Recordings of so many frames, joined byte by byte; the frames are numbered through."""
+    content, first = b"", 0
+    for number in numbers:
+        part = path.with_name(f"{first}{path.suffix}")
+        write_clip(part, number, (48, 64), fps=25, codec=codec, pix_fmt="yuv420p", first=first)
+        content, first = content + part.read_bytes(), first + number
+    path.write_bytes(content)
+    return path
+
+
+JOINED = [("mpg", "mpeg2video", (30, 30, 30)), ("mpg", "mpeg2video", (50, 30)), ("webm", "libvpx", (30, 50))]
+
+
+@pytest.mark.parametrize("ending, codec, numbers", [*JOINED, ("mkv", "libx264", (50, 30))])
+def test_time_goes_on_where_it_starts_again(tmp_path, ending, codec, numbers):
+    """Recordings that were joined byte by byte, or a recorder that was started again."""
+    result = read_video(write_joined(tmp_path / f"joined.{ending}", numbers, codec), num_frames=sum(numbers))
+    assert numbers_of(result.frames) == result.metadata.frames_indices == list(range(sum(numbers)))
+    assert result.metadata.fps == 25 and result.metadata.duration == pytest.approx(sum(numbers) / 25)
+
+
+@pytest.mark.parametrize(
+    "ending, numbers", [("mp4", (30, 50)), ("mov", (50, 30)), ("avi", (30, 30)), ("mkv", (30, 30, 30))]
+)
+def test_joined_recordings_that_cannot_be_read_are_named(tmp_path, ending, numbers):
+    path = write_joined(tmp_path / f"joined.{ending}", numbers, "libx264")
+    with pytest.raises(ValueError, match="recordings were joined byte by byte, and not all of them can be read"):
+        read_video(path)
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "gif", "png", "webp"])
+@pytest.mark.parametrize("held", [1.5, 3.0])
+def test_a_last_frame_that_is_held(tmp_path, ending, held):
+    """The end of animations and of recordings of screens."""
+    path = tmp_path / f"a.{ending}"
+    if ending in ("gif", "png", "webp"):
+        pictures = [Image.fromarray(numbered_frame(index)) for index in range(10)]
+        rest = {"append_images": pictures[1:], "duration": [100] * 9 + [round(1000 * held)]}
+        pictures[0].save(path, save_all=True, **rest, **({"lossless": True} if ending == "webp" else {}))
+    else:
+        write_clip(path, 10, fps=10, options={"bf": "0"})
+        hold_the_last_frame(path, held)
+    result = read_video(path, fps=2)
+    assert result.metadata.duration == pytest.approx(0.9 + held, abs=0.05)
+    times = np.array(result.metadata.timestamps)
+    assert numbers_of(result.frames) == np.minimum((times * 10 + 0.01).astype(int), 9).tolist()
+    assert set(numbers_of(read_video(path, video_start=1.2, video_end=0.8 + held).frames)) == {9}
+
+
+def hold_the_last_frame(path, seconds):
+    """Write the file anew, with a last packet that lasts for so many seconds."""
+    source = path.with_name(f"source{path.suffix}")
+    path.rename(source)
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        copy = new.add_stream_from_template(old.streams.video[0])
+        packets = [packet for packet in old.demux() if packet.dts is not None]
+        packets[-1].duration = round(seconds / packets[-1].time_base)
+        for packet in packets:
+            packet.stream = copy
+            new.mux(packet)
+
+
+@pytest.mark.parametrize("num_b_frames", [0, 3])
+@pytest.mark.parametrize("start", [95440.1, 95443.0])
+def test_the_clock_of_transport_streams_starts_anew(tmp_path, num_b_frames, start):
+    """It has 33 bits: 26.5 hours."""
+    times, options = 1000 * start + 40 * np.arange(100), {"bf": str(num_b_frames)}
+    path = write_clip(tmp_path / "a.ts", 100, (48, 64), fps=25, times=times, options=options)
+    result = read_video(path, num_frames=100)
+    assert numbers_of(result.frames) == result.metadata.frames_indices == list(range(100))
+    assert result.metadata.fps == 25
+
+
+def test_joined_transport_streams_are_named(tmp_path):
+    """Their packets are marked as damaged, and nothing tells them from damaged ones."""
+    parts = [write_clip(tmp_path / f"{first}.ts", 50, (48, 64), fps=25, first=first) for first in (0, 50)]
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(
+        ValueError, match="recordings were joined byte by byte: 1 of 100 packets have lost data; `ffmpeg"
+    ):
+        read_video(path)

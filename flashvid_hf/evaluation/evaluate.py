@@ -29,9 +29,11 @@ from ..loading import load_model
 from .answer_files import Evaluation, answers_folder, check_output, end_last_line, prepare_output, read_answers
 from .benchmarks import BENCHMARKS, load_benchmark
 from .environment import environment
+from .fingerprint import fingerprint_model, fingerprint_questions
 from .items import VideoItem
 from .runner import Run, answer_items
 from .studies import REFERENCE, STUDIES, find_references, plan_runs
+from .whole_files import replacing, write_whole
 
 RATIOS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5)  # the default: the paper's ratios, and some below and above them
 _LIBRARIES = {"scipy": "eval", "matplotlib": "bench"}  # needed by the results at the end; the extra of each
@@ -81,6 +83,10 @@ class EvaluationOptions:
                 check_number(name, value, least=1, integer=True)
         for ratio in self.ratios:
             check_number("ratios", ratio, above=0, most=1)
+        names = [f"{ratio:g}" for ratio in self.ratios]  # as in the names of the runs, see `plan_runs`
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"`ratios` has two that are {name} when rounded to six digits. Leave out one of them.")
         lines = STUDIES[self.study].lines
         for name in self.methods or ():
             if name not in lines:
@@ -131,6 +137,10 @@ def evaluate_model(options: EvaluationOptions, say: Callable[[str], Any] = lambd
     items = load_benchmark(options.benchmark, options.source, options.limit)  # first: videos may be missing
 
     state = PartialState(cpu=not torch.cuda.is_available())
+    if state.is_main_process:  # the others need no fingerprint: they wait until the folder is prepared
+        settings["model_fingerprint"] = fingerprint_model(options.model)
+        settings["questions_fingerprint"] = fingerprint_questions(items)
+        check_output(options.output, settings)
     device = str(state.device) if state.device.type != "cuda" else f"cuda:{state.local_process_index}"
     model, processor = load_model(options.model, device=device, dtype=options.dtype)
     say_once = say if state.is_main_process else lambda text: None
@@ -138,11 +148,11 @@ def evaluate_model(options: EvaluationOptions, say: Callable[[str], Any] = lambd
     if not lines:
         raise ValueError(f"`ratios` is {tuple(options.ratios)!r}: no line of the study can keep so little. Raise it.")
     runs = [Run(REFERENCE, {"compression_method": "none"}), *(run for of_line in lines.values() for run in of_line)]
-    evaluation = Evaluation(**settings, dtype=str(model.dtype), runs={run.name: run.settings for run in runs})
     if state.is_main_process:
+        evaluation = Evaluation(**settings, dtype=str(model.dtype), runs={run.name: run.settings for run in runs})
         prepare_output(options.output, evaluation)
     state.wait_for_everyone()
-    answer_benchmark(model, processor, items, runs, evaluation, options.output)
+    answer_benchmark(model, processor, items, runs, num_frames, options)
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
@@ -157,10 +167,15 @@ def evaluate_model(options: EvaluationOptions, say: Callable[[str], Any] = lambd
 
 
 def answer_benchmark(
-    model: Any, processor: Any, items: Sequence[VideoItem], runs: Sequence[Run], evaluation: Evaluation, output: Path
+    model: Any,
+    processor: Any,
+    items: Sequence[VideoItem],
+    runs: Sequence[Run],
+    num_frames: int,
+    options: EvaluationOptions,
 ) -> None:
     """Ask the questions that are not answered yet, and write the answers. Each process takes a share of videos."""
-    state = PartialState()
+    state, output = PartialState(), options.output
     done = frozenset((answer.run, answer.video) for answer in read_answers(answers_folder(output)))
     own = items[state.process_index :: state.num_processes]
     pending = sum((run.name, item.id) not in done for item in own for run in runs)
@@ -169,8 +184,8 @@ def answer_benchmark(
     end_last_line(path)
     with path.open("a") as file, tqdm(total=pending, unit="video", disable=not state.is_main_process) as bar:
         answered = answer_items(
-            model, processor, own, runs, num_frames=evaluation.num_frames,
-            max_new_tokens=evaluation.max_new_tokens, batch_size=evaluation.batch_size, done=done,
+            model, processor, own, runs, num_frames=num_frames,
+            max_new_tokens=options.max_new_tokens, batch_size=options.batch_size, done=done,
         )  # fmt: skip
         for answers in answered:
             file.write(json.dumps([asdict(answer) for answer in answers]) + "\n")
@@ -196,8 +211,9 @@ def write_results(output: Path, facts: dict[str, Any], items: Sequence[VideoItem
     wanted, videos = {REFERENCE, *(name for of_line in names.values() for name in of_line)}, {item.id for item in items}
     answers = [a for a in read_answers(answers_folder(output)) if a.run in wanted and a.video in videos]
     results = summarize(answers, find_references(lines))
-    (output / "results.json").write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
+    write_whole(output / "results.json", json.dumps({**facts, "results": results}, indent=1) + "\n")
     tables = make_overview(results, lines) + "\n" + make_table(results, lines)
-    (output / "table.md").write_text(tables)
-    plot_accuracy(results, output / "accuracy.png", lines=names, reference=REFERENCE)
+    write_whole(output / "table.md", tables)
+    with replacing(output / "accuracy.png") as picture:
+        plot_accuracy(results, picture, lines=names, reference=REFERENCE)
     return tables

@@ -14,24 +14,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ..compression.validation import check_choice
+from ..families import FAMILIES
 from ..publishing.published_accuracy import PAPER_NAME, PUBLISHED
 
 RATIOS = (0.1, 0.15, 0.2, 0.25)  # of the paper's tables
 BEHAVIORS = ("released", "paper")
-
-
-class Setup(NamedTuple):
-    """A family as the paper and FlashVID's scripts (github.com/Fanziyang-v/FlashVID) measure it.
-
-    Args:
-        model: id on the Hub.
-        num_frames: frames of every video.
-        videomme: the benchmark of `flashvid-hf evaluate` with the prompts that lmms-eval has for the family.
-    """
-
-    model: str
-    num_frames: int
-    videomme: str = "videomme"
 
 
 class Table(NamedTuple):
@@ -42,12 +29,7 @@ class Table(NamedTuple):
     field: str
 
 
-SETUPS = {
-    "llava_onevision": Setup("llava-hf/llava-onevision-qwen2-7b-ov-hf", 32),
-    "llava_video": Setup("lmms-lab/LLaVA-Video-7B-Qwen2", 64, "videomme_llava_vid"),
-    "qwen2_5_vl": Setup("Qwen/Qwen2.5-VL-7B-Instruct", 32),
-    "qwen3_vl": Setup("Qwen/Qwen3-VL-8B-Instruct", 32, "videomme_qwen3_vl"),
-}
+SETUPS = {family.name: family.paper_setup for family in FAMILIES if family.paper_setup}
 TABLES = {
     "videomme": Table("videomme", 16, "video_mme"),
     "egoschema": Table("egoschema_subset", 16, "ego_schema"),

@@ -83,6 +83,20 @@ class PublishedSize(NamedTuple):
     num_layers: int
 
 
+class PaperSetup(NamedTuple):
+    """A family as the paper and FlashVID's scripts (github.com/Fanziyang-v/FlashVID) measure it.
+
+    Args:
+        model: id on the Hub.
+        num_frames: frames of every video.
+        videomme: the benchmark of `flashvid-hf evaluate` with the prompts that lmms-eval has for the family.
+    """
+
+    model: str
+    num_frames: int
+    videomme: str = "videomme"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TinyShape:
     """Sizes of a tiny model without a tokenizer. A call of it takes milliseconds.
@@ -157,6 +171,7 @@ class Family:
         tiny: sizes of a tiny model, for tests and `check`.
         small: sizes of a small model with a tokenizer and a processor.
         published_sizes: the published models that `hub_configs/` has recipes for.
+        paper_setup: how the paper measures the family; `None` if it does not.
         processing: changes that a folder without weights makes to the processor of its base. The keys are parts of the
             processor, such as "video_processor"; the values are their settings.
         vllm: "module:class" that runs the family inside vLLM; `None` if vLLM does not support it.
@@ -176,6 +191,7 @@ class Family:
     small: SmallShape
     upstream_settings: Mapping[str, Any] = field(default_factory=dict)
     published_sizes: tuple[PublishedSize, ...] = ()
+    paper_setup: PaperSetup | None = None
     processing: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     vllm: str | None = None
     original: OriginalFormat | None = None

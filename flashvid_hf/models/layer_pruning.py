@@ -91,7 +91,8 @@ class TokenPruning(UpperLayers):
 
     Args:
         upper: the arguments of `UpperLayers`.
-        rule: the share of the prunable tokens to keep, who ranks them, and whether the others are merged into them.
+        rule: which share of the prunable tokens stays, how tokens are ranked, and whether dropped tokens are merged
+            into those that stay.
         prunable: which of the new columns may be dropped, with shape (B, M).
         query: column of the token that ranks the others, the end of the prompt, with shape (B,).
         past_lower_mask: which of the columns that the layers below have cached are real, with shape

@@ -63,9 +63,9 @@ class FlashVIDCausalLMOutput(CacheAlias, ModelOutput):
 
     Args:
         loss: over the labels of the columns that are left.
-        logits: with shape (B, S, vocabulary) in calls that compute a loss, for which a dropped column repeats the
-            logits of the last column before it that is left; otherwise for the columns that are left alone, with shape
-            (B, L, vocabulary). See `full_length` of `language_modeling_output`.
+        logits: with shape (B, L, vocabulary), for the columns that are left. In calls that compute a loss: with shape
+            (B, S, vocabulary), for all columns; a dropped column repeats the logits of the last column before it that
+            is left. See `full_length` of `language_modeling_output`.
         token_index, report: see `FlashVIDModelOutput`. On the replicas of `nn.DataParallel` the output has neither of
             them, and no cache.
     """

@@ -11,7 +11,7 @@ from huggingface_hub import parse_eval_result_entries
 
 from .clean_probe import make_scenes
 from .clean_process import workplace
-from .hub_folder import FULL, RECIPE, CheckSkipped, HubFolder, Snippet, last_lines
+from .hub_folder import FULL, RECIPE, CheckSkipped, HubFolder, Snippet, last_lines, read_yaml
 
 _REQUIRED = {"library_name": "transformers", "pipeline_tag": "video-text-to-text"}
 VIDEO_NAMES = ("video.mp4", "clip.mp4")  # videos that a snippet may open
@@ -54,7 +54,7 @@ def check_snippets_compile(folder: HubFolder) -> Iterator[str]:
 def check_snippets_run(folder: HubFolder) -> Iterator[str]:
     """Each python block of the card runs unchanged and on its own, in a directory that has the videos `VIDEO_NAMES`."""
     runnable = [(snippet, _parse(snippet)) for snippet in _snippets(folder)]
-    with workplace() as place:
+    with workplace(folder.weight_bytes) as place:
         for name in VIDEO_NAMES:
             write_video(place.directory / name)
         if folder.base:
@@ -86,7 +86,7 @@ def check_eval_results(folder: HubFolder) -> Iterator[str]:
     for path in files:
         name = path.relative_to(folder.path).as_posix()
         try:
-            entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+            entries = read_yaml(path.read_text(encoding="utf-8"))
             if not isinstance(entries, list) or not entries:
                 raise ValueError(f"it holds a {type(entries).__name__}, write a list of results")
             parse_eval_result_entries(entries)

@@ -1,11 +1,38 @@
-"""Checks of the code in a folder. The code is not run."""
+"""Checks of the files and the code in a folder. The code is not run."""
 
 import re
 from collections.abc import Iterator
 
 from .bundle import ORIGIN_LINE
+from .clean_process import workplace
+from .code_audit import find_snippet_faults
+from .folder_files import find_file_faults
 from .hub_folder import CheckSkipped, HubFolder
 from .published_code import find_origin, published_files
+
+
+def check_files(folder: HubFolder) -> Iterator[str]:
+    """The folder has only files of the kinds that a model needs, none of them a link, a pickle or byte code."""
+    yield from find_file_faults(folder.path)
+
+
+def check_snippet_names(folder: HubFolder) -> Iterator[str]:
+    """The card's python blocks keep the rules of `code_audit`."""
+    for snippet in folder.snippets:
+        yield from map(str, find_snippet_faults("README.md", snippet.program))
+
+
+def check_isolation(folder: HubFolder) -> Iterator[str]:
+    """This system can keep code from the network, and set limits.
+
+    Raises:
+        CheckSkipped: it cannot; the message says what the code can do.
+    """
+    with workplace() as place:
+        problems = place.find_problems()
+    if problems:
+        raise CheckSkipped("\n".join(problems))
+    yield from ()
 
 
 def check_rule(folder: HubFolder, rule: str) -> Iterator[str]:
@@ -19,7 +46,7 @@ def check_generated_code(folder: HubFolder) -> Iterator[str]:
     Raises:
         CheckSkipped: the files do not say that they were generated, or they are from another version.
     """
-    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.path.glob("*.py"))}
+    texts = {path.name: path.read_bytes().decode("utf-8", "replace") for path in sorted(folder.path.glob("*.py"))}
     origins = {name: found[1] for name, text in texts.items() if (found := re.search(ORIGIN_LINE, text))}
     if not origins:
         raise CheckSkipped("no file says from which version of flashvid_hf it was generated")

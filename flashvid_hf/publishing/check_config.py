@@ -2,6 +2,10 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from ..methods.flashvid import FlashVID
 from .hub_folder import FULL, RECIPE, WEIGHTLESS, CheckFailure, HubFolder
@@ -82,12 +86,23 @@ def check_classes(folder: HubFolder) -> Iterator[str]:
     if "video-text-to-text" not in pipelines:
         yield "config.json: `custom_pipelines` has no 'video-text-to-text', copy it from another folder"
     references = [*named.values(), *(pipeline.get("impl", "") for pipeline in pipelines.values())]
-    if (folder.path / "processor_config.json").exists():
-        references += (folder.read_json("processor_config.json").get("auto_map") or {}).values()
+    for path in sorted(folder.path.glob("*.json")):
+        if path.name.endswith(("_config.json", "chat_template.json")):
+            mapped = (folder.read_json(path.name).get("auto_map") or {}).values()
+            references += [name for value in mapped for name in (value if isinstance(value, list) else [value]) if name]
     place = "the package" if folder.kind == RECIPE else "the folder"
     for reference in dict.fromkeys(map(str, references)):
         if not folder.defines(reference):
             yield f"`{reference}` is named, but {place} has no such class: correct the name or add the module"
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether this is the id of a repository, and no path to a folder."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not name.startswith((".", "~")) and not Path(name).exists()
 
 
 def check_base_model(folder: HubFolder) -> Iterator[str]:
@@ -97,6 +112,8 @@ def check_base_model(folder: HubFolder) -> Iterator[str]:
     base, revision = folder.config.get("base_model_name_or_path"), folder.config.get("base_model_revision")
     if not isinstance(base, str) or not base:
         yield f"config.json: `base_model_name_or_path` is {base!r}, set it to the model whose weights are used"
+    elif not is_hub_id(base):
+        yield f"config.json: `base_model_name_or_path` is {base!r}, which is no Hub id: set it to 'name/of-it'"
     is_commit = isinstance(revision, str) and re.fullmatch(r"[0-9a-f]{40}", revision)
     if not is_commit and (folder.kind == WEIGHTLESS or revision is not None):
         yield f"config.json: `base_model_revision` is {revision!r}, set it to a commit (40 hexadecimal digits)"

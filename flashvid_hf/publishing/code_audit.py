@@ -4,18 +4,33 @@
         fault.rule, fault.file, fault.line, fault.message
 
 A name stands for what it was imported from, wherever it is used: after `from os import system as run`, `run` is
-`os.system`.
+`os.system`. Beside the rules there is an allow-list of names, see `allowed_names`: it catches what no rule foresees.
+Code that is exactly what the package generates needs no rules.
 """
 
 import ast
+import io
 import re
 import sys
-from collections.abc import Iterator
+import tokenize
+import unicodedata
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
 from transformers.dynamic_module_utils import get_relative_imports
+
+from .allowed_names import (
+    BY_TEXT,
+    allowed_names,
+    find_by_text,
+    find_chains,
+    find_defined,
+    imported_names,
+    permits_builtin,
+    resolve,
+)
 
 LIBRARIES = ("torch", "transformers", "huggingface_hub")
 DECODERS = ("av", "decord", "PIL")  # optional: the only modules that may be imported by a string
@@ -23,6 +38,7 @@ PACKAGE = "flashvid_hf"
 
 # The rules that a fault can break.
 IMPORTS, RELATIVE, NETWORK, EXECUTION, WRITING = "imports", "relative imports", "network", "execution", "file writing"
+NAMES, TEXT = "names", "text"
 
 # Forbidden dotted names, each with everything below it; `*` stands for any characters.
 _FORBIDDEN = {
@@ -65,24 +81,84 @@ class Fault(NamedTuple):
         return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
 
 
-def find_faults(folder: str | Path) -> list[Fault]:
-    """All faults in the `.py` files of a folder and its sub-folders, by file and line."""
+def find_faults(folder: str | Path, generated: Mapping[str, str] | None = None) -> list[Fault]:
+    """All faults in the `.py` files of a folder and its sub-folders, by file and line.
+
+    Args:
+        folder: the folder.
+        generated: the text of files by name that need no rules; a file with exactly this text has no faults.
+    """
     folder = Path(folder)
     faults: list[Fault] = []
+    trees: dict[Path, ast.Module] = {}
     for path in sorted(folder.rglob("*.py")):
         name = path.relative_to(folder).as_posix()
         if path.parent != folder:
             message = "lies in a sub-folder, which the loader does not read: move it to the top of the folder"
             faults.append(Fault(RELATIVE, name, 0, message))
+        code = path.read_bytes()
+        if generated and generated.get(name, "").encode() == code:
+            continue
+        if found := [Fault(TEXT, name, line, message) for line, message in _find_odd_text(code)]:
+            faults += found
+            continue
         try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError) as error:
+            trees[path] = ast.parse(code)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             line = getattr(error, "lineno", None) or 0
             faults.append(Fault(IMPORTS, name, line, f"is no Python module: {error}. Correct it."))
-            continue
-        found = [*_Reader(path, name, tree).read(), *_misread_lines(path, name, tree)]
-        faults += sorted(set(found), key=lambda fault: (fault.line, fault.rule, fault.message))
-    return faults
+    own = {defined for tree in trees.values() for defined in find_defined(tree)}
+    for path, tree in trees.items():
+        name = path.relative_to(folder).as_posix()
+        faults += _sorted([*_Reader(path, name, tree, own).read(), *_misread_lines(path, name, tree)])
+    return sorted(faults, key=lambda fault: fault.file)
+
+
+def find_snippet_faults(name: str, code: str) -> list[Fault]:
+    """All faults in a python block of a card. It may also import the package and the decoders."""
+    if found := [Fault(TEXT, name, line, message) for line, message in _find_odd_text(code.encode())]:
+        return found
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []  # it does not run; another check reports it
+    return _sorted(_Reader(Path(name), name, tree, set(find_defined(tree)), is_card=True).read())
+
+
+def _sorted(faults: Iterator[Fault] | list[Fault]) -> list[Fault]:
+    """The faults in order. A name that the allow-list lacks is a fault only where no rule says more."""
+    found = set(faults)
+    lines = {fault.line for fault in found if fault.rule != NAMES}
+    kept = (fault for fault in found if fault.rule != NAMES or fault.line not in lines)
+    return sorted(kept, key=lambda fault: (fault.line, fault.rule, fault.message))
+
+
+def _find_odd_text(code: bytes) -> Iterator[tuple[int, str]]:
+    """Lines whose text is not what it seems: another encoding, unseen characters, names of other scripts."""
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(code).readline)
+        if encoding != "utf-8":
+            yield 1, f"its encoding is declared as {encoding!r}: write it in UTF-8, without a declaration or a mark"
+            return
+        text = code.decode("utf-8")
+    except (SyntaxError, UnicodeDecodeError) as error:
+        yield 1, f"is not written in UTF-8 ({error}): write it so, without a declaration"
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        for character in line.removesuffix("\r"):
+            if character != "\t" and unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp"):
+                yield number, f"has the character U+{ord(character):04X}, which cannot be seen: remove it"
+                return
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.NAME and not token.string.isascii():
+                yield (
+                    token.start[0],
+                    f"the name {ascii(token.string)} has letters that look like others: use A-Z and a-z",
+                )
+                return
+    except (SyntaxError, tokenize.TokenError):
+        return  # no Python, which is reported elsewhere
 
 
 def _misread_lines(path: Path, name: str, tree: ast.Module) -> Iterator[Fault]:
@@ -107,17 +183,14 @@ def _misread_lines(path: Path, name: str, tree: ast.Module) -> Iterator[Fault]:
 class _Reader:
     """Reads one module: first what its names stand for, then every statement and every use of a name."""
 
-    def __init__(self, path: Path, name: str, tree: ast.Module):
-        self.path, self.name, self.tree = path, name, tree
-        self.names = {builtin: f"builtins.{builtin}" for builtin in _BUILTINS}
+    def __init__(self, path: Path, name: str, tree: ast.Module, own: set[str], is_card: bool = False):
+        self.path, self.name, self.tree, self.is_card = path, name, tree, is_card
+        self.allowed = allowed_names().with_attributes(own)
+        if is_card:
+            self.allowed = self.allowed.for_card()
+        self.imported = {**imported_names(tree), **_imported_again(path, tree)}
+        self.names = {builtin: f"builtins.{builtin}" for builtin in _BUILTINS} | self.imported
         self.tables: set[str] = set()  # constant dictionaries of decoders
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                for alias in node.names:
-                    top = alias.name.partition(".")[0]
-                    self.names[alias.asname or top] = alias.name if alias.asname else top
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                self.names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
         self._find_tables()
 
     def _find_tables(self) -> None:
@@ -137,6 +210,62 @@ class _Reader:
                 if pattern not in reported or pattern == "":
                     yield Fault(rule, self.name, getattr(node, "lineno", 0), message)
                 reported.add(pattern)
+        texts = [*_annotation_trees(self.tree)]
+        for tree in (self.tree, *texts):
+            for node, message in self._judge_names(tree):
+                yield Fault(NAMES, self.name, getattr(node, "lineno", 0), message)
+
+    def _judge_names(self, tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
+        """What the allow-list of names does not have."""
+        step = "do without it, or export the folder again"
+        defined = {*find_defined(self.tree), *_bound_names(self.tree)}
+        chains = {id(node): dotted for node, dotted in find_chains(tree, self.imported)}
+        by_text = {id(node): ast.unparse(node) for node in find_by_text(tree, self.imported)}
+        called, known = set(), set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                called.add(id(node.func))
+            if by_text.get(id(node)) in self.allowed.expressions and isinstance(node, ast.Subscript):
+                known.add(id(node.value))
+        for node in ast.walk(tree):
+            if id(node) in by_text and by_text[id(node)] not in self.allowed.expressions:
+                yield node, f"`{by_text[id(node)]}` takes what it uses from a computed name: name it"
+            if id(node) in chains and id(node) not in known and not self._permits_chain(node, chains[id(node)]):
+                yield node, f"uses `{chains[id(node)]}`, which is not among the allowed names: {step}"
+            elif isinstance(node, ast.Attribute) and not resolve(node, self.imported):
+                if not self.allowed.permits_attribute(node.attr):
+                    yield node, f"uses the attribute `{node.attr}`, which is not among the allowed names: {step}"
+            elif isinstance(node, ast.Name) and node.id not in defined and not permits_builtin(node.id):
+                yield node, f"uses `{node.id}`, which is not among the allowed names: {step}"
+            elif isinstance(node, ast.Name) and node.id in BY_TEXT and id(node) not in called:
+                yield node, f"`{node.id}` under another name hides what is used: call it by its own"
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in BY_TEXT:
+                given = node.args[1] if len(node.args) > 1 else None
+                if isinstance(given, ast.Constant) and not self.allowed.permits_attribute(str(given.value)):
+                    yield node, f"uses the attribute `{given.value!r}`, which is not among the allowed names: {step}"
+            elif isinstance(node, ast.MatchClass):
+                for name in node.kwd_attrs:
+                    if not self.allowed.permits_attribute(name):
+                        yield node, f"uses the attribute `{name}`, which is not among the allowed names: {step}"
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                for alias in node.names:
+                    dotted = f"{node.module}.{alias.name}"
+                    if alias.name != "*" and not self.allowed.permits_import(dotted):
+                        yield node, f"imports `{dotted}`, which is not among the allowed names: {step}"
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    if not self.allowed.permits_import(alias.name) and not self._may_import(alias.name):
+                        yield node, f"imports `{alias.name}`, which is not among the allowed names: {step}"
+
+    def _permits_chain(self, node: ast.AST, dotted: str) -> bool:
+        is_loaded = isinstance(getattr(node, "ctx", None), ast.Load)
+        if isinstance(node, ast.Name) and not is_loaded:
+            return True  # another value under the name of an import
+        return self.allowed.permits(dotted) or (is_loaded and any(self._judge_name(dotted)))  # a rule reports it
+
+    def _may_import(self, module: str) -> bool:
+        """Whether a block of a card may import a module that code may not."""
+        return self.is_card and module.partition(".")[0] in (PACKAGE, *DECODERS)
 
     def _judge(self, node: ast.AST, called: set[int]) -> Iterator[tuple[str, str, str]]:
         """Rule, message and, for a forbidden name, its pattern."""
@@ -162,6 +291,8 @@ class _Reader:
 
     def _judge_import(self, module: str) -> Iterator[tuple[str, str, str]]:
         top = module.partition(".")[0]
+        if self._may_import(module):
+            return
         if top == PACKAGE:
             yield IMPORTS, f"imports `{top}`, which is not installed there: write `from .module import name`", ""
         elif top not in sys.stdlib_module_names and top not in LIBRARIES:
@@ -219,6 +350,44 @@ class _Reader:
             below = self._resolve(node.value)
             return f"{below}.{node.attr}" if below else ""
         return ""
+
+
+def _imported_again(path: Path, tree: ast.Module) -> dict[str, str]:
+    """Names that are imported from another file of the folder, which has imported them itself."""
+    names: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and (node.module or "").isidentifier():
+            try:
+                theirs = imported_names(ast.parse(path.with_name(f"{node.module}.py").read_bytes()))
+            except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+                continue  # reported elsewhere
+            names |= {alias.asname or alias.name: theirs[alias.name] for alias in node.names if alias.name in theirs}
+    return names
+
+
+def _annotation_trees(tree: ast.Module) -> Iterator[ast.AST]:
+    """The annotations that are written as texts, which some libraries evaluate."""
+    for node in ast.walk(tree):
+        for annotation in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+            for below in ast.walk(annotation) if isinstance(annotation, ast.AST) else ():
+                if isinstance(below, ast.Constant) and isinstance(below.value, str):
+                    try:
+                        found = ast.parse(below.value.strip(), mode="eval")
+                    except (SyntaxError, ValueError, RecursionError, MemoryError):
+                        continue
+                    for inner in ast.walk(found):
+                        if hasattr(inner, "lineno"):
+                            inner.lineno = below.lineno
+                    yield found
+
+
+def _bound_names(tree: ast.Module) -> Iterator[str]:
+    """The names that imports and `except ... as` bind."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            yield node.name
 
 
 def _changed_name(node: ast.AST) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml  # type: ignore[import-untyped,unused-ignore]
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from ..families import FAMILIES, family_of_type
 from ..models.family import Family
@@ -126,7 +127,7 @@ class HubFolder:
         if not match:
             raise CheckFailure("README.md:1: has no metadata, start it with a YAML block between two lines `---`")
         try:
-            metadata = yaml.safe_load(match[1])
+            metadata = read_yaml(match[1])
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             line, problem = (mark.line + 2 if mark else 1), getattr(error, "problem", None) or error
@@ -144,8 +145,9 @@ class HubFolder:
 
     @cached_property
     def faults(self) -> list[Fault]:
-        """The faults that `code_audit` finds in the code."""
-        return find_faults(self.path)
+        """The faults that `code_audit` finds in the code, in files that differ from what the package generates."""
+        family = family_of_type(self.config.get("model_type")) if (self.path / "config.json").is_file() else None
+        return find_faults(self.path, published_files(family) if family else None)
 
     def defines(self, reference: str) -> bool:
         """Whether "module.Class" names a class in the folder's code, or for a recipe in the generated code."""
@@ -166,6 +168,14 @@ class HubFolder:
         return None if self.kind == FULL else self.config.get("base_model_name_or_path")
 
     @cached_property
+    def weight_bytes(self) -> int:
+        """Size of the weights that the folder loads, its own or those of the base in the user's cache."""
+        folders = [self.path]
+        if self.base:
+            folders.append(Path(HF_HUB_CACHE, f"models--{self.base.replace('/', '--')}"))
+        return sum(file.stat().st_size for folder in folders for file in folder.rglob("*.safetensors"))
+
+    @cached_property
     def findings(self) -> dict[str, Any]:
         """The findings of loading and running the folder in a clean process, see `clean_probe`."""
         request = {
@@ -177,7 +187,7 @@ class HubFolder:
             "upstream_settings": dict(self.family.upstream_settings),
         }
         program = Path(clean_probe.__file__).read_text(encoding="utf-8")
-        with tempfile.TemporaryDirectory(prefix="flashvid-check-") as results, workplace() as place:
+        with tempfile.TemporaryDirectory(prefix="flashvid-check-") as results, workplace(self.weight_bytes) as place:
             place.add_to_cache(PROBE_HUB_ID, self.path)
             if self.base:
                 place.link_cache(self.base)
@@ -187,7 +197,7 @@ class HubFolder:
             if not findings_file.exists():
                 reason = f"the process ended with status {status}: {last_lines(errors)}"
                 return {"errors": {"local": reason, "hub": reason}}
-            return torch.load(findings_file)
+            return torch.load(findings_file, weights_only=True)  # the folder's code could have written it
 
     def finding(self, name: str, part: str = "local") -> Any:
         """One of the findings; `part` is "local" or "hub", the way of loading that it belongs to.
@@ -201,6 +211,19 @@ class HubFolder:
         if {"local": "loading", "hub": "hub_loading"}[part] not in self.findings:
             raise CheckSkipped("the folder does not load, see above")
         raise CheckFailure(f"the model does not run: {last_lines(self.findings['errors'][part])}")
+
+
+def read_yaml(text: str) -> Any:
+    """The content of a YAML text without aliases, which can stand for more than any memory holds.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or it has an alias.
+    """
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            problem = f"the alias `*{event.anchor}` is not allowed: write out what it stands for"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+    return yaml.safe_load(text)
 
 
 def is_of_the_commit(class_name: str) -> bool:

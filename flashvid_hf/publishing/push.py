@@ -14,10 +14,8 @@ from transformers import PreTrainedConfig
 
 from .checking import CHECKS, run_check
 from .export import WEIGHT_FILES, export_model
+from .folder_files import find_file_faults, list_files
 from .hub_folder import RECIPE, WEIGHTLESS, HubFolder
-
-# Files and folders that concern the local machine only. They are not uploaded.
-_NOT_PUBLISHED = ("__pycache__", ".cache", ".git", ".ipynb_checkpoints", ".DS_Store")
 
 
 @dataclass(frozen=True)
@@ -56,14 +54,19 @@ def plan_upload(folder: str | os.PathLike, repository: str, *, copy_weights: boo
             servers. This works only within one storage region of the Hub.
 
     Raises:
-        ValueError: `repository` is no such id; the folder has no `config.json`, is a recipe, has neither weights nor a
-            base, names no commit of its base, has a card that does not name `repository`, or fails a check that runs no
-            code; or `copy_weights` is True and the folder names no base.
+        ValueError: `repository` is no such id; the folder has a file that `folder_files` does not allow, has no
+            `config.json`, is a recipe, has neither weights nor a base, names no commit of its base, has a card that
+            does not name `repository`, or fails a check that runs no code; or `copy_weights` is True and the folder
+            names no base.
     """
     folder = Path(folder)
     validate_repo_id(repository)
     if "/" not in repository:
         raise ValueError(f"`repository` is {repository!r}: it must be 'name/of-it', with the name of its owner.")
+    if not folder.is_dir():
+        raise ValueError(f"`folder` is {str(folder)!r}, which is no folder: choose the folder of a model.")
+    for fault in find_file_faults(folder):
+        raise ValueError(f"{fault}. Nothing was sent. `push` uploads only the files that a model needs.")
     if not (folder / "config.json").is_file():
         raise ValueError(f"`folder` is {str(folder)!r}, and has no `config.json`: choose the folder of a model.")
     config, _ = PreTrainedConfig.get_config_dict(folder)
@@ -136,10 +139,8 @@ def _check_without_running(folder: Path) -> None:
 
 
 def _list_files(folder: Path) -> Iterator[PlannedFile]:
-    for file in sorted(folder.rglob("*")):
-        path = file.relative_to(folder)
-        if file.is_file() and not set(path.parts) & set(_NOT_PUBLISHED):
-            yield PlannedFile(path.as_posix(), file.stat().st_size, file)
+    for path in list_files(folder):
+        yield PlannedFile(path.as_posix(), (folder / path).stat().st_size, folder / path)
 
 
 def _list_weights(base: str, commit: str) -> list[PlannedFile]:

@@ -26,6 +26,7 @@ from transformers.utils import logging
 from ..loading import load_model
 from ..video.batching import convert_to_tensors
 from ..video.download import DownloadRules, download_rules
+from ..video.limits import DEFAULT_LIMITS, MediaLimits
 from ..video.message_parts import check_sizes
 from ..video.pipeline_flashvid import media_arguments
 from .engine import Engine, EngineUnavailable, GenerationFailed
@@ -260,6 +261,7 @@ def build_app(
     num_frames: int,
     local_media_path: Path | None = None,
     request_limits: RequestLimits = DEFAULT_REQUEST_LIMITS,
+    limits: MediaLimits = DEFAULT_LIMITS,
     max_num_seqs: int = MAX_NUM_SEQS,
     max_queue: int = MAX_QUEUE,
     step_timeout: float = STEP_TIMEOUT,
@@ -270,7 +272,7 @@ def build_app(
     engine = Engine(served.model, served.processor, max_num_seqs, step_timeout)
     flow = RequestFlow(engine, max_queue)
     counts = RequestCounts()
-    reader = RequestReader(served.name, num_frames, local_media_path, served.processor, request_limits)
+    reader = RequestReader(served.name, num_frames, local_media_path, served.processor, request_limits, limits)
     model = {"id": served.name, "object": "model", "created": int(time.time()), "owned_by": "flashvid_hf"}
 
     @asynccontextmanager

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
+from ..video.limits import DEFAULT_LIMITS, MediaLimits
 from ..video.message_parts import IMAGE_SOURCES, LABELS, VIDEO_SOURCES, read_image_part, read_video_part
-from ..video.reading import VideoClip
 from ..video.sources import file_of_url, scheme_of
 from ..video.video_settings import IMAGE_SETTINGS, VIDEO_SETTINGS
 from .kinds import OBJECT, TEXT, FieldError, Items, Record, integer, is_integer, number, show, show_name, wrong
@@ -52,6 +52,7 @@ class RequestReader:
         local_media_path: the folder whose files requests may name; `None` for no files of this machine.
         processor: the model's processor, which settings of the size of videos and images need.
         request_limits: how much a request may ask for.
+        limits: what a video or an image must not exceed.
     """
 
     model_name: str
@@ -59,6 +60,7 @@ class RequestReader:
     local_media_path: Path | None
     processor: Any
     request_limits: RequestLimits = DEFAULT_REQUEST_LIMITS
+    limits: MediaLimits = DEFAULT_LIMITS
 
     def check(self, body: dict[str, Any], messages_field: str) -> None:
         """Check all of a request that can be checked before a video or an image is read.
@@ -165,7 +167,7 @@ class RequestReader:
 
 
 class _Reading:
-    """Reads the media of one request, one after the other, and counts their frames.
+    """Reads the media of one request, one after the other, and counts their frames and bytes.
 
     Args:
         reader: of the server.
@@ -173,12 +175,15 @@ class _Reading:
     """
 
     def __init__(self, reader: RequestReader, sampling: dict[str, Any]):
-        self._reader, self._sampling, self._num_frames = reader, sampling, 0
+        self._reader, self._sampling = reader, sampling
+        self._num_frames = self._num_bytes = 0
 
     def message(self, message: dict[str, Any], path: str) -> dict[str, Any]:
         """A message, or a part of the only message, with the media in the place of their URLs."""
         if "role" not in message:
             return self._part(message, path)
+        # Clients send `tool_calls: null` back. Older versions of transformers fail on it, or drop the content.
+        message = {name: value for name, value in message.items() if value or name == "content"}
         if not isinstance(message.get("content"), list):
             return message
         parts = [self._part(part, f"{path}.content[{place}]") for place, part in enumerate(message["content"])]
@@ -190,11 +195,17 @@ class _Reading:
             return part
         path = f"{path}.{_URL_FIELDS.get(kind, kind)}"
         plain = self._without_url(part, path) if kind in _URL_FIELDS else dict(part)
+        processor, limits = self._reader.processor, self._reader.limits
         with _blame(path):
             if kind in ("video_url", "video"):
-                clip = self._video(self._locate(plain, VIDEO_SOURCES, path), path)
+                plain = self._bound_frames(self._locate(plain, VIDEO_SOURCES, path), path)
+                clip = read_video_part(plain, self._sampling, processor, limits)
+                self._count_frames(len(clip.frames), path)
+                self._num_frames += len(clip.frames)
+                self._count_bytes(clip.frames.nbytes)
                 return {"type": "video_url", "video_url": {"url": clip}}
-            picture = read_image_part(self._locate(plain, IMAGE_SOURCES, path), self._reader.processor)
+            picture = read_image_part(self._locate(plain, IMAGE_SOURCES, path), processor, limits)
+            self._count_bytes(3 * picture.image.width * picture.image.height)
             return {"type": "image_url", "image_url": {"url": picture}}
 
     def _without_url(self, part: dict[str, Any], path: str) -> dict[str, Any]:
@@ -248,12 +259,6 @@ class _Reading:
                     f"Choose from {', '.join(names)}, or leave it out.",
                 )
 
-    def _video(self, part: dict[str, Any], path: str) -> VideoClip:
-        clip = read_video_part(self._bound_frames(part, path), self._sampling, self._reader.processor)
-        self._count_frames(len(clip.frames), path)
-        self._num_frames += len(clip.frames)
-        return clip
-
     def _bound_frames(self, part: dict[str, Any], path: str) -> dict[str, Any]:
         """A part that asks for few enough frames; for at most one too many if only its duration says how many."""
         given = [part[name] for name in ("num_frames", "nframes") if name in part]
@@ -272,6 +277,12 @@ class _Reading:
         limits, total = self._reader.request_limits, self._num_frames + number
         limits.check(
             "max_frames", total, path, "frames of all videos so far", "Ask for fewer by `num_frames` or `fps`."
+        )
+
+    def _count_bytes(self, number: int) -> None:
+        self._num_bytes += number
+        self._reader.limits.check(
+            "max_decoded_bytes", self._num_bytes, "all media of the request so far have more bytes"
         )
 
 

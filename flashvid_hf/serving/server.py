@@ -12,6 +12,7 @@ from transformers.utils.import_utils import is_serve_available
 from ..compression.compress_video import CompressionConfig
 from ..compression.validation import check_choice, check_number, settings_of
 from ..video.download import DownloadRules, host_name
+from ..video.limits import MediaLimits
 from ..video.reading import DEFAULT_NUM_FRAMES
 from .request_limits import DEFAULT_REQUEST_LIMITS, RequestLimits
 
@@ -34,6 +35,10 @@ _SWITCH_SECONDS = 0.0002
 # The environment variable with an API key. Command lines show up in lists of processes.
 API_KEY_VARIABLE = "FLASHVID_API_KEY"
 
+# What a video or an image in a request must not exceed. All media of a request may take 2 GiB: more than the longest
+# video of Qwen2.5-VL (768 frames of 602,112 pixels, 1.3 GiB).
+SERVER_LIMITS = MediaLimits(max_decoded_bytes=2**31)
+
 
 def serve(
     model: str | Path,
@@ -48,6 +53,7 @@ def serve(
     retention_ratio: float | None = None,
     allowed_local_media_path: str | Path | None = None,
     request_limits: RequestLimits = DEFAULT_REQUEST_LIMITS,
+    limits: MediaLimits = SERVER_LIMITS,
     max_num_seqs: int = MAX_NUM_SEQS,
     max_queue: int = MAX_QUEUE,
     api_key: Sequence[str] = (),
@@ -113,6 +119,7 @@ def serve(
             and `..` were resolved. Default: no file of this machine, because anyone who reaches the server could let
             the model describe it.
         request_limits: how much a request may ask for, see `RequestLimits`. Larger ones get the status 400.
+        limits: what a video or an image must not exceed, see `MediaLimits`. Larger ones get the status 400.
         max_num_seqs: how many answers are written at the same time.
         max_queue: how many requests may be in the server besides those.
         api_key: keys, one of which a request must send as `Authorization: Bearer KEY`; `/health` needs none. Default:
@@ -178,6 +185,7 @@ def serve(
         num_frames=num_frames,
         local_media_path=local_media_path,
         request_limits=request_limits,
+        limits=limits,
         max_num_seqs=max_num_seqs,
         max_queue=max_queue,
         step_timeout=step_timeout,

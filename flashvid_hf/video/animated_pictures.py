@@ -5,7 +5,9 @@ from itertools import accumulate
 
 import torch
 
-from .decoder_types import Choose, DamagedVideo, Decoded
+from .decoder_types import DamagedVideo, Decoded
+from .frame_plan import FramePlan
+from .limits import MediaLimits
 from .timing import make_timeline
 from .whole_files import announced_size
 
@@ -21,29 +23,35 @@ def is_animated_webp(path: str) -> bool:
     return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) == 21 and bool(head[20] & 2)
 
 
-def read_animated_webp(path: str, choose: Choose) -> Decoded:
+def read_animated_webp(path: str, plan: FramePlan) -> Decoded:
     """The wanted frames of an animated WebP, each shown for as long as the file says. Transparency is left out.
 
     Raises:
         DamagedVideo: the file is cut short.
+        TooLarge: the file exceeds a limit.
     """
-    durations = _webp_durations(path)
+    with open(path, "rb") as file:
+        head = file.read(30)
+    width, height = (int.from_bytes(head[start : start + 3], "little") + 1 for start in (24, 27))
+    plan.limits.check_frame(width, height)  # Pillow takes the memory of the canvas when it opens the file
+    durations = _webp_durations(path, plan.limits)
     pictures = importlib.import_module("PIL.Image")
-    with pictures.open(path) as picture:
+    with pictures.open(path, formats=["WEBP"]) as picture:
         if len(durations) != picture.n_frames:
             raise DamagedVideo(f"it is damaged: {picture.n_frames} frames, {len(durations)} durations")
-        timeline = make_timeline([0.0, *accumulate(durations[:-1])], [], durations[-1:], _TICK)
-        indices = choose(timeline.total, timeline.fps)
+        timeline = make_timeline([0.0, *accumulate(durations[:-1])], [], durations[-1:], _TICK, durations[-1])
+        indices = plan.choose(timeline.total, timeline.fps)
         numbers = [timeline.frame_at(index) for index in indices]
         frames: dict[int, torch.Tensor] = {}
         for number in sorted(set(numbers)):
             picture.seek(number)
             pixels = bytearray(picture.convert("RGB").tobytes())
-            frames[number] = torch.frombuffer(pixels, dtype=torch.uint8).view(picture.height, picture.width, 3)
+            frame = torch.frombuffer(pixels, dtype=torch.uint8).view(picture.height, picture.width, 3)
+            frames[number] = plan.keep(frame)
     return [frames[number] for number in numbers], indices, timeline.total, timeline.fps
 
 
-def _webp_durations(path: str) -> list[float]:
+def _webp_durations(path: str, limits: MediaLimits) -> list[float]:
     """For how many seconds each frame is shown."""
     durations = []
     with open(path, "rb") as file:
@@ -57,6 +65,7 @@ def _webp_durations(path: str) -> list[float]:
             if head[:4] == b"ANMF":
                 duration = int.from_bytes(head[20:23], "little") * _TICK
                 durations.append(duration if duration > _TOO_SHORT else _INSTEAD)
+                limits.check("max_file_frames", len(durations), "the picture has more frames")
             size = int.from_bytes(head[4:8], "little")
             place += 8 + size + size % 2
     return durations

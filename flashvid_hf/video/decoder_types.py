@@ -1,11 +1,9 @@
 """What all decoders of video files have in common."""
 
-from collections.abc import Callable
 from typing import Any
 
-# Indices of the source, its indices a second (`timing.py`) -> the ascending indices that are wanted.
-Choose = Callable[[int, float | None], list[int]]
-# Wanted frames, each an array or tensor with shape (H, W, 3), uint8; their indices; indices of the source; its fps.
+# Wanted frames, each with shape (H, W, 3), uint8, as `FramePlan.keep` returned it; their indices; indices of the source
+# (`timing.py`); its indices a second.
 Decoded = tuple[Any, list[int], int, float | None]
 
 
@@ -15,3 +13,7 @@ class NoVideo(ValueError):
 
 class DamagedVideo(ValueError):
     """The file opens but is damaged. Another decoder would only hide that, so none is tried."""
+
+
+class Refused(ValueError):
+    """The frames cannot be given as they are asked for. Another decoder could not either, so none is tried."""

@@ -14,11 +14,12 @@ usual in VP8 and GIF. A missing end is noticed where the format says how long th
 import importlib.util
 from collections.abc import Callable
 
-from .decoder_types import Choose, Decoded
+from .decoder_types import Decoded
 from .decord_decoder import read_decord
+from .frame_plan import FramePlan
 from .pyav_decoder import read_pyav
 
-BACKENDS: dict[str, Callable[[str, Choose], Decoded]] = {  # in the order in which they are tried
+BACKENDS: dict[str, Callable[[str, FramePlan], Decoded]] = {  # in the order in which they are tried
     "pyav": read_pyav,
     "decord": read_decord,
 }

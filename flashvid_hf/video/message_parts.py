@@ -4,12 +4,14 @@ The pipeline, `serve` and the processors all read the parts of messages here.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers.video_utils import VideoMetadata
 
+from .limits import MediaLimits, limits_or_default
+from .model_size import resizing_of
 from .reading import VideoClip, read_video
 from .sources import load_picture
 from .video_settings import (
@@ -19,7 +21,7 @@ from .video_settings import (
     VIDEO_SETTINGS,
     check_media_settings,
     fit_size,
-    resize_frames,
+    resizing_by,
 )
 
 # Keys beside the source that never change an answer: names that programs give to parts.
@@ -42,14 +44,23 @@ class Picture:
     sized_by: tuple[str, ...] = ()
 
 
-def read_video_part(part: Mapping[str, Any], sampling: Mapping[str, Any], processor: Any) -> VideoClip:
+def read_video_part(
+    part: Mapping[str, Any],
+    sampling: Mapping[str, Any],
+    processor: Any,
+    limits: MediaLimits | None = None,
+    resize: bool = True,
+) -> VideoClip:
     """The video that a part of a message names, with the settings beside it.
 
     Args:
         part: `{"type": "video", "video": ...}` or with "path" or "url", and any of `VIDEO_SETTINGS` and
             "video_metadata". Keys whose value is `None` are left out, as rows of a data set have them.
         sampling: arguments of `read_video` for all videos. Those beside the video replace them.
-        processor: the model's processor; it is needed for `PIXEL_SETTINGS` only.
+        processor: the model's processor, which says how large the frames have to be.
+        limits: what a file must not exceed; `None` for the default.
+        resize: whether the frames get the size that the processor gives them; a processor that is called with settings
+            of its own does so itself. `PIXEL_SETTINGS` beside the video always resize.
 
     Raises:
         ValueError: the part has no source or two, a key that is unknown, or a setting that is out of range or that the
@@ -65,28 +76,29 @@ def read_video_part(part: Mapping[str, Any], sampling: Mapping[str, Any], proces
     own = {"num_frames" if name == "nframes" else name: given[name] for name in FRAME_SETTINGS if name in given}
     if own.keys() & {"num_frames", "fps"}:
         sampling = {}
-    clip = read_video(source, video_metadata=metadata, **{**sampling, **own})
     pixels = {name: given[name] for name in PIXEL_SETTINGS if name in given}
-    if not pixels:
-        return clip
-    num_frames, height, width = clip.frames.shape[:3]
-    height, width = fit_size(height, width, pixels, _part_of(processor, "video"), num_frames)
-    return VideoClip(resize_frames(clip.frames, height, width), clip.metadata, tuple(pixels))
+    if pixels:
+        resizing = resizing_by(pixels, _part_of(processor, "video"))
+    else:
+        resizing = resizing_of(processor) if resize else None
+    clip = read_video(source, video_metadata=metadata, limits=limits, resizing=resizing, **{**sampling, **own})
+    return replace(clip, sized_by=tuple(pixels))
 
 
-def read_image_part(part: Mapping[str, Any], processor: Any) -> Picture:
+def read_image_part(part: Mapping[str, Any], processor: Any, limits: MediaLimits | None = None) -> Picture:
     """The image that a part of a message names, with the settings beside it.
 
     Args:
         part: `{"type": "image", "image": ...}` or with "path", "url" or "base64", and any of `IMAGE_SETTINGS`.
         processor: the model's processor; it is needed for the settings only.
+        limits: what a file must not exceed; `None` for the default.
 
     Raises:
         ValueError: as of `read_video_part`.
     """
     source, pixels = _split(part, "image", IMAGE_SOURCES, IMAGE_SETTINGS)
     check_media_settings(pixels)
-    image = load_picture(source)
+    image = load_picture(source, limits_or_default(limits))
     if not pixels:
         return Picture(image)
     height, width = fit_size(image.height, image.width, pixels, _part_of(processor, "image"))
@@ -136,7 +148,7 @@ def fill_grids(clips: list[VideoClip], processor: Any) -> list[VideoClip]:
         indices = list(range(number) if metadata.frames_indices is None else metadata.frames_indices)
         metadata.frames_indices = indices + indices[-1:] * repeats
         frames = clip.frames[[*range(number), *[-1] * repeats]] if repeats else clip.frames
-        filled.append(VideoClip(frames, metadata, clip.sized_by))
+        filled.append(replace(clip, frames=frames, metadata=metadata))
     return filled
 
 

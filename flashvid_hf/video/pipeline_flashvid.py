@@ -9,6 +9,7 @@ from transformers import GenerationConfig, Pipeline
 from transformers.utils import logging
 
 from .batching import convert_to_tensors
+from .limits import MediaLimits
 from .message_parts import Picture, check_sizes, fill_grids, read_image_part, read_video_part
 from .reading import VideoClip
 from .sources import FILE_TYPES
@@ -17,7 +18,7 @@ from .video_settings import VIDEO_SETTINGS
 logger = logging.get_logger(__name__)
 
 TASK = "video-text-to-text"
-# Decoded frames of more bytes are resized on the CPU: while it runs, resizing takes many times their size in memory.
+# Frames of more bytes are processed on the CPU, because processing takes many times their size in memory.
 _MOST_BYTES_ON_GPU = 512 * 2**20
 # An entry of the configuration: `pipeline` finds the class below by it in a folder with code.
 CUSTOM_PIPELINES = {
@@ -59,14 +60,15 @@ class VideoTextToTextPipeline(Pipeline):
     - `generated_text`: the new text;
     - `video_tokens`: how many video tokens the prompt had (`total`), how many `entered` the language model and how many
       `remained` in its upper layers. The three numbers are equal if the model does not compress;
-    - `seconds`: wall-clock time of each stage: `decode` (reading the videos and images of this input), `preprocess`
-      (template, tokenizer, resizing and normalising of the frames) and `generate` (including the conversion of the new
-      ids to text). If a video was compressed, `vision`, `compression` and `prefill` stand between them; these are
-      stages of `generate`. The inputs of a batch share every stage but `decode`, so each answer has the time of the
+    - `seconds`: wall-clock time of each stage: `decode` (reading and resizing the videos of this input, and reading its
+      images), `preprocess` (template, tokenizer, normalising of the frames) and `generate` (including the conversion of
+      the new ids to text). If a video was compressed, `vision`, `compression` and `prefill` stand between them; these
+      are stages of `generate`. The inputs of a batch share every stage but `decode`, so each answer has the time of the
       whole batch. A GPU runs asynchronously: work that `preprocess` has only started there counts as `generate`.
 
-    If the model is on a CUDA device, the decoded 8-bit frames are copied to the device, and resized and normalised
-    there, unless they take more than 512 MiB. Rounding may differ from the CPU's.
+    Frames get the size that the model wants as soon as they are decoded. If the model is on a CUDA device, these 8-bit
+    frames are copied to the device and normalised there, unless they take more than 512 MiB. Rounding may differ from
+    the CPU's.
     """
 
     _load_processor = True
@@ -96,6 +98,7 @@ class VideoTextToTextPipeline(Pipeline):
             num_frames, fps: how to sample the frames of a file, see `read_video`. Settings beside a video, in its part
                 of a chat or in its dictionary, replace them: `fps`, `nframes`, `video_start`, `max_pixels` and the
                 others of `video_settings.py`, named as in qwen-vl-utils.
+            limits: what a video or an image must not exceed, see `MediaLimits`.
             batch_size: number of inputs that run together.
             num_workers: number of processes that read the videos of the next inputs while the model runs; 1 for a
                 generator.
@@ -141,17 +144,22 @@ class VideoTextToTextPipeline(Pipeline):
         self,
         num_frames: int | None = None,
         fps: float | None = None,
+        limits: MediaLimits | None = None,
         generate_kwargs: dict | None = None,
         **kwargs: Any,
     ):
         # `num_frames` in a call replaces an `fps` that the pipeline was made with, and the other way round.
-        sampling = {"num_frames": num_frames, "fps": fps} if (num_frames, fps) != (None, None) else {}
+        sampling: dict[str, Any] = {}
+        if (num_frames, fps) != (None, None):
+            sampling = {"num_frames": num_frames, "fps": fps}
+        if limits is not None:
+            sampling["limits"] = limits
         twice = sorted(kwargs.keys() & (generate_kwargs or {}).keys())
         if twice:
             raise ValueError(f"`{twice[0]}` is given twice, by itself and in `generate_kwargs`: pass it once.")
         return sampling, {**(generate_kwargs or {}), **kwargs}, {}
 
-    def preprocess(self, inputs: Any, **sampling: Any) -> dict[str, _Request]:
+    def preprocess(self, inputs: Any, limits: MediaLimits | None = None, **sampling: Any) -> dict[str, _Request]:
         clips, pictures, messages, seconds = [], [], [], 0.0
         for message in _to_messages(inputs):
             content = message["content"]
@@ -166,9 +174,9 @@ class VideoTextToTextPipeline(Pipeline):
                     )
                 start = time.perf_counter()
                 if part["type"] == "video":
-                    clips.append(read_video_part(part, sampling, self.processor))
+                    clips.append(read_video_part(part, sampling, self.processor, limits))
                 elif part["type"] == "image":
-                    pictures.append(read_image_part(part, self.processor))
+                    pictures.append(read_image_part(part, self.processor, limits=limits))
                 seconds += time.perf_counter() - start
                 parts.append({"type": part["type"]} if part["type"] in ("video", "image") else part)
             messages.append({**message, "content": parts})
@@ -246,6 +254,8 @@ def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.dev
         media["videos"] = [clip.frames for clip in filled]
         media["video_metadata"] = [clip.metadata for clip in filled]
         media["do_sample_frames"] = False  # already sampled; without metadata upstream would assume 24 fps
+        if all(clip.is_resized for clip in clips):
+            media["videos_kwargs"] = {"do_resize": False}
     if images:
         media["images"] = images
     if media:

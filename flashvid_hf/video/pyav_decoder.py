@@ -3,16 +3,21 @@
 import importlib
 import math
 import os
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
 
-from .decoder_types import Choose, DamagedVideo, Decoded, NoVideo
+from .decoder_types import DamagedVideo, Decoded, NoVideo
+from .frame_plan import FramePlan
+from .limits import MediaLimits
+from .sample_counts import check_sample_counts
 from .timing import Timeline, make_timeline
-from .whole_files import announced_size, container_of, ends_in_zeros, missing_end
+from .whole_files import announced_size, container_of, ends_in_zeros, has_another_recording, missing_end
 
 # FFmpeg chooses the demuxer by the content of a file. Some demuxers read lists, and open every file or address that
 # the list names: its own name without end, or a file that the user may not read. These here read one file. image2 would
@@ -29,7 +34,15 @@ _DEMUXERS = (
     *("aac", "aiff", "ape", "flac", "mp3", "wav"),  # songs, which get an error that says so
 )
 _OPENING = {"format_whitelist": ",".join(_DEMUXERS), "protocol_whitelist": "file", "pattern_type": "none"}
-_COVER_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
+_QUARTERS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # cosine and sine of quarter turns, counterclockwise
+_NO_TIME = -(2**63)  # FFmpeg's AV_NOPTS_VALUE
+_DEFAULT, _COVER_PICTURE = 0x1, 0x400  # FFmpeg's AV_DISPOSITION_DEFAULT and AV_DISPOSITION_ATTACHED_PIC
+# Seconds. Where time falls back by more, a second recording begins: files that were joined, a recorder that was started
+# again. Frames of the same recording that are stored out of order are closer together.
+_RESTART = 1.0
+# Each thread of a decoder keeps about two frames. So many pixels at once: 16 threads (FFmpeg's most) for 1920 x 1080,
+# 4 for 3840 x 2160, and 1 for the largest frames.
+_PIXELS_OF_THREADS, _MOST_THREADS = 2**25, 16
 
 
 class _Packet(NamedTuple):
@@ -46,7 +59,29 @@ class _Packet(NamedTuple):
     hidden: bool
 
 
-def read_pyav(path: str, choose: Choose) -> Decoded:
+class _Packets(Sequence[_Packet]):
+    """The packets of the video stream, kept in arrays: a video of a day has millions of them."""
+
+    def __init__(self):
+        self._times, self._flags = array("q"), bytearray()
+
+    def append(self, packet: _Packet) -> None:
+        self._times.extend(_NO_TIME if time is None else time for time in packet[:3])
+        self._flags.append(packet.is_key | packet.hidden << 1)
+
+    def __len__(self) -> int:
+        return len(self._flags)
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        flags = self._flags[place]
+        first = 3 * (place % len(self))
+        pts, dts, duration = (None if time == _NO_TIME else time for time in self._times[first : first + 3])
+        return _Packet(pts, dts, duration or 0, bool(flags & 1), bool(flags & 2))
+
+
+def read_pyav(path: str, plan: FramePlan) -> Decoded:
     """The wanted frames of a video file, each decoded from the keyframe before it.
 
     transformers' reader is not used: it takes the frame count from the header (0 in Matroska, WebM, MPEG-TS, fragmented
@@ -56,81 +91,117 @@ def read_pyav(path: str, choose: Choose) -> Decoded:
     Raises:
         NoVideo: the file has only a cover picture.
         DamagedVideo: the file is damaged or cut short.
+        TooLarge: the file exceeds a limit.
     """
     av = importlib.import_module("av")
-    with av.open(path, container_options=_OPENING) as container:
-        stream = _find_stream(container)
+    check_sample_counts(path, plan.limits)
+    with _open(av, path, plan.limits) as (container, stream):
         try:
-            return _decode(av, container, stream, path, choose)
-        except av.error.InvalidDataError as error:  # the file opens, so its content is at fault
-            raise DamagedVideo(f"it is damaged: {error}") from error
+            return _decode(av, container, stream, path, plan)
+        except av.error.FFmpegError as error:
+            if not isinstance(error, ValueError):  # PyAV's errors of data and arguments, whose names change
+                raise
+            # The file opens, so its content is at fault. A frame that is larger than the header says ends here too.
+            most = plan.limits.max_frame_pixels
+            raise DamagedVideo(
+                f"it is damaged: {error}, or a frame has more than {most} pixels (`max_frame_pixels`)"
+            ) from error
+
+
+@contextmanager
+def _open(av: Any, path: str, limits: MediaLimits) -> Iterator[tuple[Any, Any]]:
+    """The container and its video stream, whose decoder refuses frames that are larger than the limit."""
+    # FFmpeg checks each frame before it takes memory for it, also while it opens the file. It counts rows filled up to
+    # 64 pixels, which are at most a quarter more where rows have 256. Its own limit is 2**31.
+    bound = {"max_pixels": str(int(min(1.25 * limits.max_frame_pixels + 2**16, 2**31 - 1)))}
+    # Before PyAV 17.1, options for streams that are found while a file opens (as in MPEG-PS) crash the process.
+    early = bound if tuple(map(int, av.__version__.split(".")[:2])) >= (17, 1) else {}
+    with av.open(path, options=early, container_options=_OPENING) as container:
+        stream = _find_stream(container)
+        limits.check_frame(stream.width, stream.height)
+        stream.codec_context.options = bound
+        stream.thread_type = "AUTO"
+        threads = max(_PIXELS_OF_THREADS // max(stream.width * stream.height, 1), 1)
+        if threads < _MOST_THREADS:
+            stream.codec_context.thread_count = min(threads, (os.cpu_count() or 1) + 1)
+        yield container, stream
 
 
 def _find_stream(container: Any) -> Any:
     if not container.streams.video:
         raise ValueError("no video stream can be found in it")
+    found = []
     for stream in container.streams.video:
         flags = getattr(stream.disposition, "value", stream.disposition)  # an enumeration before PyAV 15
         if not flags & _COVER_PICTURE:
-            return stream
-    raise NoVideo("it has no video, only a cover picture")
+            # Several streams are cameras, sizes, or the still of an animated AVIF. Players take the default one.
+            found.append((stream.frames != 1, bool(flags & _DEFAULT), stream))
+    if not found:
+        raise NoVideo("it has no video, only a cover picture")
+    return max(found, key=lambda rank: rank[:2])[2]  # the first of equal ones
 
 
-def _decode(av: Any, container: Any, stream: Any, path: str, choose: Choose) -> Decoded:
-    packets = _read_packets(container, stream, path)
+def _decode(av: Any, container: Any, stream: Any, path: str, plan: FramePlan) -> Decoded:
+    packets = _read_packets(container, stream, path, plan.limits)
     times = [packet.pts for packet in packets if not packet.hidden]
-    if None not in times and len(set(times)) == len(times):
-        shown = sorted(times)
+    shown = sorted(times) if None not in times else []
+    restart = _RESTART / float(stream.time_base)
+    is_one = all(before - after < restart for before, after in pairwise(p.dts for p in packets if p.dts is not None))
+    if is_one and len(shown) == len(times) and all(before < after for before, after in pairwise(shown)):
         timeline = _make_timeline(container, stream, packets, shown, container_of(path))
-        indices = choose(timeline.total, timeline.fps)
+        indices = plan.choose(timeline.total, timeline.fps)
         moments = [shown[timeline.frame_at(index)] for index in indices]
-        frames = _seek(container, stream, sorted(set(moments)), packets)
+        frames = _seek(container, stream, sorted(set(moments)), packets, plan)
         if frames is not None:
             return [frames[moment] for moment in moments], indices, timeline.total, timeline.fps
     # The packets' timestamps are missing or are not those of the frames (raw streams, AVI): decode once to count the
     # frames, and once more to keep the wanted ones.
-    clock = [(frame.pts, frame.dts) for frame in _iterate(av, path)]
+    clock = [(frame.pts, frame.dts) for frame in _iterate(av, path, plan.limits)]
     # In these containers each packet is a frame, but VP8 also has packets that are never shown. Matroska gives frames
     # before a cut no timestamp, so only packets with a timestamp are counted.
     timed = sum(time is not None for time in times)
     frame_per_packet = container_of(path) in ("quicktime", "matroska") and stream.codec_context.name != "vp8"
     if len(clock) < timed and frame_per_packet:
         raise DamagedVideo(f"it is damaged: {timed} packets hold {len(clock)} frames")
-    moments = _frame_times(clock, packets)
+    moments = _frame_times(clock, packets, restart)
     if moments is None:  # no times at all: the header's rate is all that is known
         timeline = Timeline(len(clock), float(stream.average_rate or stream.guessed_rate or 0) or None)
     else:
         timeline = _make_timeline(container, stream, packets, moments, container_of(path))
-    indices = choose(timeline.total, timeline.fps)
+    indices = plan.choose(timeline.total, timeline.fps)
     numbers = [timeline.frame_at(index) for index in indices]
-    found, size, wanted = {}, None, set(numbers)
-    for number, frame in enumerate(_iterate(av, path, stop=numbers[-1])):
+    found, wanted = {}, set(numbers)
+    for number, frame in enumerate(_iterate(av, path, plan.limits, stop=numbers[-1])):
         if number in wanted:
-            found[number], size = _to_picture(frame, size)
+            found[number] = plan.keep(_to_picture(frame, plan.source_size))
     return [found[number] for number in numbers if number in found], indices, timeline.total, timeline.fps
 
 
-def _read_packets(container: Any, stream: Any, path: str) -> list[_Packet]:
+def _read_packets(container: Any, stream: Any, path: str, limits: MediaLimits) -> _Packets:
     """All packets of the stream in the order of the file.
 
     Raises:
         DamagedVideo: packets are missing or incomplete.
+        TooLarge: there are too many.
     """
-    packets, end, is_intact, size = [], 0.0, True, 0
+    packets, start, end, num_damaged, size, place = _Packets(), 0.0, 0.0, 0, 0, 0
     for packet in container.demux():
         if packet.size == 0 and packet.dts is None:  # end-of-stream marker
             continue
         if packet.pts is not None and packet.time_base:  # every stream: the header states the longest duration
+            start = min(start, float(packet.pts * packet.time_base))  # below 0 if the clock of MPEG-TS starts anew
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index == stream.index:
             times = (packet.pts, packet.dts, packet.duration or 0)
             packets.append(_Packet(*times, packet.is_keyframe, packet.is_discard))
-            is_intact, size = is_intact and not packet.is_corrupt, packet.size
+            limits.check("max_file_frames", len(packets), "the video has more frames")
+            num_damaged, size = num_damaged + packet.is_corrupt, packet.size
+            place = max(place, (packet.pos or 0) + size)
     counted, duration = stream.frames, (container.duration or 0) / 1e6  # microseconds
     # A frame may be shown for long: 10 s in a video of 0.1 frames a second.
     shown = sorted(packet.pts for packet in packets if packet.pts is not None)
     longest = max((float((b - a) * stream.time_base) for a, b in pairwise(shown)), default=0.0)
-    ends_early = end + 1 + longest < duration
+    ends_early = end - start + 1 + longest < duration
     announced = announced_size(path)
     if announced:
         # The header may count more than there is to show: samples that the edit list leaves out, frames that were
@@ -140,9 +211,16 @@ def _read_packets(container: Any, stream: Any, path: str) -> list[_Packet]:
         is_short = is_short or (ends_early and ends_in_zeros(path))
     else:
         is_short = len(packets) < counted or ends_early
-    if is_short or not is_intact:
-        found = f"{len(packets)} of {counted or '?'} packets, {end:.1f} of {duration:.1f} seconds"
+    if is_short:
+        found = f"{len(packets)} of {counted or '?'} packets, {end - start:.1f} of {duration:.1f} seconds"
         raise DamagedVideo(f"it is damaged or cut short, found {found}")
+    if num_damaged:
+        raise DamagedVideo(
+            f"it is damaged, or recordings were joined byte by byte: {num_damaged} of {len(packets)} packets have lost "
+            "data; `ffmpeg -i a.ts -c copy b.mkv` saves the others"
+        )
+    if has_another_recording(path, place):
+        raise DamagedVideo("recordings were joined byte by byte, and not all of them can be read: read one by one")
     missing = missing_end(path, size)
     if missing:
         raise DamagedVideo(f"it is cut short: {missing}")
@@ -163,30 +241,43 @@ def _make_timeline(
         lengths = [timed[-1].duration] if is_known else []
     else:
         end = (stream.start_time or 0) + stream.duration if stream.duration else shown[-1]
-        lengths = [end - shown[-1], *(packet.duration for packet in packets if packet.pts == shown[-1])]
+        lengths = [end - shown[-1], max((p.duration for p in packets if p.pts == shown[-1]), default=0)]
         if len(container.streams) == 1 and container.duration:  # from time 0, or from the first frame
             ends = [container.duration / 1e6, container.duration / 1e6 + shown[0] * unit]
             last = sorted(end - shown[-1] * unit for end in ends)
     last = [length * unit for length in lengths] + last
     rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
-    return make_timeline([time * unit for time in shown], rates, last, unit)
+    held = lengths[-1] * unit if lengths else 0.0  # by the packet itself
+    return make_timeline([time * unit for time in shown], rates, last, unit, held)
 
 
-def _frame_times(clock: Sequence[tuple[int | None, int | None]], packets: Sequence[_Packet]) -> list[int] | None:
+def _frame_times(
+    clock: Sequence[tuple[int | None, int | None]], packets: Sequence[_Packet], restart: float
+) -> list[int] | None:
     """When each decoded frame is shown, in the stream's unit; None if that is unknown.
 
     Args:
         clock: `pts` and `dts` of every frame in the order in which the decoder gives them.
+        restart: where time falls back by more, a second recording begins, and its time goes on from there.
     """
-    times = [pts for pts, _ in clock]
-    if clock and None not in times and times == sorted(times):
-        return times
+    times = [pts for pts, _ in clock if pts is not None]
+    if clock and len(times) == len(clock):
+        usual = sorted(after - before for before, after in pairwise(times))[len(times) // 2] if len(times) > 2 else 1
+        added, joined = 0, times[:1]
+        for before, after in pairwise(times):
+            if before - after > restart:
+                added += before + usual - after
+            joined.append(after + added)
+        if joined == sorted(joined):
+            return joined
     # AVI has no times of presentation, but an empty packet in place of each dropped frame.
     decoded = [packet.dts for packet in packets if packet.dts is not None]
     return sorted(decoded) if clock and len(decoded) == len(clock) else None
 
 
-def _seek(container: Any, stream: Any, wanted: list[int], packets: Sequence[_Packet]) -> dict[int, torch.Tensor] | None:
+def _seek(
+    container: Any, stream: Any, wanted: list[int], packets: Sequence[_Packet], plan: FramePlan
+) -> dict[int, torch.Tensor] | None:
     """The frames at the ascending timestamps `wanted`, each decoded from the nearest keyframe before it.
 
     Returns None if the decoder leaves out a wanted frame, or a shown frame between the keyframe and a wanted one.
@@ -196,9 +287,8 @@ def _seek(container: Any, stream: Any, wanted: list[int], packets: Sequence[_Pac
     # A frame may refer to later frames that are decoded before it: those must be undamaged too.
     coded = [packet.pts for packet in packets if packet.pts is not None]
     sources = dict(zip(coded, accumulate(coded, max), strict=True))
-    stream.thread_type = "AUTO"
     frames: dict[int, torch.Tensor] = {}
-    targets, seen, size = set(wanted), set(), None
+    targets, seen = set(wanted), set()
     decoder: Iterator[Any] = iter(())
     now: float = -math.inf
     for moment in wanted:
@@ -215,29 +305,29 @@ def _seek(container: Any, stream: Any, wanted: list[int], packets: Sequence[_Pac
                 continue
             if frame.is_corrupt:
                 raise DamagedVideo(f"it is damaged at {frame.time:.2f} s")
+            plan.limits.check_frame(frame.width, frame.height)
             seen.add(now)
             if now in targets:
-                frames[int(now)], size = _to_picture(frame, size)
+                frames[int(now)] = plan.keep(_to_picture(frame, plan.source_size))
         if now < sources[moment] or not seen.issuperset(shown[bisect_left(shown, key) : bisect_right(shown, moment)]):
             return None
     return frames
 
 
-def _iterate(av: Any, path: str, stop: int | None = None) -> Iterator[Any]:
+def _iterate(av: Any, path: str, limits: MediaLimits, stop: int | None = None) -> Iterator[Any]:
     """All frames in the order in which they are shown, up to the one with the number `stop`."""
-    with av.open(path, container_options=_OPENING) as container:
-        stream = _find_stream(container)
-        stream.thread_type = "AUTO"
+    with _open(av, path, limits) as (container, stream):
         for number, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:
                 raise DamagedVideo(f"it is damaged at frame {number}")
+            limits.check_frame(frame.width, frame.height)
             yield frame
             if number == stop:
                 return
 
 
-def _to_picture(frame: Any, size: tuple[int, int] | None) -> tuple[torch.Tensor, tuple[int, int]]:
-    """The picture as it is to be seen, with shape (H, W, 3), and its height and width.
+def _to_picture(frame: Any, size: tuple[int, int] | None) -> torch.Tensor:
+    """The picture as it is to be seen, with shape (H, W, 3).
 
     Args:
         size: height and width of the first picture; None for the first one itself. A stream may change its size, which
@@ -251,7 +341,7 @@ def _to_picture(frame: Any, size: tuple[int, int] | None) -> tuple[torch.Tensor,
     if is_turned:
         picture = picture.transpose(0, 1)
     flips = [axis for axis, sign in enumerate((b, c) if is_turned else (d, a)) if sign < 0]
-    return picture.flip(flips), (height, width)
+    return picture.flip(flips)
 
 
 def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
@@ -261,8 +351,11 @@ def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
     """
     # `frame.side_data` would make a cycle, in which the frame stays in memory until garbage is collected. In a forked
     # process that hangs, because the frame's threads are not there.
-    container = importlib.import_module("av").sidedata.sidedata.SideDataContainer(frame)
-    data = container.get("DISPLAYMATRIX")
+    try:
+        data = importlib.import_module("av").sidedata.sidedata.SideDataContainer(frame).get("DISPLAYMATRIX")
+    except ValueError:  # a kind of data that PyAV does not know, such as EXIF. Then only the angle can be read
+        x, y = _QUARTERS[round(frame.rotation / 90) % 4]
+        return x, -y, y, x
     if data is None:
         return 1, 0, 0, 1
     values = torch.frombuffer(bytearray(bytes(data)), dtype=torch.int32).tolist()

@@ -16,7 +16,7 @@ Legend: T frames, H and W height and width of a frame in pixels.
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -27,8 +27,10 @@ from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
 
 from .animated_pictures import is_animated_webp, read_animated_webp
-from .decoder_types import DamagedVideo, NoVideo
+from .decoder_types import DamagedVideo, NoVideo, Refused
 from .decoders import BACKENDS, MODULES, available_backends
+from .frame_plan import FramePlan, Resizing
+from .limits import NO_LIMITS, MediaLimits, TooLarge, limits_or_default
 from .sources import FETCHERS, file_of_url, is_list_of_files, label_of, load_picture, scheme_of, unpack_source
 from .video_settings import PartOfVideo, check_media_settings
 
@@ -46,11 +48,13 @@ class VideoClip:
         frames: an array with shape (T, H, W, 3), uint8 RGB.
         metadata: of the source; `None` if it is unknown.
         sized_by: the settings that chose the size of the frames, such as "max_pixels"; a processor must not change it.
+        is_resized: whether the frames were resized to what the model's processor wants; it must not do so again.
     """
 
     frames: Any
     metadata: VideoMetadata | None
     sized_by: tuple[str, ...] = ()
+    is_resized: bool = False
 
 
 def read_video(
@@ -64,6 +68,8 @@ def read_video(
     max_frames: int | None = None,
     video_start: float | None = None,
     video_end: float | None = None,
+    limits: MediaLimits | None = None,
+    resizing: Resizing | None = None,
 ) -> VideoClip:
     """Reads and samples a video file or decoded frames.
 
@@ -84,6 +90,9 @@ def read_video(
             and Pillow reads animated WebP.
         video_metadata: for decoded frames only: `fps` (which sampling by `fps` needs) and, if the frames are themselves
             a sample, `frames_indices` and `total_num_frames` of the source.
+        limits: what a file must not exceed, checked before it is decoded; see `MediaLimits` for the default.
+        resizing: how to resize each frame as soon as it is decoded, so that large frames take no memory. For a model
+            `resizing_of(processor)`, which resizes as the processor would. `None` keeps the size of the source.
 
     Returns:
         `VideoClip`. Its metadata describes the source: `fps`, `total_num_frames`, `duration` (seconds), and in
@@ -93,8 +102,10 @@ def read_video(
         size changes.
 
     Raises:
-        ValueError: an argument is out of range, or the file is missing, empty, damaged or not a video.
+        ValueError: an argument is out of range, the file is missing, empty, damaged or not a video, or it exceeds a
+            limit.
     """
+    limits = limits_or_default(limits)
     if num_frames is not None and fps is not None:
         raise ValueError(f"`num_frames` ({num_frames!r}) and `fps` ({fps!r}) are two ways to sample: pass only one")
     if num_frames is not None and (not isinstance(num_frames, Integral) or num_frames < 1):
@@ -107,15 +118,19 @@ def read_video(
     video = unpack_source(video)
     is_bytes = isinstance(video, (bytes, bytearray, memoryview))
     is_file = is_bytes or isinstance(video, (str, os.PathLike))
+    are_files = is_list_of_files(video)
+    limits = limits if is_file or are_files else NO_LIMITS
 
     def choose_among(total: int, source_fps: float | None) -> list[int]:
         default = DEFAULT_NUM_FRAMES if is_file else total
-        return _choose_frames(total, source_fps, num_frames, fps, default, min_frames, max_frames)
+        return _choose_frames(total, source_fps, num_frames, fps, default, min_frames, max_frames, limits)
 
-    choose = PartOfVideo(choose_among, video_start, video_end)
+    part = PartOfVideo(choose_among, video_start, video_end)
     if not is_file:
-        frames = [load_picture(file) for file in video] if is_list_of_files(video) else video
-        return _take_frames(frames, video_metadata, choose)
+        plan = FramePlan(part, limits, resizing)
+        frames = _Pictures(video, limits) if are_files else _as_uint8(video)
+        return _take_frames(frames, video_metadata, plan, part)
+    plan = FramePlan(part, limits, resizing)
     if video_metadata is not None:
         raise ValueError("`video_metadata` describes decoded frames; a video file carries its own: leave it out")
     if backend is not None and backend not in available_backends():
@@ -127,7 +142,7 @@ def read_video(
     scheme = "bytes" if is_bytes else scheme_of(text)
     if scheme in FETCHERS:
         with FETCHERS[scheme](video, label, "video") as path:
-            return _decode_file(path, label, choose, backend)
+            return _decode_file(path, label, plan, part, backend)
     if scheme in ("bytes", "data", "http", "https"):
         raise ValueError(
             f"`video` is {label}: code that a model's folder brings along reads files and decoded frames only. Save "
@@ -137,7 +152,7 @@ def read_video(
     if not os.path.isfile(path):
         problem = "is a directory" if os.path.isdir(path) else "does not exist"
         raise ValueError(f"`video` must be a video file, but {label} {problem}")
-    return _decode_file(os.path.abspath(path), label, choose, backend)
+    return _decode_file(os.path.abspath(path), label, plan, part, backend)
 
 
 def _choose_frames(
@@ -148,6 +163,7 @@ def _choose_frames(
     default: int = DEFAULT_NUM_FRAMES,
     min_frames: int | None = None,
     max_frames: int | None = None,
+    limits: MediaLimits = NO_LIMITS,
 ) -> list[int]:
     if total < 1:
         raise ValueError("it has no video frames")
@@ -161,15 +177,21 @@ def _choose_frames(
     if wanted > total:
         logger.warning_once(f"{wanted} frames were asked for, but the video has {total}: all of them are taken")
         wanted = total
+    limits.check("max_file_frames", wanted, "more frames are to be taken")
     if fps is not None:  # as in transformers: the starts of `wanted` equal parts, step = source_fps / fps
         return [i * total // wanted for i in range(wanted)]
     step = (total - 1) / max(wanted - 1, 1)
     return [round(i * step) for i in range(wanted)]
 
 
-def _decode_file(path: str, label: str, choose: PartOfVideo, backend: str | None) -> VideoClip:
-    if os.path.getsize(path) == 0:
+def _decode_file(path: str, label: str, plan: FramePlan, part: PartOfVideo, backend: str | None) -> VideoClip:
+    size = os.path.getsize(path)
+    if size == 0:
         raise ValueError(f"the video {label} is empty (0 bytes)")
+    try:
+        plan.limits.check("max_file_bytes", size, "the file has more bytes")
+    except TooLarge as error:
+        raise ValueError(f"the video {label} cannot be read: {error}") from error
     readers = {name: BACKENDS[name] for name in ([backend] if backend else available_backends())}
     if is_animated_webp(path):
         if backend:
@@ -178,14 +200,16 @@ def _decode_file(path: str, label: str, choose: PartOfVideo, backend: str | None
     reasons = []
     for name, read in readers.items():
         try:
-            frames, indices, total, fps = read(path, choose)
+            frames, indices, total, fps = read(path, plan)
             if len(frames) != len(indices):
                 raise ValueError(f"{len(indices)} frames were asked for, {len(frames)} could be decoded")
-            frames = torch.stack([torch.as_tensor(frame) for frame in frames]).numpy()
-            height, width = frames.shape[1:3]
+            frames = plan.collect(frames).numpy()
+            height, width = plan.source_size or frames.shape[1:3]
+        except Refused as error:
+            raise ValueError(f"the video {label} cannot be read: {error}") from error
         except Exception as error:  # each decoder raises exceptions of its own
             reason = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", str(error))  # decord's text begins with a place in its sources
-            reasons.append(f"{name}: {' '.join(reason.split())[:160] or type(error).__name__}")
+            reasons.append(f"{name}: {' '.join(reason.split())[:200] or type(error).__name__}")
             if isinstance(error, DamagedVideo):
                 reasons[-1] += "; repair the file, or name another, less strict `backend`"
             if isinstance(error, (DamagedVideo, NoVideo)):
@@ -194,17 +218,43 @@ def _decode_file(path: str, label: str, choose: PartOfVideo, backend: str | None
             fps = float(fps) if fps else None
             duration = total / fps if fps else None
             metadata = VideoMetadata(total, fps, width, height, duration, name, indices)
-            choose.describe(metadata)
-            return VideoClip(frames, metadata)
+            part.describe(metadata)
+            return VideoClip(frames, metadata, is_resized=plan.resizes)
     why = "; ".join(reasons) or "no decoder is installed; `pip install av` provides one"
     raise ValueError(f"the video {label} cannot be read: {why}")
 
 
-def _take_frames(video: Any, video_metadata: Mapping[str, Any] | None, choose: PartOfVideo) -> VideoClip:
-    frames = _as_uint8(video)
-    total, height, width = frames.shape[:3]
+class _Pictures:
+    """The frames of a video that are the pictures of some files. Each is read when it is asked for."""
+
+    def __init__(self, files: Sequence[Any], limits: MediaLimits):
+        self._files, self._limits = files, limits
+        self._shapes: set[tuple[int, ...]] = set()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        frame = _as_tensor(load_picture(self._files[index], limits=self._limits))
+        self._shapes.add(tuple(frame.shape))
+        _check_shapes(self._shapes)
+        return frame
+
+
+def _take_frames(
+    frames: Any, video_metadata: Mapping[str, Any] | None, plan: FramePlan, part: PartOfVideo
+) -> VideoClip:
+    """The chosen ones of some frames, each an array or tensor with shape (H, W, 3), uint8."""
+
+    def take(indices: list[int]) -> Any:
+        try:
+            return plan.collect([plan.keep(frames[index]) for index in indices]).numpy()
+        except Refused as error:
+            raise ValueError(str(error)) from error
+
+    total = len(frames)
     if video_metadata is None:
-        return VideoClip(frames[choose(total, None)], None)
+        return VideoClip(take(plan.choose(total, None)), None, is_resized=plan.resizes)
     given = {key: value for key, value in dict(video_metadata).items() if value is not None}
     places = given.get("frames_indices", range(given.get("total_num_frames", total)))
     if len(places) != total:
@@ -217,21 +267,21 @@ def _take_frames(video: Any, video_metadata: Mapping[str, Any] | None, choose: P
     except TypeError as error:
         raise ValueError(f"`video_metadata` must have the fields of transformers' VideoMetadata: {error}") from error
     times = [place / source.fps for place in places] if source.fps else None
-    indices = choose(total, source.fps and source.sampled_fps, times)
+    indices = plan.choose(total, source.fps and source.sampled_fps, times)
+    taken = take(indices)
+    height, width = plan.source_size
     source.update({"height": height, "width": width, "frames_indices": [int(places[i]) for i in indices]})
     if source.fps and source.duration is None:
         source.duration = source.total_num_frames / source.fps
-    choose.describe(source)
-    return VideoClip(frames[indices], source)
+    part.describe(source)
+    return VideoClip(taken, source, is_resized=plan.resizes)
 
 
 def _as_uint8(video: Any) -> Any:
     """Decoded frames in any accepted form, as an array with shape (T, H, W, 3), uint8."""
     if isinstance(video, (list, tuple)) and len(video) > 0:
         tensors = [_as_tensor(frame) for frame in video]
-        shapes = sorted({tuple(tensor.shape) for tensor in tensors})
-        if len(shapes) > 1:
-            raise ValueError(f"the frames of `video` must be equally large, got shapes {shapes}: resize them first")
+        _check_shapes({tuple(tensor.shape) for tensor in tensors})
         frames = torch.stack(tensors)
     else:
         frames = _as_tensor(video)
@@ -252,12 +302,17 @@ def _as_uint8(video: Any) -> Any:
     return frames.contiguous().numpy()
 
 
+def _check_shapes(shapes: set[tuple[int, ...]]) -> None:
+    if len(shapes) > 1:
+        raise ValueError(f"the frames of `video` must be equally large, got shapes {sorted(shapes)}: resize them first")
+
+
 def _as_tensor(frames: Any) -> torch.Tensor:
     if isinstance(frames, torch.Tensor):
         frames = frames.detach().cpu()
         return frames.float() if frames.is_floating_point() else frames
     if is_pil_image(frames):
-        picture = frames.convert("RGB")
+        picture = load_picture(frames)
         return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
     if not hasattr(frames, "__array_interface__"):
         raise ValueError(

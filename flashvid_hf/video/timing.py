@@ -26,6 +26,9 @@ _LARGEST_ERROR = 0.05
 # recordings of a constant rate, and headers that state the unit of time (1000 in Matroska, 90000 in MPEG) as the rate.
 _GRID_RATES = (24.0, 240.0)
 _SHORT_INTERVALS = 0.1  # the share of the intervals that may be shorter than the step of the grid
+# Seconds by which the last frame of a constant rate may be shown longer than the others. Programs often give the last
+# frame a length of their own.
+_HELD = 0.5
 _ROUNDING = 1e-6  # seconds that the arithmetic may be off after many hours
 _ONLY_FRAME = 0.04  # seconds that a video of one frame lasts if nothing says so: 25 frames a second
 
@@ -54,7 +57,11 @@ class Timeline(NamedTuple):
 
 
 def make_timeline(
-    times: Sequence[float], rates: Iterable[float | None], last: Iterable[float] = (), tick: float = 0.0
+    times: Sequence[float],
+    rates: Iterable[float | None],
+    last: Iterable[float] = (),
+    tick: float = 0.0,
+    held: float = 0.0,
 ) -> Timeline:
     """The timeline of a video from the times of its frames.
 
@@ -64,6 +71,8 @@ def make_timeline(
         last: seconds for which the last frame is shown, by the file, the most trustworthy first. The first that is
             not far too short counts, otherwise the usual interval between two frames does.
         tick: the file's unit of time in seconds, to which it rounds times.
+        held: seconds for which the last frame itself says that it is shown; 0 if it does not. A rate is not constant if
+            the last frame is held, as at the end of many animations and recordings of screens.
     """
     lowest, highest = _GRID_RATES
     starts = [time - times[0] for time in times]
@@ -81,7 +90,7 @@ def make_timeline(
 
     mean = (len(starts) - 1) / starts[-1]
     for rate in rates:
-        if _is_constant(starts, rate):
+        if _is_constant(starts, rate) and held <= max(2 / rate, 1 / rate + _HELD):
             return Timeline(len(starts), rate)
     # The header may be wrong about a constant rate. It is one only if the last frame is shown as long as the others.
     if abs(length - 1 / mean) <= max(0.55 / mean, _LARGEST_ERROR) + tick and _is_constant(starts, mean):

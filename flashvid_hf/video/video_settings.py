@@ -21,11 +21,14 @@ bound that is not given is that of the model's processor, and settings that cont
 """
 
 import math
-from collections.abc import Callable, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import torch
+
+from .frame_plan import Resizing
 
 # The names of `read_video`'s arguments, and of what else says which frames are wanted.
 FRAME_SETTINGS = ("num_frames", "nframes", "fps", "min_frames", "max_frames", "video_start", "video_end")
@@ -113,12 +116,19 @@ class PartOfVideo:
         # Rates are fractions of which floats keep 16 digits: a frame at a bound belongs to the part.
         slack = 1e-6 / fps
         first, last = (self._start or 0) - slack, (math.inf if self._end is None else self._end) + slack
-        seconds = [index / fps for index in range(total)] if times is None else times
-        inside = [index for index, second in enumerate(seconds) if first <= second <= last]
+        inside: Sequence[int]
+        if times is None:  # they ascend, and there may be very many
+            places = range(total)
+            inside = places[bisect_left(places, first, key=lambda place: place / fps) :]
+            inside = inside[: bisect_right(inside, last, key=lambda place: place / fps)]
+            ends = (0.0, (total - 1) / fps)
+        else:
+            inside = [index for index, second in enumerate(times) if first <= second <= last]
+            ends = (times[0], times[-1])
         if not inside:
             bounds = f"`video_start` {self._start or 0!r} and `video_end` {self._end!r}"
             raise ValueError(
-                f"no frame lies between {bounds} (seconds): the frames are from {seconds[0]:.2f} to {seconds[-1]:.2f} s"
+                f"no frame lies between {bounds} (seconds): the frames are from {ends[0]:.2f} to {ends[1]:.2f} s"
             )
         self.share = len(inside) / total
         return [inside[index] for index in self._choose(len(inside), fps)]
@@ -203,13 +213,20 @@ def _fit(height: float, width: float, least: float, most: float) -> tuple[int, i
     return rows, columns
 
 
-def resize_frames(frames: Any, height: int, width: int) -> Any:
-    """Frames with shape (T, H, W, 3), uint8, in another size, bicubic and without aliasing as the processors do it."""
-    if frames.shape[1:3] == (height, width):
-        return frames
-    resized = torch.empty(len(frames), height, width, 3, dtype=torch.uint8)
-    for place, frame in enumerate(torch.as_tensor(frames)):  # one by one: floats take four times the memory
+def resizing_by(settings: Mapping[str, Any], processor: Any) -> Resizing:
+    """How the pixel settings of a video resize its frames: bicubic, and without aliasing as the processors do it.
+
+    Args:
+        settings: some of `PIXEL_SETTINGS`, at least one.
+        processor: the model's video processor.
+    """
+
+    def size_of(num_frames: int, height: int, width: int) -> tuple[int, int]:
+        return fit_size(height, width, settings, processor, num_frames)
+
+    def resize(frame: torch.Tensor, height: int, width: int) -> torch.Tensor:
         pixels = frame.permute(2, 0, 1)[None].float()
         made = torch.nn.functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
-        resized[place] = made[0].clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0)
-    return resized.numpy()
+        return made[0].clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0)
+
+    return Resizing(size_of, resize)

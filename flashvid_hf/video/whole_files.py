@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
+_EBML = b"\x1aE\xdf\xa3"  # the beginning of every Matroska file
+
 
 def container_of(path: str) -> str | None:
     """The container by the first bytes of the file, or None.
@@ -14,7 +16,7 @@ def container_of(path: str) -> str | None:
         head = file.read(4 * 204)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return "quicktime"
-    marks = {b"\x1aE\xdf\xa3": "matroska", b"RIFF": "riff", b"GIF8": "gif", b"\x89PNG": "png", b"YUV4": "y4m"}
+    marks = {_EBML: "matroska", b"RIFF": "riff", b"GIF8": "gif", b"\x89PNG": "png", b"YUV4": "y4m"}
     return marks.get(head[:4]) or ("transport" if _transport_packets(head) else None)
 
 
@@ -66,6 +68,29 @@ def missing_end(path: str, frame_bytes: int = 0) -> str | None:
     return None
 
 
+def has_another_recording(path: str, place: int) -> bool:
+    """Whether a recording that was joined byte by byte is left over, which FFmpeg and players do not read.
+
+    Args:
+        place: the byte in the file at which the last packet ends.
+    """
+    container = container_of(path)
+    if container == "quicktime":
+        return [kind for kind, _ in quicktime_boxes(path)].count(b"moov") > 1
+    with open(path, "rb") as file:
+        if container == "riff":
+            forms = [form for form, _ in _riff_chunks(file)]
+            return b"AVI " in forms[1:]  # the other chunks of a long AVI file are called AVIX
+        if container == "matroska":
+            file.seek(place)
+            before = b""
+            while block := file.read(2**20):
+                if _EBML in before + block:
+                    return True
+                before = block[-3:]
+    return False
+
+
 def ends_in_zeros(path: str) -> bool:
     """Whether the last 4 KiB are zero, as in a download that reserved the space but did not finish."""
     with open(path, "rb") as file:
@@ -88,14 +113,20 @@ def _matroska_size(file: BinaryIO) -> int:
 
 
 def _riff_size(file: BinaryIO) -> int:
+    end = max((end for _, end in _riff_chunks(file)), default=0)
+    return max(end - 9, 0)  # some programs count the 8 bytes of the header or leave out the last byte, which is padding
+
+
+def _riff_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """The form of each chunk on the top level, and where it ends. Long AVI files have several."""
     end = 0
-    while (head := file.read(8))[:4] == b"RIFF" and len(head) == 8:  # long AVI files have several
-        size = int.from_bytes(head[4:], "little")
+    while (head := file.read(12))[:4] == b"RIFF" and len(head) >= 8:
+        size = int.from_bytes(head[4:8], "little")
         if size in (0, 0xFFFFFFFF):  # a recording that was not finished
             break
         end += 8 + size + size % 2
+        yield head[8:], end
         file.seek(end)
-    return max(end - 9, 0)  # some programs count the 8 bytes of the header or leave out the last byte, which is padding
 
 
 def _reaches_end_of_gif(file: BinaryIO) -> bool:

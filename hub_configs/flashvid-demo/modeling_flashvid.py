@@ -847,9 +847,9 @@ class FlashVIDCausalLMOutput(CacheAlias, ModelOutput):
 
     Args:
         loss: over the labels of the columns that are left.
-        logits: with shape (B, S, vocabulary) in calls that compute a loss, for which a dropped column repeats the
-            logits of the last column before it that is left; otherwise for the columns that are left alone, with shape
-            (B, L, vocabulary). See `full_length` of `language_modeling_output`.
+        logits: with shape (B, L, vocabulary), for the columns that are left. In calls that compute a loss: with shape
+            (B, S, vocabulary), for all columns; a dropped column repeats the logits of the last column before it that
+            is left. See `full_length` of `language_modeling_output`.
         token_index, report: see `FlashVIDModelOutput`. On the replicas of `nn.DataParallel` the output has neither of
             them, and no cache.
     """
@@ -1273,7 +1273,8 @@ class TokenPruning(UpperLayers):
 
     Args:
         upper: the arguments of `UpperLayers`.
-        rule: the share of the prunable tokens to keep, who ranks them, and whether the others are merged into them.
+        rule: which share of the prunable tokens stays, how tokens are ranked, and whether dropped tokens are merged
+            into those that stay.
         prunable: which of the new columns may be dropped, with shape (B, M).
         query: column of the token that ranks the others, the end of the prompt, with shape (B,).
         past_lower_mask: which of the columns that the layers below have cached are real, with shape

@@ -3,13 +3,17 @@
 Generated from flashvid_hf 0.1.0: do not edit. The sections are its modules:
 
     video/decoder_types.py
+    video/limits.py
+    video/frame_plan.py
     video/timing.py
     video/whole_files.py
     video/animated_pictures.py
     video/batching.py
+    video/sample_counts.py
     video/decord_decoder.py
     video/pyav_decoder.py
     video/decoders.py
+    video/model_size.py
     video/sources.py
     video/video_settings.py
     video/reading.py
@@ -20,14 +24,18 @@ Generated from flashvid_hf 0.1.0: do not edit. The sections are its modules:
 import base64
 import importlib
 import importlib.util
+import io
 import math
 import os
 import re
+import struct
 import time
+import zlib
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate, pairwise
 from numbers import Integral, Real
 from typing import Any, BinaryIO, NamedTuple
@@ -35,8 +43,9 @@ from urllib.parse import unquote
 
 import torch
 from transformers import BatchFeature, GenerationConfig, Pipeline
-from transformers.image_utils import is_pil_image, load_image
+from transformers.image_utils import SizeDict, is_pil_image, load_image
 from transformers.utils import logging
+from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 logger = logging.get_logger(__name__)
@@ -46,9 +55,8 @@ logger = logging.get_logger(__name__)
 
 """What all decoders of video files have in common."""
 
-# Indices of the source, its indices a second (`timing.py`) -> the ascending indices that are wanted.
-Choose = Callable[[int, float | None], list[int]]
-# Wanted frames, each an array or tensor with shape (H, W, 3), uint8; their indices; indices of the source; its fps.
+# Wanted frames, each with shape (H, W, 3), uint8, as `FramePlan.keep` returned it; their indices; indices of the source
+# (`timing.py`); its indices a second.
 Decoded = tuple[Any, list[int], int, float | None]
 
 
@@ -58,6 +66,213 @@ class NoVideo(ValueError):
 
 class DamagedVideo(ValueError):
     """The file opens but is damaged. Another decoder would only hide that, so none is tried."""
+
+
+class Refused(ValueError):
+    """The frames cannot be given as they are asked for. Another decoder could not either, so none is tried."""
+
+
+# video/limits.py ------------------------------------------------------------------------------------------------------
+
+"""How large videos and images may be. Everything is checked before it is decoded.
+
+read_video("clip.mp4", limits=MediaLimits(max_frame_pixels=2**27))
+"""
+
+
+class TooLarge(Refused):
+    """A video or an image exceeds one of the `MediaLimits`."""
+
+
+@dataclass(frozen=True)
+class MediaLimits:
+    """Bounds on every video and image that is read from a file, a URL or bytes. No honest one meets the defaults.
+
+    Decoded frames that a program passes are not bounded: they are in memory already. `math.inf` turns a bound off.
+
+    Args:
+        max_frame_pixels: height x width of a video's frames, at any place of the stream. Default: the largest picture
+            of any level up to 6.2 of H.264, HEVC and AV1, such as 8192 x 4352.
+        max_image_pixels: height x width of an image, and of each picture in a list of frames. Default: where Pillow
+            refuses a picture as a decompression bomb.
+        max_file_frames: frames that a video file has, and frames that are taken from it. Default: 38 hours of 30 frames
+            a second.
+        max_seconds: duration of a video. Default: a week.
+        max_file_bytes: size of a file. Default: 128 GiB; the largest discs with films have 100 GB.
+        max_decoded_bytes: 8-bit frames that are taken from one video, after they were resized. Default: 16 GiB, that is
+            2,700 frames of 1920 x 1080.
+
+    Raises:
+        ValueError: a bound is not above 0.
+    """
+
+    max_frame_pixels: float = 35_651_584
+    max_image_pixels: float = 178_956_970
+    max_file_frames: float = 2**22
+    max_seconds: float = 7 * 24 * 3600
+    max_file_bytes: float = 2**37
+    max_decoded_bytes: float = 2**34
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not isinstance(value, Real) or isinstance(value, bool) or not value > 0:
+                raise ValueError(f"`{name}` must be a number > 0, got {value!r}; `math.inf` turns the limit off")
+
+    def check(self, name: str, value: float, what: str) -> None:
+        """Compare a value with the limit of this name.
+
+        Args:
+            what: the value in words, such as "its frames have 8192 x 8192 pixels".
+
+        Raises:
+            TooLarge: the value is above the limit.
+        """
+        limit = getattr(self, name)
+        if value > limit:
+            raise TooLarge(
+                f"`{name}` is {_plain(limit)}, and {what} ({_plain(value)}): it must be at most the limit. Use a "
+                f"smaller one or fewer frames, or raise the limit: `limits=MediaLimits({name}=...)`, in `serve` "
+                f"`--{name.replace('_', '-')}`"
+            )
+
+    def check_frame(self, width: int, height: int) -> None:
+        """Check the size of a video's frames; sizes of 0 are not known yet.
+
+        Raises:
+            TooLarge: a frame has too many pixels.
+        """
+        self.check("max_frame_pixels", width * height, f"its frames have {width} x {height} pixels")
+
+
+def _plain(value: float) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+# For decoded frames that a program passes.
+NO_LIMITS = MediaLimits(*[math.inf] * len(fields(MediaLimits)))
+DEFAULT_LIMITS = MediaLimits()
+
+
+def limits_or_default(limits: Any) -> MediaLimits:
+    """The limits of a call, or the default ones for `None`.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    if limits is None:
+        return DEFAULT_LIMITS
+    if not hasattr(limits, "check_frame"):  # not `isinstance`: a published folder has a copy of the class
+        raise ValueError(f"`limits` must be `MediaLimits`, got {type(limits).__name__}; leave it out for the default")
+    return limits
+
+
+# video/frame_plan.py --------------------------------------------------------------------------------------------------
+
+"""What a decoder is asked for: which frames of a video, in which size, and within which limits."""
+
+
+class Resizing(NamedTuple):
+    """How to resize the frames of a video, one by one.
+
+    Args:
+        size_of: takes the number of frames that are kept, their height and width; returns the new height and width.
+        resize: takes a frame with shape (H, W, 3), uint8, and the new height and width; returns the resized frame.
+    """
+
+    size_of: Callable[[int, int, int], tuple[int, int]]
+    resize: Callable[[torch.Tensor, int, int], torch.Tensor]
+
+
+class FramePlan:
+    """One reading of a video. A decoder first asks which frames to keep, and then hands over each frame to keep.
+
+    A frame is resized before the next one is decoded, into memory that is taken once for all of them. So the memory is
+    that of the kept frames in their final size, and of a few frames in the size of the source.
+
+    Args:
+        choose: takes the number of frames of the video and their rate; returns the ascending indices to keep.
+        limits: what the video must not exceed.
+        resizing: how the frames are resized; `None` keeps their size.
+    """
+
+    def __init__(
+        self,
+        choose: Callable[..., list[int]],
+        limits: MediaLimits = DEFAULT_LIMITS,
+        resizing: Resizing | None = None,
+    ):
+        self._choose, self._resizing = choose, resizing
+        self.limits = limits
+        self.source_size: tuple[int, int] | None = None  # height and width of the first frame before it was resized
+        self._number = self._kept = 0  # frames to keep, and kept until now
+        self._frames = torch.empty(0)  # with shape (T, H, W, 3), once the first frame is there
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the frames get another size than that of the source, or would if it differed."""
+        return self._resizing is not None
+
+    def choose(self, total: int, fps: float | None, *times: Any) -> list[int]:
+        """The indices of the frames to keep.
+
+        Args:
+            total: indices of the video.
+            fps: indices a second; `None` if it is unknown.
+            times: further arguments of the function that chooses.
+
+        Raises:
+            TooLarge: the video lasts too long.
+            ValueError: the settings fit no frame of this video.
+        """
+        if fps:
+            self.limits.check("max_seconds", total / fps, "the duration of the video in seconds is greater")
+        indices = self._choose(total, fps, *times)
+        self._number, self._kept, self.source_size = len(indices), 0, None
+        return indices
+
+    def keep(self, frame: Any) -> torch.Tensor:
+        """A frame to keep, with shape (H, W, 3), in its final size.
+
+        Args:
+            frame: an array or tensor with shape (H, W, 3), uint8. All frames of a video are equally large.
+
+        Raises:
+            TooLarge: the frames to keep would take too much memory together.
+            Refused: there is no size for these frames.
+        """
+        frame = torch.as_tensor(frame)
+        if self.source_size is None:
+            self.source_size = tuple(frame.shape[:2])
+            self._frames = self._take_memory(*self.source_size)
+        size = tuple(self._frames.shape[1:3])
+        if self._resizing is not None and frame.shape[:2] != size:
+            frame = self._resizing.resize(frame, *size)
+        if self._kept == len(self._frames) or frame.shape[:2] != size:
+            return frame
+        self._frames[self._kept] = frame
+        self._kept += 1
+        return self._frames[self._kept - 1]
+
+    def collect(self, frames: Any) -> torch.Tensor:
+        """The chosen frames together, with shape (T, H, W, 3).
+
+        Args:
+            frames: the chosen frames in their order; a pause repeats a frame.
+        """
+        frames = [torch.as_tensor(frame) for frame in frames]
+        if [frame.data_ptr() for frame in frames] == [row.data_ptr() for row in self._frames[: self._kept]]:
+            return self._frames[: self._kept]
+        return torch.stack(frames)
+
+    def _take_memory(self, height: int, width: int) -> torch.Tensor:
+        if self._resizing is not None:
+            try:
+                height, width = self._resizing.size_of(self._number, height, width)
+            except ValueError as error:
+                raise Refused(str(error)) from error
+        what = f"{self._number} frames of {height} x {width} pixels take more bytes"
+        self.limits.check("max_decoded_bytes", self._number * height * width * 3, what)
+        return torch.empty(self._number, height, width, 3, dtype=torch.uint8)
 
 
 # video/timing.py ------------------------------------------------------------------------------------------------------
@@ -85,6 +300,9 @@ _LARGEST_ERROR = 0.05
 # recordings of a constant rate, and headers that state the unit of time (1000 in Matroska, 90000 in MPEG) as the rate.
 _GRID_RATES = (24.0, 240.0)
 _SHORT_INTERVALS = 0.1  # the share of the intervals that may be shorter than the step of the grid
+# Seconds by which the last frame of a constant rate may be shown longer than the others. Programs often give the last
+# frame a length of their own.
+_HELD = 0.5
 _ROUNDING = 1e-6  # seconds that the arithmetic may be off after many hours
 _ONLY_FRAME = 0.04  # seconds that a video of one frame lasts if nothing says so: 25 frames a second
 
@@ -113,7 +331,11 @@ class Timeline(NamedTuple):
 
 
 def make_timeline(
-    times: Sequence[float], rates: Iterable[float | None], last: Iterable[float] = (), tick: float = 0.0
+    times: Sequence[float],
+    rates: Iterable[float | None],
+    last: Iterable[float] = (),
+    tick: float = 0.0,
+    held: float = 0.0,
 ) -> Timeline:
     """The timeline of a video from the times of its frames.
 
@@ -123,6 +345,8 @@ def make_timeline(
         last: seconds for which the last frame is shown, by the file, the most trustworthy first. The first that is
             not far too short counts, otherwise the usual interval between two frames does.
         tick: the file's unit of time in seconds, to which it rounds times.
+        held: seconds for which the last frame itself says that it is shown; 0 if it does not. A rate is not constant if
+            the last frame is held, as at the end of many animations and recordings of screens.
     """
     lowest, highest = _GRID_RATES
     starts = [time - times[0] for time in times]
@@ -140,7 +364,7 @@ def make_timeline(
 
     mean = (len(starts) - 1) / starts[-1]
     for rate in rates:
-        if _is_constant(starts, rate):
+        if _is_constant(starts, rate) and held <= max(2 / rate, 1 / rate + _HELD):
             return Timeline(len(starts), rate)
     # The header may be wrong about a constant rate. It is one only if the last frame is shown as long as the others.
     if abs(length - 1 / mean) <= max(0.55 / mean, _LARGEST_ERROR) + tick and _is_constant(starts, mean):
@@ -163,6 +387,8 @@ def _is_constant(starts: Sequence[float], rate: float) -> bool:
 
 """Whether a file is whole, by the marks of its format: sizes in headers, end marks, packets of a fixed size."""
 
+_EBML = b"\x1aE\xdf\xa3"  # the beginning of every Matroska file
+
 
 def container_of(path: str) -> str | None:
     """The container by the first bytes of the file, or None.
@@ -173,7 +399,7 @@ def container_of(path: str) -> str | None:
         head = file.read(4 * 204)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return "quicktime"
-    marks = {b"\x1aE\xdf\xa3": "matroska", b"RIFF": "riff", b"GIF8": "gif", b"\x89PNG": "png", b"YUV4": "y4m"}
+    marks = {_EBML: "matroska", b"RIFF": "riff", b"GIF8": "gif", b"\x89PNG": "png", b"YUV4": "y4m"}
     return marks.get(head[:4]) or ("transport" if _transport_packets(head) else None)
 
 
@@ -225,6 +451,29 @@ def missing_end(path: str, frame_bytes: int = 0) -> str | None:
     return None
 
 
+def has_another_recording(path: str, place: int) -> bool:
+    """Whether a recording that was joined byte by byte is left over, which FFmpeg and players do not read.
+
+    Args:
+        place: the byte in the file at which the last packet ends.
+    """
+    container = container_of(path)
+    if container == "quicktime":
+        return [kind for kind, _ in quicktime_boxes(path)].count(b"moov") > 1
+    with open(path, "rb") as file:
+        if container == "riff":
+            forms = [form for form, _ in _riff_chunks(file)]
+            return b"AVI " in forms[1:]  # the other chunks of a long AVI file are called AVIX
+        if container == "matroska":
+            file.seek(place)
+            before = b""
+            while block := file.read(2**20):
+                if _EBML in before + block:
+                    return True
+                before = block[-3:]
+    return False
+
+
 def ends_in_zeros(path: str) -> bool:
     """Whether the last 4 KiB are zero, as in a download that reserved the space but did not finish."""
     with open(path, "rb") as file:
@@ -247,14 +496,20 @@ def _matroska_size(file: BinaryIO) -> int:
 
 
 def _riff_size(file: BinaryIO) -> int:
+    end = max((end for _, end in _riff_chunks(file)), default=0)
+    return max(end - 9, 0)  # some programs count the 8 bytes of the header or leave out the last byte, which is padding
+
+
+def _riff_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """The form of each chunk on the top level, and where it ends. Long AVI files have several."""
     end = 0
-    while (head := file.read(8))[:4] == b"RIFF" and len(head) == 8:  # long AVI files have several
-        size = int.from_bytes(head[4:], "little")
+    while (head := file.read(12))[:4] == b"RIFF" and len(head) >= 8:
+        size = int.from_bytes(head[4:8], "little")
         if size in (0, 0xFFFFFFFF):  # a recording that was not finished
             break
         end += 8 + size + size % 2
+        yield head[8:], end
         file.seek(end)
-    return max(end - 9, 0)  # some programs count the 8 bytes of the header or leave out the last byte, which is padding
 
 
 def _reaches_end_of_gif(file: BinaryIO) -> bool:
@@ -335,29 +590,35 @@ def is_animated_webp(path: str) -> bool:
     return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) == 21 and bool(head[20] & 2)
 
 
-def read_animated_webp(path: str, choose: Choose) -> Decoded:
+def read_animated_webp(path: str, plan: FramePlan) -> Decoded:
     """The wanted frames of an animated WebP, each shown for as long as the file says. Transparency is left out.
 
     Raises:
         DamagedVideo: the file is cut short.
+        TooLarge: the file exceeds a limit.
     """
-    durations = _webp_durations(path)
+    with open(path, "rb") as file:
+        head = file.read(30)
+    width, height = (int.from_bytes(head[start : start + 3], "little") + 1 for start in (24, 27))
+    plan.limits.check_frame(width, height)  # Pillow takes the memory of the canvas when it opens the file
+    durations = _webp_durations(path, plan.limits)
     pictures = importlib.import_module("PIL.Image")
-    with pictures.open(path) as picture:
+    with pictures.open(path, formats=["WEBP"]) as picture:
         if len(durations) != picture.n_frames:
             raise DamagedVideo(f"it is damaged: {picture.n_frames} frames, {len(durations)} durations")
-        timeline = make_timeline([0.0, *accumulate(durations[:-1])], [], durations[-1:], _TICK)
-        indices = choose(timeline.total, timeline.fps)
+        timeline = make_timeline([0.0, *accumulate(durations[:-1])], [], durations[-1:], _TICK, durations[-1])
+        indices = plan.choose(timeline.total, timeline.fps)
         numbers = [timeline.frame_at(index) for index in indices]
         frames: dict[int, torch.Tensor] = {}
         for number in sorted(set(numbers)):
             picture.seek(number)
             pixels = bytearray(picture.convert("RGB").tobytes())
-            frames[number] = torch.frombuffer(pixels, dtype=torch.uint8).view(picture.height, picture.width, 3)
+            frame = torch.frombuffer(pixels, dtype=torch.uint8).view(picture.height, picture.width, 3)
+            frames[number] = plan.keep(frame)
     return [frames[number] for number in numbers], indices, timeline.total, timeline.fps
 
 
-def _webp_durations(path: str) -> list[float]:
+def _webp_durations(path: str, limits: MediaLimits) -> list[float]:
     """For how many seconds each frame is shown."""
     durations = []
     with open(path, "rb") as file:
@@ -371,6 +632,7 @@ def _webp_durations(path: str) -> list[float]:
             if head[:4] == b"ANMF":
                 duration = int.from_bytes(head[20:23], "little") * _TICK
                 durations.append(duration if duration > _TOO_SHORT else _INSTEAD)
+                limits.check("max_file_frames", len(durations), "the picture has more frames")
             size = int.from_bytes(head[4:8], "little")
             place += 8 + size + size % 2
     return durations
@@ -396,6 +658,137 @@ def convert_to_tensors(inputs: BatchFeature, tensor_type: Any) -> BatchFeature:
     return inputs.convert_to_tensors(tensor_type, skip_tensor_conversion=ragged)
 
 
+# video/sample_counts.py -----------------------------------------------------------------------------------------------
+
+"""How many samples an MP4 or QuickTime file announces.
+
+A few bytes can announce any number, and FFmpeg takes memory for all of them when it opens the file: 5 GB for 80
+million.
+"""
+
+# Boxes in which FFmpeg looks for other boxes.
+_NESTED = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"mvex", b"edts", b"tref", b"udta", b"cmov")
+_MOVED = (b"hoov", b"free")  # some programs hide the header so
+_DEEPEST = 10  # levels of boxes, as in FFmpeg
+# Where tables state a number: of all samples, and of the samples of a fragment.
+_NUMBERS = {b"stsz": 8, b"stz2": 8, b"trun": 4}
+_RUNS = (b"stts", b"ctts")  # tables of pairs: a number of samples, and the time of each
+_LARGEST_HEADER = 2**26  # bytes of a header that is stored compressed, which only files from before 2001 have
+# How many samples of uncompressed sound a byte of the file may have. Chunks may be of different sizes, and old formats
+# compress a little. FFmpeg takes 24 bytes for 1024 of these samples.
+_SLACK = 64
+
+
+@dataclass
+class _Track:
+    """The tables of a track, or of all fragments.
+
+    Args:
+        share: how many times the limit on frames its samples may be. Sound has up to twice as many as a video.
+    """
+
+    share: int = 2
+    handlers: set[bytes] = field(default_factory=set)
+    numbers: list[int] = field(default_factory=list)
+    in_fragments: int = 0
+    durations: list[tuple[int, int]] = field(default_factory=list)  # number of samples, and the duration of each
+    chunks: int = 0
+    most_in_a_chunk: int = 0
+
+    @property
+    def is_plain_sound(self) -> bool:
+        """Uncompressed sound has a sample for each moment, so there are very many. FFmpeg reads them in chunks."""
+        is_sound = b"soun" in self.handlers and b"vide" not in self.handlers
+        return is_sound and len(self.durations) == 1 and self.durations[0][1] == 1
+
+    def check(self, size: int, limits: MediaLimits) -> None:
+        most, is_sound = max([*self.numbers, self.in_fragments]), self.is_plain_sound
+        if not is_sound:
+            share = 1 if b"vide" in self.handlers else self.share
+            limits.check("max_file_frames", most / share, "a track of the file has more frames")
+        bytes_of = _SLACK * size if is_sound else size
+        if max(most, self.chunks * self.most_in_a_chunk if is_sound else 0) > bytes_of:
+            raise DamagedVideo(f"it is damaged or cut short: a track has {most} samples, and the file {size} bytes")
+
+
+def check_sample_counts(path: str, limits: MediaLimits) -> None:
+    """Compare the numbers of samples that the tables of a file state with the limit; other formats have no such tables.
+
+    Raises:
+        TooLarge: a track has too many samples.
+        DamagedVideo: the numbers are impossible.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        others = _Track(share=3)  # the fragments have video and sound
+        _walk(file, 0, size, 0, others, size, limits)
+        others.check(size, limits)
+
+
+def _walk(file: BinaryIO, start: int, end: int, depth: int, track: _Track, size: int, limits: MediaLimits) -> None:
+    """Go through the boxes between two places of the file.
+
+    Args:
+        track: where the numbers go. A box of its own for a track is checked as soon as it has been read.
+        size: of the whole file.
+    """
+    while start + 8 <= end:
+        file.seek(start)
+        head = file.read(16)
+        length, kind, content = int.from_bytes(head[:4], "big"), head[4:8], 8
+        if length == 1:
+            length, content = int.from_bytes(head[8:], "big"), 16
+        elif length == 0:  # up to the end
+            length = end - start
+        if length < content:
+            return
+        first, last = start + content, min(start + length, end)
+        if kind in (*_NESTED, *_MOVED) and depth < _DEEPEST:
+            inner = _Track() if kind == b"trak" else track
+            _walk(file, first, last, depth + 1, inner, size, limits)
+            if inner is not track:
+                inner.check(size, limits)
+        elif kind == b"cmvd" and depth < _DEEPEST:
+            file.seek(first + 4)
+            unpacked = zlib.decompressobj().decompress(file.read(min(last - first, _LARGEST_HEADER)), _LARGEST_HEADER)
+            _walk(io.BytesIO(unpacked), 0, len(unpacked), depth + 1, track, size, limits)
+        else:
+            file.seek(first)
+            _read_table(file, kind, last - first, track)
+        start += length
+
+
+def _read_table(file: BinaryIO, kind: bytes, length: int, track: _Track) -> None:
+    """Add what a table says to the numbers of its track."""
+    if kind == b"hdlr":
+        track.handlers.add(file.read(12)[8:])
+    elif kind in _NUMBERS:
+        number = int.from_bytes(file.read(_NUMBERS[kind] + 4)[-4:], "big")
+        if kind == b"trun":
+            track.in_fragments += number
+        else:
+            track.numbers.append(number)
+    elif kind in (b"stco", b"co64"):
+        track.chunks += int.from_bytes(file.read(8)[4:], "big")
+    elif kind in _RUNS:
+        numbers = _entries(file, length, 2)
+        track.numbers.append(sum(numbers[::2]))
+        if kind == b"stts":
+            track.durations += zip(numbers[:4:2], numbers[1:4:2], strict=True)  # two say that there are several
+    elif kind == b"stsc":
+        track.most_in_a_chunk = max([track.most_in_a_chunk, *_entries(file, length, 3)[1::3]])
+
+
+def _entries(file: BinaryIO, length: int, width: int) -> array:
+    """The numbers of a table, `width` in each of its entries."""
+    count = int.from_bytes(file.read(8)[4:], "big")
+    count = min(count, max(length - 8, 0) // (4 * width))
+    numbers = array("I", file.read(4 * width * count))
+    if struct.pack("=H", 1) != struct.pack(">H", 1):
+        numbers.byteswap()
+    return numbers
+
+
 # video/decord_decoder.py ----------------------------------------------------------------------------------------------
 
 """Video files by decord."""
@@ -405,7 +798,7 @@ MAX_FRAMES_IN_ONE_PASS = 3000
 _TIME_ERROR = 0.001  # seconds; decord states times with 24 bits of precision, which is about this after some hours
 
 
-def read_decord(path: str, choose: Choose) -> Decoded:
+def read_decord(path: str, plan: FramePlan) -> Decoded:
     """The wanted frames of an MP4 or QuickTime file, in one pass from the start.
 
     transformers' reader is not used: its `get_batch` seeks, and returns neighbouring frames in open-GOP video. One pass
@@ -413,12 +806,16 @@ def read_decord(path: str, choose: Choose) -> Decoded:
 
     Raises:
         ValueError: decord may not find the right frames in this file.
+        TooLarge: the file exceeds a limit.
     """
     if container_of(path) != "quicktime":
         raise ValueError("this decoder finds the right frames only in MP4 and QuickTime")
+    check_sample_counts(path, plan.limits)
     if any(kind == b"moof" for kind, _ in quicktime_boxes(path)):
         raise ValueError("it is fragmented, and decord may lose its first frames")
     header = _header(path)
+    for found in re.finditer(rb"tkhd", header):
+        plan.limits.check_frame(*_frame_size(header, found.end()))
     if header and not re.search(rb"hdlr.{8}vide", header, re.DOTALL):
         raise NoVideo("it has no video, at most a cover picture")
     if any(_is_mirrored(header, found.end()) for found in re.finditer(b"tkhd", header)):
@@ -434,7 +831,8 @@ def read_decord(path: str, choose: Choose) -> Decoded:
     if starts != sorted(starts) or not starts:
         raise ValueError("decord does not know when its frames are shown")
     timeline = make_timeline(starts, [fps], tick=_TIME_ERROR)
-    indices = choose(timeline.total, timeline.fps)
+    plan.limits.check("max_file_frames", len(starts), "the video has more frames")
+    indices = plan.choose(timeline.total, timeline.fps)
     numbers = [timeline.frame_at(index) for index in indices]
     if numbers[-1] >= MAX_FRAMES_IN_ONE_PASS:
         raise ValueError(f"this decoder is exact only in one pass, which is slow after {MAX_FRAMES_IN_ONE_PASS} frames")
@@ -443,7 +841,9 @@ def read_decord(path: str, choose: Choose) -> Decoded:
         frame = reader.next()
         if number in wanted:
             # A program that has set one of decord's bridges gets tensors instead of decord's own arrays.
-            frames[number] = frame.asnumpy() if hasattr(frame, "asnumpy") else frame.numpy()
+            picture = frame.asnumpy() if hasattr(frame, "asnumpy") else frame.numpy()
+            plan.limits.check_frame(picture.shape[1], picture.shape[0])
+            frames[number] = plan.keep(picture)
     return [frames[number] for number in numbers], indices, timeline.total, timeline.fps
 
 
@@ -461,9 +861,21 @@ def _header(path: str) -> bytes:
 
 def _is_mirrored(header: bytes, place: int) -> bool:
     """Whether a track's display matrix mirrors its pictures; `place` is where the content of its `tkhd` box starts."""
-    start = place + (52 if header[place : place + 1] == b"\1" else 40)  # times have 8 bytes in version 1
+    start = _matrix_place(header, place)
     a, b, _, c, d = (int.from_bytes(header[i : i + 4], "big", signed=True) for i in range(start, start + 20, 4))
     return a * d - b * c < 0
+
+
+def _frame_size(header: bytes, place: int) -> tuple[int, int]:
+    """Width and height of a track's pictures in pixels, from the same box."""
+    start = _matrix_place(header, place) + 36
+    width, height = (int.from_bytes(header[i : i + 2], "big") for i in (start, start + 4))  # 16 bits, then a fraction
+    return width, height
+
+
+def _matrix_place(header: bytes, place: int) -> int:
+    """Where the display matrix starts in the content of a `tkhd` box, which starts at `place`."""
+    return place + (52 if header[place : place + 1] == b"\1" else 40)  # times have 8 bytes in version 1
 
 
 # video/pyav_decoder.py ------------------------------------------------------------------------------------------------
@@ -485,7 +897,15 @@ _DEMUXERS = (
     *("aac", "aiff", "ape", "flac", "mp3", "wav"),  # songs, which get an error that says so
 )
 _OPENING = {"format_whitelist": ",".join(_DEMUXERS), "protocol_whitelist": "file", "pattern_type": "none"}
-_COVER_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
+_QUARTERS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # cosine and sine of quarter turns, counterclockwise
+_NO_TIME = -(2**63)  # FFmpeg's AV_NOPTS_VALUE
+_DEFAULT, _COVER_PICTURE = 0x1, 0x400  # FFmpeg's AV_DISPOSITION_DEFAULT and AV_DISPOSITION_ATTACHED_PIC
+# Seconds. Where time falls back by more, a second recording begins: files that were joined, a recorder that was started
+# again. Frames of the same recording that are stored out of order are closer together.
+_RESTART = 1.0
+# Each thread of a decoder keeps about two frames. So many pixels at once: 16 threads (FFmpeg's most) for 1920 x 1080,
+# 4 for 3840 x 2160, and 1 for the largest frames.
+_PIXELS_OF_THREADS, _MOST_THREADS = 2**25, 16
 
 
 class _Packet(NamedTuple):
@@ -502,7 +922,29 @@ class _Packet(NamedTuple):
     hidden: bool
 
 
-def read_pyav(path: str, choose: Choose) -> Decoded:
+class _Packets(Sequence[_Packet]):
+    """The packets of the video stream, kept in arrays: a video of a day has millions of them."""
+
+    def __init__(self):
+        self._times, self._flags = array("q"), bytearray()
+
+    def append(self, packet: _Packet) -> None:
+        self._times.extend(_NO_TIME if time is None else time for time in packet[:3])
+        self._flags.append(packet.is_key | packet.hidden << 1)
+
+    def __len__(self) -> int:
+        return len(self._flags)
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        flags = self._flags[place]
+        first = 3 * (place % len(self))
+        pts, dts, duration = (None if time == _NO_TIME else time for time in self._times[first : first + 3])
+        return _Packet(pts, dts, duration or 0, bool(flags & 1), bool(flags & 2))
+
+
+def read_pyav(path: str, plan: FramePlan) -> Decoded:
     """The wanted frames of a video file, each decoded from the keyframe before it.
 
     transformers' reader is not used: it takes the frame count from the header (0 in Matroska, WebM, MPEG-TS, fragmented
@@ -512,81 +954,117 @@ def read_pyav(path: str, choose: Choose) -> Decoded:
     Raises:
         NoVideo: the file has only a cover picture.
         DamagedVideo: the file is damaged or cut short.
+        TooLarge: the file exceeds a limit.
     """
     av = importlib.import_module("av")
-    with av.open(path, container_options=_OPENING) as container:
-        stream = _find_stream(container)
+    check_sample_counts(path, plan.limits)
+    with _open(av, path, plan.limits) as (container, stream):
         try:
-            return _decode(av, container, stream, path, choose)
-        except av.error.InvalidDataError as error:  # the file opens, so its content is at fault
-            raise DamagedVideo(f"it is damaged: {error}") from error
+            return _decode(av, container, stream, path, plan)
+        except av.error.FFmpegError as error:
+            if not isinstance(error, ValueError):  # PyAV's errors of data and arguments, whose names change
+                raise
+            # The file opens, so its content is at fault. A frame that is larger than the header says ends here too.
+            most = plan.limits.max_frame_pixels
+            raise DamagedVideo(
+                f"it is damaged: {error}, or a frame has more than {most} pixels (`max_frame_pixels`)"
+            ) from error
+
+
+@contextmanager
+def _open(av: Any, path: str, limits: MediaLimits) -> Iterator[tuple[Any, Any]]:
+    """The container and its video stream, whose decoder refuses frames that are larger than the limit."""
+    # FFmpeg checks each frame before it takes memory for it, also while it opens the file. It counts rows filled up to
+    # 64 pixels, which are at most a quarter more where rows have 256. Its own limit is 2**31.
+    bound = {"max_pixels": str(int(min(1.25 * limits.max_frame_pixels + 2**16, 2**31 - 1)))}
+    # Before PyAV 17.1, options for streams that are found while a file opens (as in MPEG-PS) crash the process.
+    early = bound if tuple(map(int, av.__version__.split(".")[:2])) >= (17, 1) else {}
+    with av.open(path, options=early, container_options=_OPENING) as container:
+        stream = _find_stream(container)
+        limits.check_frame(stream.width, stream.height)
+        stream.codec_context.options = bound
+        stream.thread_type = "AUTO"
+        threads = max(_PIXELS_OF_THREADS // max(stream.width * stream.height, 1), 1)
+        if threads < _MOST_THREADS:
+            stream.codec_context.thread_count = min(threads, (os.cpu_count() or 1) + 1)
+        yield container, stream
 
 
 def _find_stream(container: Any) -> Any:
     if not container.streams.video:
         raise ValueError("no video stream can be found in it")
+    found = []
     for stream in container.streams.video:
         flags = getattr(stream.disposition, "value", stream.disposition)  # an enumeration before PyAV 15
         if not flags & _COVER_PICTURE:
-            return stream
-    raise NoVideo("it has no video, only a cover picture")
+            # Several streams are cameras, sizes, or the still of an animated AVIF. Players take the default one.
+            found.append((stream.frames != 1, bool(flags & _DEFAULT), stream))
+    if not found:
+        raise NoVideo("it has no video, only a cover picture")
+    return max(found, key=lambda rank: rank[:2])[2]  # the first of equal ones
 
 
-def _decode(av: Any, container: Any, stream: Any, path: str, choose: Choose) -> Decoded:
-    packets = _read_packets(container, stream, path)
+def _decode(av: Any, container: Any, stream: Any, path: str, plan: FramePlan) -> Decoded:
+    packets = _read_packets(container, stream, path, plan.limits)
     times = [packet.pts for packet in packets if not packet.hidden]
-    if None not in times and len(set(times)) == len(times):
-        shown = sorted(times)
+    shown = sorted(times) if None not in times else []
+    restart = _RESTART / float(stream.time_base)
+    is_one = all(before - after < restart for before, after in pairwise(p.dts for p in packets if p.dts is not None))
+    if is_one and len(shown) == len(times) and all(before < after for before, after in pairwise(shown)):
         timeline = _make_timeline(container, stream, packets, shown, container_of(path))
-        indices = choose(timeline.total, timeline.fps)
+        indices = plan.choose(timeline.total, timeline.fps)
         moments = [shown[timeline.frame_at(index)] for index in indices]
-        frames = _seek(container, stream, sorted(set(moments)), packets)
+        frames = _seek(container, stream, sorted(set(moments)), packets, plan)
         if frames is not None:
             return [frames[moment] for moment in moments], indices, timeline.total, timeline.fps
     # The packets' timestamps are missing or are not those of the frames (raw streams, AVI): decode once to count the
     # frames, and once more to keep the wanted ones.
-    clock = [(frame.pts, frame.dts) for frame in _iterate(av, path)]
+    clock = [(frame.pts, frame.dts) for frame in _iterate(av, path, plan.limits)]
     # In these containers each packet is a frame, but VP8 also has packets that are never shown. Matroska gives frames
     # before a cut no timestamp, so only packets with a timestamp are counted.
     timed = sum(time is not None for time in times)
     frame_per_packet = container_of(path) in ("quicktime", "matroska") and stream.codec_context.name != "vp8"
     if len(clock) < timed and frame_per_packet:
         raise DamagedVideo(f"it is damaged: {timed} packets hold {len(clock)} frames")
-    moments = _frame_times(clock, packets)
+    moments = _frame_times(clock, packets, restart)
     if moments is None:  # no times at all: the header's rate is all that is known
         timeline = Timeline(len(clock), float(stream.average_rate or stream.guessed_rate or 0) or None)
     else:
         timeline = _make_timeline(container, stream, packets, moments, container_of(path))
-    indices = choose(timeline.total, timeline.fps)
+    indices = plan.choose(timeline.total, timeline.fps)
     numbers = [timeline.frame_at(index) for index in indices]
-    found, size, wanted = {}, None, set(numbers)
-    for number, frame in enumerate(_iterate(av, path, stop=numbers[-1])):
+    found, wanted = {}, set(numbers)
+    for number, frame in enumerate(_iterate(av, path, plan.limits, stop=numbers[-1])):
         if number in wanted:
-            found[number], size = _to_picture(frame, size)
+            found[number] = plan.keep(_to_picture(frame, plan.source_size))
     return [found[number] for number in numbers if number in found], indices, timeline.total, timeline.fps
 
 
-def _read_packets(container: Any, stream: Any, path: str) -> list[_Packet]:
+def _read_packets(container: Any, stream: Any, path: str, limits: MediaLimits) -> _Packets:
     """All packets of the stream in the order of the file.
 
     Raises:
         DamagedVideo: packets are missing or incomplete.
+        TooLarge: there are too many.
     """
-    packets, end, is_intact, size = [], 0.0, True, 0
+    packets, start, end, num_damaged, size, place = _Packets(), 0.0, 0.0, 0, 0, 0
     for packet in container.demux():
         if packet.size == 0 and packet.dts is None:  # end-of-stream marker
             continue
         if packet.pts is not None and packet.time_base:  # every stream: the header states the longest duration
+            start = min(start, float(packet.pts * packet.time_base))  # below 0 if the clock of MPEG-TS starts anew
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index == stream.index:
             times = (packet.pts, packet.dts, packet.duration or 0)
             packets.append(_Packet(*times, packet.is_keyframe, packet.is_discard))
-            is_intact, size = is_intact and not packet.is_corrupt, packet.size
+            limits.check("max_file_frames", len(packets), "the video has more frames")
+            num_damaged, size = num_damaged + packet.is_corrupt, packet.size
+            place = max(place, (packet.pos or 0) + size)
     counted, duration = stream.frames, (container.duration or 0) / 1e6  # microseconds
     # A frame may be shown for long: 10 s in a video of 0.1 frames a second.
     shown = sorted(packet.pts for packet in packets if packet.pts is not None)
     longest = max((float((b - a) * stream.time_base) for a, b in pairwise(shown)), default=0.0)
-    ends_early = end + 1 + longest < duration
+    ends_early = end - start + 1 + longest < duration
     announced = announced_size(path)
     if announced:
         # The header may count more than there is to show: samples that the edit list leaves out, frames that were
@@ -596,9 +1074,16 @@ def _read_packets(container: Any, stream: Any, path: str) -> list[_Packet]:
         is_short = is_short or (ends_early and ends_in_zeros(path))
     else:
         is_short = len(packets) < counted or ends_early
-    if is_short or not is_intact:
-        found = f"{len(packets)} of {counted or '?'} packets, {end:.1f} of {duration:.1f} seconds"
+    if is_short:
+        found = f"{len(packets)} of {counted or '?'} packets, {end - start:.1f} of {duration:.1f} seconds"
         raise DamagedVideo(f"it is damaged or cut short, found {found}")
+    if num_damaged:
+        raise DamagedVideo(
+            f"it is damaged, or recordings were joined byte by byte: {num_damaged} of {len(packets)} packets have lost "
+            "data; `ffmpeg -i a.ts -c copy b.mkv` saves the others"
+        )
+    if has_another_recording(path, place):
+        raise DamagedVideo("recordings were joined byte by byte, and not all of them can be read: read one by one")
     missing = missing_end(path, size)
     if missing:
         raise DamagedVideo(f"it is cut short: {missing}")
@@ -619,30 +1104,43 @@ def _make_timeline(
         lengths = [timed[-1].duration] if is_known else []
     else:
         end = (stream.start_time or 0) + stream.duration if stream.duration else shown[-1]
-        lengths = [end - shown[-1], *(packet.duration for packet in packets if packet.pts == shown[-1])]
+        lengths = [end - shown[-1], max((p.duration for p in packets if p.pts == shown[-1]), default=0)]
         if len(container.streams) == 1 and container.duration:  # from time 0, or from the first frame
             ends = [container.duration / 1e6, container.duration / 1e6 + shown[0] * unit]
             last = sorted(end - shown[-1] * unit for end in ends)
     last = [length * unit for length in lengths] + last
     rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
-    return make_timeline([time * unit for time in shown], rates, last, unit)
+    held = lengths[-1] * unit if lengths else 0.0  # by the packet itself
+    return make_timeline([time * unit for time in shown], rates, last, unit, held)
 
 
-def _frame_times(clock: Sequence[tuple[int | None, int | None]], packets: Sequence[_Packet]) -> list[int] | None:
+def _frame_times(
+    clock: Sequence[tuple[int | None, int | None]], packets: Sequence[_Packet], restart: float
+) -> list[int] | None:
     """When each decoded frame is shown, in the stream's unit; None if that is unknown.
 
     Args:
         clock: `pts` and `dts` of every frame in the order in which the decoder gives them.
+        restart: where time falls back by more, a second recording begins, and its time goes on from there.
     """
-    times = [pts for pts, _ in clock]
-    if clock and None not in times and times == sorted(times):
-        return times
+    times = [pts for pts, _ in clock if pts is not None]
+    if clock and len(times) == len(clock):
+        usual = sorted(after - before for before, after in pairwise(times))[len(times) // 2] if len(times) > 2 else 1
+        added, joined = 0, times[:1]
+        for before, after in pairwise(times):
+            if before - after > restart:
+                added += before + usual - after
+            joined.append(after + added)
+        if joined == sorted(joined):
+            return joined
     # AVI has no times of presentation, but an empty packet in place of each dropped frame.
     decoded = [packet.dts for packet in packets if packet.dts is not None]
     return sorted(decoded) if clock and len(decoded) == len(clock) else None
 
 
-def _seek(container: Any, stream: Any, wanted: list[int], packets: Sequence[_Packet]) -> dict[int, torch.Tensor] | None:
+def _seek(
+    container: Any, stream: Any, wanted: list[int], packets: Sequence[_Packet], plan: FramePlan
+) -> dict[int, torch.Tensor] | None:
     """The frames at the ascending timestamps `wanted`, each decoded from the nearest keyframe before it.
 
     Returns None if the decoder leaves out a wanted frame, or a shown frame between the keyframe and a wanted one.
@@ -652,9 +1150,8 @@ def _seek(container: Any, stream: Any, wanted: list[int], packets: Sequence[_Pac
     # A frame may refer to later frames that are decoded before it: those must be undamaged too.
     coded = [packet.pts for packet in packets if packet.pts is not None]
     sources = dict(zip(coded, accumulate(coded, max), strict=True))
-    stream.thread_type = "AUTO"
     frames: dict[int, torch.Tensor] = {}
-    targets, seen, size = set(wanted), set(), None
+    targets, seen = set(wanted), set()
     decoder: Iterator[Any] = iter(())
     now: float = -math.inf
     for moment in wanted:
@@ -671,29 +1168,29 @@ def _seek(container: Any, stream: Any, wanted: list[int], packets: Sequence[_Pac
                 continue
             if frame.is_corrupt:
                 raise DamagedVideo(f"it is damaged at {frame.time:.2f} s")
+            plan.limits.check_frame(frame.width, frame.height)
             seen.add(now)
             if now in targets:
-                frames[int(now)], size = _to_picture(frame, size)
+                frames[int(now)] = plan.keep(_to_picture(frame, plan.source_size))
         if now < sources[moment] or not seen.issuperset(shown[bisect_left(shown, key) : bisect_right(shown, moment)]):
             return None
     return frames
 
 
-def _iterate(av: Any, path: str, stop: int | None = None) -> Iterator[Any]:
+def _iterate(av: Any, path: str, limits: MediaLimits, stop: int | None = None) -> Iterator[Any]:
     """All frames in the order in which they are shown, up to the one with the number `stop`."""
-    with av.open(path, container_options=_OPENING) as container:
-        stream = _find_stream(container)
-        stream.thread_type = "AUTO"
+    with _open(av, path, limits) as (container, stream):
         for number, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:
                 raise DamagedVideo(f"it is damaged at frame {number}")
+            limits.check_frame(frame.width, frame.height)
             yield frame
             if number == stop:
                 return
 
 
-def _to_picture(frame: Any, size: tuple[int, int] | None) -> tuple[torch.Tensor, tuple[int, int]]:
-    """The picture as it is to be seen, with shape (H, W, 3), and its height and width.
+def _to_picture(frame: Any, size: tuple[int, int] | None) -> torch.Tensor:
+    """The picture as it is to be seen, with shape (H, W, 3).
 
     Args:
         size: height and width of the first picture; None for the first one itself. A stream may change its size, which
@@ -707,7 +1204,7 @@ def _to_picture(frame: Any, size: tuple[int, int] | None) -> tuple[torch.Tensor,
     if is_turned:
         picture = picture.transpose(0, 1)
     flips = [axis for axis, sign in enumerate((b, c) if is_turned else (d, a)) if sign < 0]
-    return picture.flip(flips), (height, width)
+    return picture.flip(flips)
 
 
 def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
@@ -717,8 +1214,11 @@ def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
     """
     # `frame.side_data` would make a cycle, in which the frame stays in memory until garbage is collected. In a forked
     # process that hangs, because the frame's threads are not there.
-    container = importlib.import_module("av").sidedata.sidedata.SideDataContainer(frame)
-    data = container.get("DISPLAYMATRIX")
+    try:
+        data = importlib.import_module("av").sidedata.sidedata.SideDataContainer(frame).get("DISPLAYMATRIX")
+    except ValueError:  # a kind of data that PyAV does not know, such as EXIF. Then only the angle can be read
+        x, y = _QUARTERS[round(frame.rotation / 90) % 4]
+        return x, -y, y, x
     if data is None:
         return 1, 0, 0, 1
     values = torch.frombuffer(bytearray(bytes(data)), dtype=torch.int32).tolist()
@@ -740,7 +1240,7 @@ usual in VP8 and GIF. A missing end is noticed where the format says how long th
 (`whole_files.py`): not in raw streams, and in MPEG-TS and MPEG-PS only if the cut divides a packet.
 """
 
-BACKENDS: dict[str, Callable[[str, Choose], Decoded]] = {  # in the order in which they are tried
+BACKENDS: dict[str, Callable[[str, FramePlan], Decoded]] = {  # in the order in which they are tried
     "pyav": read_pyav,
     "decord": read_decord,
 }
@@ -752,6 +1252,52 @@ def available_backends() -> list[str]:
     return [name for name in BACKENDS if importlib.util.find_spec(MODULES[name]) is not None]
 
 
+# video/model_size.py --------------------------------------------------------------------------------------------------
+
+"""The size that a model's processor gives the frames of a video, made while the video is read."""
+
+# The video processors whose way to a size is known, and the arguments that `resize` gets besides those of the base
+# class. Any other processor resizes by itself.
+_QWEN = ("Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor")
+_ONE_SIZE = "LlavaOnevisionVideoProcessor"
+
+
+def resizing_of(processor: Any) -> Resizing | None:
+    """How the processor of a model resizes videos; `None` if it does not, or in a way that is not known here.
+
+    The results are those of the processor, bit for bit. It resizes every frame by itself, and from 8-bit to 8-bit
+    numbers (`BaseVideoProcessor.resize`), so it makes no difference whether the frames come one by one. Its own
+    `resize` says the size, for a tensor without data: Qwen3-VL's depends on the number of frames. A processor that gets
+    such frames must be told not to resize again (`do_resize=False`), because a size need not be its own result.
+    """
+    video = getattr(processor, "video_processor", None)
+    names = {ancestor.__name__ for ancestor in type(video).__mro__}
+    if not names & {*_QWEN, _ONE_SIZE} or not video.do_resize:
+        return None
+    if any(getattr(video, name, None) is not None for name in ("min_pixels", "max_pixels")):  # they replace `size`
+        return None
+    size, more, least = SizeDict(**dict(video.size)), {}, 1
+    if names & {*_QWEN}:
+        more = {
+            "factor": video.patch_size * video.merge_size,
+            "temporal_factor": video.temporal_patch_size,
+            "cap_pixels_per_frame": video.cap_pixels_per_frame or False,
+        }
+        least = video.temporal_patch_size  # fewer frames are filled up before the processor gets them
+
+    def size_of(num_frames: int, height: int, width: int) -> tuple[int, int]:
+        frames = torch.empty(1, max(num_frames, least), 3, height, width, dtype=torch.uint8, device="meta")
+        height, width = video.resize(frames, size=size, resample=video.resample, **more).shape[-2:]
+        return height, width
+
+    def resize(frame: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        pixels = frame.permute(2, 0, 1).contiguous()
+        made = BaseVideoProcessor.resize(video, pixels, SizeDict(height=height, width=width), resample=video.resample)
+        return made.permute(1, 2, 0)
+
+    return Resizing(size_of, resize)
+
+
 # video/sources.py -----------------------------------------------------------------------------------------------------
 
 """Where a video or a picture comes from: paths, URLs, lists of pictures, and rows of a data set."""
@@ -761,8 +1307,14 @@ FILE_TYPES = (str, bytes, os.PathLike)
 # Their arguments are the source, its name in errors, and what it is ("video" or "image"). The package adds
 # `fetch_file`. The code of a model's folder has no such functions: it reads videos from local files only.
 FETCHERS: dict[str, Callable[..., AbstractContextManager[str]]] = {}
-# Characters. A shorter text is the path of a picture, not the picture itself in base64.
-_LEAST_BASE64 = 80
+# The beginning of a picture in base64. A shorter text, and one with other characters, is the path of a picture.
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{80}")
+# Formats of pictures that Pillow may read, those that people exchange. Others are rare and their readers large; that of
+# EPS starts another program. HEIF needs a plugin of Pillow.
+_FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI"),
+    *("TGA", "TIFF", "WEBP"),
+)
 
 
 def hide_user(text: str) -> str:
@@ -770,9 +1322,13 @@ def hide_user(text: str) -> str:
     return re.sub(r"//[^/?#\s]*@", "//...@", text) if "@" in text else text
 
 
-def label_of(source: str) -> str:
-    """A path or a URL as errors show it: quoted, not too long, and without a user."""
-    text = hide_user(source[:2000])
+def label_of(source: Any) -> str:
+    """A source as errors show it: a path or a URL is quoted, not too long, and without a user."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"<{len(source)} bytes>"
+    if not isinstance(source, (str, os.PathLike)):
+        return f"{source!r:.60}"
+    text = hide_user(os.fspath(source)[:2000])
     return repr(text if len(text) <= 300 else f"{text[:60]}...")
 
 
@@ -798,7 +1354,9 @@ def file_of_url(url: str) -> str:
 
 
 def unpack_source(source: Any) -> Any:
-    """The file in a row of a data set (`{"path": ..., "bytes": ...}`, an undecoded video); all else as it is."""
+    """The content of an open file, the file in a row of a data set (`{"path": ..., "bytes": ...}`), or the source."""
+    if isinstance(source, io.IOBase):
+        source = source.read()
     if isinstance(source, Mapping) and source and source.keys() <= {"path", "bytes"}:
         return source.get("bytes") or source.get("path")
     return source
@@ -809,42 +1367,83 @@ def is_list_of_files(video: Any) -> bool:
     return isinstance(video, (list, tuple)) and len(video) > 0 and all(isinstance(file, FILE_TYPES) for file in video)
 
 
-def load_picture(source: Any) -> Any:
+def load_picture(source: Any, limits: MediaLimits = DEFAULT_LIMITS) -> Any:
     """A PIL image, RGB and upright.
 
     Args:
         source: a path, an `http(s)://`, `file://` or `data:image/...;base64,` URL, the bytes of a file, base64, or a
             PIL image.
+        limits: what a picture must not exceed, checked before it is decoded. In the code of a model's folder, Pillow's
+            own limit, which is the default, comes first for `http(s)`.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: it cannot be read, or exceeds a limit.
     """
-    given = source = unpack_source(source)
+    source = unpack_source(source)
+    label = label_of(source)
     if isinstance(source, str) and (scheme := scheme_of(source)) in FETCHERS and scheme in ("http", "https"):
-        with FETCHERS[scheme](source, label_of(source), "image") as path:
-            return _open_picture(path, given)
-    return _open_picture(source, given)
+        with FETCHERS[scheme](source, label, "image") as path:
+            return _load_picture(path, label, limits)
+    return _load_picture(source, label, limits)
 
 
-def _open_picture(source: Any, given: Any) -> Any:
+def _load_picture(source: Any, label: str, limits: MediaLimits) -> Any:
     try:
         if isinstance(source, os.PathLike):
             source = os.fspath(source)
-        if isinstance(source, bytes):
-            source = base64.b64encode(source).decode()
         if isinstance(source, str) and ":" in source:
             scheme = scheme_of(source)
             if scheme == "file":
                 source = file_of_url(source)
             elif scheme in ("http", "https", "data"):  # transformers knows them in lower case only
                 source = scheme + source[len(scheme) :]
-        if isinstance(source, str) and len(source) < _LEAST_BASE64 and not re.match("https?:|data:", source):
-            if not os.path.isfile(source):
-                raise ValueError("it is a directory" if os.path.isdir(source) else "it does not exist")
-        return load_image(source)
+        if isinstance(source, str) and re.match("https?://", source):
+            source = load_image(source)
+            _check_size(source, limits)
+        elif isinstance(source, (str, bytes)):
+            source = _open_picture(io.BytesIO(source) if isinstance(source, bytes) else _find_content(source), limits)
+        return load_image(_as_8_bits(source))
     except Exception as error:  # from the HTTP client, PIL or the file system
-        label = label_of(given) if isinstance(given, str) else f"{given!r:.60}"
-        raise ValueError(f"the image {label} cannot be read: {hide_user(str(error)[:200])}") from error
+        raise ValueError(f"the image {label} cannot be read: {hide_user(str(error)[:500])}") from error
+
+
+def _as_8_bits(picture: Any) -> Any:
+    """A PIL image whose pixels have 8 bits; of 16 bits (depth, X-rays) the upper 8, as FFmpeg does it for videos."""
+    mode = getattr(picture, "mode", "")
+    if mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit numbers (mode {mode!r}), whose range is not known: convert it to 'L'")
+    if not mode.startswith("I;16"):
+        return picture
+    pixels = picture.tobytes()
+    upper = pixels[::2] if mode == "I;16B" else pixels[1::2]
+    return importlib.import_module("PIL.Image").frombytes("L", picture.size, upper)
+
+
+def _find_content(text: str) -> Any:
+    """The path of a picture, or the content of one in base64."""
+    if os.path.isfile(text):
+        return text
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    elif not _BASE64.match(text):
+        raise ValueError("it is a directory" if os.path.isdir(text) else "it does not exist")
+    return io.BytesIO(base64.decodebytes(text.encode()))
+
+
+def _open_picture(file: Any, limits: MediaLimits) -> Any:
+    """A PIL image of which only the header was read."""
+    size = os.path.getsize(file) if isinstance(file, str) else file.getbuffer().nbytes
+    limits.check("max_file_bytes", size, "the file has more bytes")
+    pictures = importlib.import_module("PIL.Image")
+    pictures.init()
+    picture = pictures.open(file, formats=[name for name in _FORMATS if name in pictures.OPEN])
+    _check_size(picture, limits)
+    return picture
+
+
+def _check_size(picture: Any, limits: MediaLimits) -> None:
+    what = f"the picture has {picture.width} x {picture.height} pixels"
+    limits.check("max_image_pixels", picture.width * picture.height, what)
 
 
 # video/video_settings.py ----------------------------------------------------------------------------------------------
@@ -957,12 +1556,19 @@ class PartOfVideo:
         # Rates are fractions of which floats keep 16 digits: a frame at a bound belongs to the part.
         slack = 1e-6 / fps
         first, last = (self._start or 0) - slack, (math.inf if self._end is None else self._end) + slack
-        seconds = [index / fps for index in range(total)] if times is None else times
-        inside = [index for index, second in enumerate(seconds) if first <= second <= last]
+        inside: Sequence[int]
+        if times is None:  # they ascend, and there may be very many
+            places = range(total)
+            inside = places[bisect_left(places, first, key=lambda place: place / fps) :]
+            inside = inside[: bisect_right(inside, last, key=lambda place: place / fps)]
+            ends = (0.0, (total - 1) / fps)
+        else:
+            inside = [index for index, second in enumerate(times) if first <= second <= last]
+            ends = (times[0], times[-1])
         if not inside:
             bounds = f"`video_start` {self._start or 0!r} and `video_end` {self._end!r}"
             raise ValueError(
-                f"no frame lies between {bounds} (seconds): the frames are from {seconds[0]:.2f} to {seconds[-1]:.2f} s"
+                f"no frame lies between {bounds} (seconds): the frames are from {ends[0]:.2f} to {ends[1]:.2f} s"
             )
         self.share = len(inside) / total
         return [inside[index] for index in self._choose(len(inside), fps)]
@@ -1047,16 +1653,23 @@ def _fit(height: float, width: float, least: float, most: float) -> tuple[int, i
     return rows, columns
 
 
-def resize_frames(frames: Any, height: int, width: int) -> Any:
-    """Frames with shape (T, H, W, 3), uint8, in another size, bicubic and without aliasing as the processors do it."""
-    if frames.shape[1:3] == (height, width):
-        return frames
-    resized = torch.empty(len(frames), height, width, 3, dtype=torch.uint8)
-    for place, frame in enumerate(torch.as_tensor(frames)):  # one by one: floats take four times the memory
+def resizing_by(settings: Mapping[str, Any], processor: Any) -> Resizing:
+    """How the pixel settings of a video resize its frames: bicubic, and without aliasing as the processors do it.
+
+    Args:
+        settings: some of `PIXEL_SETTINGS`, at least one.
+        processor: the model's video processor.
+    """
+
+    def size_of(num_frames: int, height: int, width: int) -> tuple[int, int]:
+        return fit_size(height, width, settings, processor, num_frames)
+
+    def resize(frame: torch.Tensor, height: int, width: int) -> torch.Tensor:
         pixels = frame.permute(2, 0, 1)[None].float()
         made = torch.nn.functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
-        resized[place] = made[0].clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0)
-    return resized.numpy()
+        return made[0].clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0)
+
+    return Resizing(size_of, resize)
 
 
 # video/reading.py -----------------------------------------------------------------------------------------------------
@@ -1088,11 +1701,13 @@ class VideoClip:
         frames: an array with shape (T, H, W, 3), uint8 RGB.
         metadata: of the source; `None` if it is unknown.
         sized_by: the settings that chose the size of the frames, such as "max_pixels"; a processor must not change it.
+        is_resized: whether the frames were resized to what the model's processor wants; it must not do so again.
     """
 
     frames: Any
     metadata: VideoMetadata | None
     sized_by: tuple[str, ...] = ()
+    is_resized: bool = False
 
 
 def read_video(
@@ -1106,6 +1721,8 @@ def read_video(
     max_frames: int | None = None,
     video_start: float | None = None,
     video_end: float | None = None,
+    limits: MediaLimits | None = None,
+    resizing: Resizing | None = None,
 ) -> VideoClip:
     """Reads and samples a video file or decoded frames.
 
@@ -1126,6 +1743,9 @@ def read_video(
             and Pillow reads animated WebP.
         video_metadata: for decoded frames only: `fps` (which sampling by `fps` needs) and, if the frames are themselves
             a sample, `frames_indices` and `total_num_frames` of the source.
+        limits: what a file must not exceed, checked before it is decoded; see `MediaLimits` for the default.
+        resizing: how to resize each frame as soon as it is decoded, so that large frames take no memory. For a model
+            `resizing_of(processor)`, which resizes as the processor would. `None` keeps the size of the source.
 
     Returns:
         `VideoClip`. Its metadata describes the source: `fps`, `total_num_frames`, `duration` (seconds), and in
@@ -1135,8 +1755,10 @@ def read_video(
         size changes.
 
     Raises:
-        ValueError: an argument is out of range, or the file is missing, empty, damaged or not a video.
+        ValueError: an argument is out of range, the file is missing, empty, damaged or not a video, or it exceeds a
+            limit.
     """
+    limits = limits_or_default(limits)
     if num_frames is not None and fps is not None:
         raise ValueError(f"`num_frames` ({num_frames!r}) and `fps` ({fps!r}) are two ways to sample: pass only one")
     if num_frames is not None and (not isinstance(num_frames, Integral) or num_frames < 1):
@@ -1149,15 +1771,19 @@ def read_video(
     video = unpack_source(video)
     is_bytes = isinstance(video, (bytes, bytearray, memoryview))
     is_file = is_bytes or isinstance(video, (str, os.PathLike))
+    are_files = is_list_of_files(video)
+    limits = limits if is_file or are_files else NO_LIMITS
 
     def choose_among(total: int, source_fps: float | None) -> list[int]:
         default = DEFAULT_NUM_FRAMES if is_file else total
-        return _choose_frames(total, source_fps, num_frames, fps, default, min_frames, max_frames)
+        return _choose_frames(total, source_fps, num_frames, fps, default, min_frames, max_frames, limits)
 
-    choose = PartOfVideo(choose_among, video_start, video_end)
+    part = PartOfVideo(choose_among, video_start, video_end)
     if not is_file:
-        frames = [load_picture(file) for file in video] if is_list_of_files(video) else video
-        return _take_frames(frames, video_metadata, choose)
+        plan = FramePlan(part, limits, resizing)
+        frames = _Pictures(video, limits) if are_files else _as_uint8(video)
+        return _take_frames(frames, video_metadata, plan, part)
+    plan = FramePlan(part, limits, resizing)
     if video_metadata is not None:
         raise ValueError("`video_metadata` describes decoded frames; a video file carries its own: leave it out")
     if backend is not None and backend not in available_backends():
@@ -1169,7 +1795,7 @@ def read_video(
     scheme = "bytes" if is_bytes else scheme_of(text)
     if scheme in FETCHERS:
         with FETCHERS[scheme](video, label, "video") as path:
-            return _decode_file(path, label, choose, backend)
+            return _decode_file(path, label, plan, part, backend)
     if scheme in ("bytes", "data", "http", "https"):
         raise ValueError(
             f"`video` is {label}: code that a model's folder brings along reads files and decoded frames only. Save "
@@ -1179,7 +1805,7 @@ def read_video(
     if not os.path.isfile(path):
         problem = "is a directory" if os.path.isdir(path) else "does not exist"
         raise ValueError(f"`video` must be a video file, but {label} {problem}")
-    return _decode_file(os.path.abspath(path), label, choose, backend)
+    return _decode_file(os.path.abspath(path), label, plan, part, backend)
 
 
 def _choose_frames(
@@ -1190,6 +1816,7 @@ def _choose_frames(
     default: int = DEFAULT_NUM_FRAMES,
     min_frames: int | None = None,
     max_frames: int | None = None,
+    limits: MediaLimits = NO_LIMITS,
 ) -> list[int]:
     if total < 1:
         raise ValueError("it has no video frames")
@@ -1203,15 +1830,21 @@ def _choose_frames(
     if wanted > total:
         logger.warning_once(f"{wanted} frames were asked for, but the video has {total}: all of them are taken")
         wanted = total
+    limits.check("max_file_frames", wanted, "more frames are to be taken")
     if fps is not None:  # as in transformers: the starts of `wanted` equal parts, step = source_fps / fps
         return [i * total // wanted for i in range(wanted)]
     step = (total - 1) / max(wanted - 1, 1)
     return [round(i * step) for i in range(wanted)]
 
 
-def _decode_file(path: str, label: str, choose: PartOfVideo, backend: str | None) -> VideoClip:
-    if os.path.getsize(path) == 0:
+def _decode_file(path: str, label: str, plan: FramePlan, part: PartOfVideo, backend: str | None) -> VideoClip:
+    size = os.path.getsize(path)
+    if size == 0:
         raise ValueError(f"the video {label} is empty (0 bytes)")
+    try:
+        plan.limits.check("max_file_bytes", size, "the file has more bytes")
+    except TooLarge as error:
+        raise ValueError(f"the video {label} cannot be read: {error}") from error
     readers = {name: BACKENDS[name] for name in ([backend] if backend else available_backends())}
     if is_animated_webp(path):
         if backend:
@@ -1220,14 +1853,16 @@ def _decode_file(path: str, label: str, choose: PartOfVideo, backend: str | None
     reasons = []
     for name, read in readers.items():
         try:
-            frames, indices, total, fps = read(path, choose)
+            frames, indices, total, fps = read(path, plan)
             if len(frames) != len(indices):
                 raise ValueError(f"{len(indices)} frames were asked for, {len(frames)} could be decoded")
-            frames = torch.stack([torch.as_tensor(frame) for frame in frames]).numpy()
-            height, width = frames.shape[1:3]
+            frames = plan.collect(frames).numpy()
+            height, width = plan.source_size or frames.shape[1:3]
+        except Refused as error:
+            raise ValueError(f"the video {label} cannot be read: {error}") from error
         except Exception as error:  # each decoder raises exceptions of its own
             reason = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", str(error))  # decord's text begins with a place in its sources
-            reasons.append(f"{name}: {' '.join(reason.split())[:160] or type(error).__name__}")
+            reasons.append(f"{name}: {' '.join(reason.split())[:200] or type(error).__name__}")
             if isinstance(error, DamagedVideo):
                 reasons[-1] += "; repair the file, or name another, less strict `backend`"
             if isinstance(error, (DamagedVideo, NoVideo)):
@@ -1236,17 +1871,43 @@ def _decode_file(path: str, label: str, choose: PartOfVideo, backend: str | None
             fps = float(fps) if fps else None
             duration = total / fps if fps else None
             metadata = VideoMetadata(total, fps, width, height, duration, name, indices)
-            choose.describe(metadata)
-            return VideoClip(frames, metadata)
+            part.describe(metadata)
+            return VideoClip(frames, metadata, is_resized=plan.resizes)
     why = "; ".join(reasons) or "no decoder is installed; `pip install av` provides one"
     raise ValueError(f"the video {label} cannot be read: {why}")
 
 
-def _take_frames(video: Any, video_metadata: Mapping[str, Any] | None, choose: PartOfVideo) -> VideoClip:
-    frames = _as_uint8(video)
-    total, height, width = frames.shape[:3]
+class _Pictures:
+    """The frames of a video that are the pictures of some files. Each is read when it is asked for."""
+
+    def __init__(self, files: Sequence[Any], limits: MediaLimits):
+        self._files, self._limits = files, limits
+        self._shapes: set[tuple[int, ...]] = set()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        frame = _as_tensor(load_picture(self._files[index], limits=self._limits))
+        self._shapes.add(tuple(frame.shape))
+        _check_shapes(self._shapes)
+        return frame
+
+
+def _take_frames(
+    frames: Any, video_metadata: Mapping[str, Any] | None, plan: FramePlan, part: PartOfVideo
+) -> VideoClip:
+    """The chosen ones of some frames, each an array or tensor with shape (H, W, 3), uint8."""
+
+    def take(indices: list[int]) -> Any:
+        try:
+            return plan.collect([plan.keep(frames[index]) for index in indices]).numpy()
+        except Refused as error:
+            raise ValueError(str(error)) from error
+
+    total = len(frames)
     if video_metadata is None:
-        return VideoClip(frames[choose(total, None)], None)
+        return VideoClip(take(plan.choose(total, None)), None, is_resized=plan.resizes)
     given = {key: value for key, value in dict(video_metadata).items() if value is not None}
     places = given.get("frames_indices", range(given.get("total_num_frames", total)))
     if len(places) != total:
@@ -1259,21 +1920,21 @@ def _take_frames(video: Any, video_metadata: Mapping[str, Any] | None, choose: P
     except TypeError as error:
         raise ValueError(f"`video_metadata` must have the fields of transformers' VideoMetadata: {error}") from error
     times = [place / source.fps for place in places] if source.fps else None
-    indices = choose(total, source.fps and source.sampled_fps, times)
+    indices = plan.choose(total, source.fps and source.sampled_fps, times)
+    taken = take(indices)
+    height, width = plan.source_size
     source.update({"height": height, "width": width, "frames_indices": [int(places[i]) for i in indices]})
     if source.fps and source.duration is None:
         source.duration = source.total_num_frames / source.fps
-    choose.describe(source)
-    return VideoClip(frames[indices], source)
+    part.describe(source)
+    return VideoClip(taken, source, is_resized=plan.resizes)
 
 
 def _as_uint8(video: Any) -> Any:
     """Decoded frames in any accepted form, as an array with shape (T, H, W, 3), uint8."""
     if isinstance(video, (list, tuple)) and len(video) > 0:
         tensors = [_as_tensor(frame) for frame in video]
-        shapes = sorted({tuple(tensor.shape) for tensor in tensors})
-        if len(shapes) > 1:
-            raise ValueError(f"the frames of `video` must be equally large, got shapes {shapes}: resize them first")
+        _check_shapes({tuple(tensor.shape) for tensor in tensors})
         frames = torch.stack(tensors)
     else:
         frames = _as_tensor(video)
@@ -1294,12 +1955,17 @@ def _as_uint8(video: Any) -> Any:
     return frames.contiguous().numpy()
 
 
+def _check_shapes(shapes: set[tuple[int, ...]]) -> None:
+    if len(shapes) > 1:
+        raise ValueError(f"the frames of `video` must be equally large, got shapes {sorted(shapes)}: resize them first")
+
+
 def _as_tensor(frames: Any) -> torch.Tensor:
     if isinstance(frames, torch.Tensor):
         frames = frames.detach().cpu()
         return frames.float() if frames.is_floating_point() else frames
     if is_pil_image(frames):
-        picture = frames.convert("RGB")
+        picture = load_picture(frames)
         return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
     if not hasattr(frames, "__array_interface__"):
         raise ValueError(
@@ -1343,14 +2009,23 @@ class Picture:
     sized_by: tuple[str, ...] = ()
 
 
-def read_video_part(part: Mapping[str, Any], sampling: Mapping[str, Any], processor: Any) -> VideoClip:
+def read_video_part(
+    part: Mapping[str, Any],
+    sampling: Mapping[str, Any],
+    processor: Any,
+    limits: MediaLimits | None = None,
+    resize: bool = True,
+) -> VideoClip:
     """The video that a part of a message names, with the settings beside it.
 
     Args:
         part: `{"type": "video", "video": ...}` or with "path" or "url", and any of `VIDEO_SETTINGS` and
             "video_metadata". Keys whose value is `None` are left out, as rows of a data set have them.
         sampling: arguments of `read_video` for all videos. Those beside the video replace them.
-        processor: the model's processor; it is needed for `PIXEL_SETTINGS` only.
+        processor: the model's processor, which says how large the frames have to be.
+        limits: what a file must not exceed; `None` for the default.
+        resize: whether the frames get the size that the processor gives them; a processor that is called with settings
+            of its own does so itself. `PIXEL_SETTINGS` beside the video always resize.
 
     Raises:
         ValueError: the part has no source or two, a key that is unknown, or a setting that is out of range or that the
@@ -1366,28 +2041,29 @@ def read_video_part(part: Mapping[str, Any], sampling: Mapping[str, Any], proces
     own = {"num_frames" if name == "nframes" else name: given[name] for name in FRAME_SETTINGS if name in given}
     if own.keys() & {"num_frames", "fps"}:
         sampling = {}
-    clip = read_video(source, video_metadata=metadata, **{**sampling, **own})
     pixels = {name: given[name] for name in PIXEL_SETTINGS if name in given}
-    if not pixels:
-        return clip
-    num_frames, height, width = clip.frames.shape[:3]
-    height, width = fit_size(height, width, pixels, _part_of(processor, "video"), num_frames)
-    return VideoClip(resize_frames(clip.frames, height, width), clip.metadata, tuple(pixels))
+    if pixels:
+        resizing = resizing_by(pixels, _part_of(processor, "video"))
+    else:
+        resizing = resizing_of(processor) if resize else None
+    clip = read_video(source, video_metadata=metadata, limits=limits, resizing=resizing, **{**sampling, **own})
+    return replace(clip, sized_by=tuple(pixels))
 
 
-def read_image_part(part: Mapping[str, Any], processor: Any) -> Picture:
+def read_image_part(part: Mapping[str, Any], processor: Any, limits: MediaLimits | None = None) -> Picture:
     """The image that a part of a message names, with the settings beside it.
 
     Args:
         part: `{"type": "image", "image": ...}` or with "path", "url" or "base64", and any of `IMAGE_SETTINGS`.
         processor: the model's processor; it is needed for the settings only.
+        limits: what a file must not exceed; `None` for the default.
 
     Raises:
         ValueError: as of `read_video_part`.
     """
     source, pixels = _split(part, "image", IMAGE_SOURCES, IMAGE_SETTINGS)
     check_media_settings(pixels)
-    image = load_picture(source)
+    image = load_picture(source, limits_or_default(limits))
     if not pixels:
         return Picture(image)
     height, width = fit_size(image.height, image.width, pixels, _part_of(processor, "image"))
@@ -1437,7 +2113,7 @@ def fill_grids(clips: list[VideoClip], processor: Any) -> list[VideoClip]:
         indices = list(range(number) if metadata.frames_indices is None else metadata.frames_indices)
         metadata.frames_indices = indices + indices[-1:] * repeats
         frames = clip.frames[[*range(number), *[-1] * repeats]] if repeats else clip.frames
-        filled.append(VideoClip(frames, metadata, clip.sized_by))
+        filled.append(replace(clip, frames=frames, metadata=metadata))
     return filled
 
 
@@ -1474,7 +2150,7 @@ def _compare(kind: str, sized: dict[int, tuple[tuple[str, ...], Any]], grids: An
 """`pipeline("video-text-to-text")`: ask a model about video files, decoded frames or chats."""
 
 TASK = "video-text-to-text"
-# Decoded frames of more bytes are resized on the CPU: while it runs, resizing takes many times their size in memory.
+# Frames of more bytes are processed on the CPU, because processing takes many times their size in memory.
 _MOST_BYTES_ON_GPU = 512 * 2**20
 # An entry of the configuration: `pipeline` finds the class below by it in a folder with code.
 CUSTOM_PIPELINES = {
@@ -1516,14 +2192,15 @@ class VideoTextToTextPipeline(Pipeline):
     - `generated_text`: the new text;
     - `video_tokens`: how many video tokens the prompt had (`total`), how many `entered` the language model and how many
       `remained` in its upper layers. The three numbers are equal if the model does not compress;
-    - `seconds`: wall-clock time of each stage: `decode` (reading the videos and images of this input), `preprocess`
-      (template, tokenizer, resizing and normalising of the frames) and `generate` (including the conversion of the new
-      ids to text). If a video was compressed, `vision`, `compression` and `prefill` stand between them; these are
-      stages of `generate`. The inputs of a batch share every stage but `decode`, so each answer has the time of the
+    - `seconds`: wall-clock time of each stage: `decode` (reading and resizing the videos of this input, and reading its
+      images), `preprocess` (template, tokenizer, normalising of the frames) and `generate` (including the conversion of
+      the new ids to text). If a video was compressed, `vision`, `compression` and `prefill` stand between them; these
+      are stages of `generate`. The inputs of a batch share every stage but `decode`, so each answer has the time of the
       whole batch. A GPU runs asynchronously: work that `preprocess` has only started there counts as `generate`.
 
-    If the model is on a CUDA device, the decoded 8-bit frames are copied to the device, and resized and normalised
-    there, unless they take more than 512 MiB. Rounding may differ from the CPU's.
+    Frames get the size that the model wants as soon as they are decoded. If the model is on a CUDA device, these 8-bit
+    frames are copied to the device and normalised there, unless they take more than 512 MiB. Rounding may differ from
+    the CPU's.
     """
 
     _load_processor = True
@@ -1553,6 +2230,7 @@ class VideoTextToTextPipeline(Pipeline):
             num_frames, fps: how to sample the frames of a file, see `read_video`. Settings beside a video, in its part
                 of a chat or in its dictionary, replace them: `fps`, `nframes`, `video_start`, `max_pixels` and the
                 others of `video_settings.py`, named as in qwen-vl-utils.
+            limits: what a video or an image must not exceed, see `MediaLimits`.
             batch_size: number of inputs that run together.
             num_workers: number of processes that read the videos of the next inputs while the model runs; 1 for a
                 generator.
@@ -1598,17 +2276,22 @@ class VideoTextToTextPipeline(Pipeline):
         self,
         num_frames: int | None = None,
         fps: float | None = None,
+        limits: MediaLimits | None = None,
         generate_kwargs: dict | None = None,
         **kwargs: Any,
     ):
         # `num_frames` in a call replaces an `fps` that the pipeline was made with, and the other way round.
-        sampling = {"num_frames": num_frames, "fps": fps} if (num_frames, fps) != (None, None) else {}
+        sampling: dict[str, Any] = {}
+        if (num_frames, fps) != (None, None):
+            sampling = {"num_frames": num_frames, "fps": fps}
+        if limits is not None:
+            sampling["limits"] = limits
         twice = sorted(kwargs.keys() & (generate_kwargs or {}).keys())
         if twice:
             raise ValueError(f"`{twice[0]}` is given twice, by itself and in `generate_kwargs`: pass it once.")
         return sampling, {**(generate_kwargs or {}), **kwargs}, {}
 
-    def preprocess(self, inputs: Any, **sampling: Any) -> dict[str, _Request]:
+    def preprocess(self, inputs: Any, limits: MediaLimits | None = None, **sampling: Any) -> dict[str, _Request]:
         clips, pictures, messages, seconds = [], [], [], 0.0
         for message in _to_messages(inputs):
             content = message["content"]
@@ -1623,9 +2306,9 @@ class VideoTextToTextPipeline(Pipeline):
                     )
                 start = time.perf_counter()
                 if part["type"] == "video":
-                    clips.append(read_video_part(part, sampling, self.processor))
+                    clips.append(read_video_part(part, sampling, self.processor, limits))
                 elif part["type"] == "image":
-                    pictures.append(read_image_part(part, self.processor))
+                    pictures.append(read_image_part(part, self.processor, limits=limits))
                 seconds += time.perf_counter() - start
                 parts.append({"type": part["type"]} if part["type"] in ("video", "image") else part)
             messages.append({**message, "content": parts})
@@ -1703,6 +2386,8 @@ def media_arguments(clips: list[VideoClip], images: list[Any], device: torch.dev
         media["videos"] = [clip.frames for clip in filled]
         media["video_metadata"] = [clip.metadata for clip in filled]
         media["do_sample_frames"] = False  # already sampled; without metadata upstream would assume 24 fps
+        if all(clip.is_resized for clip in clips):
+            media["videos_kwargs"] = {"do_resize": False}
     if images:
         media["images"] = images
     if media:

@@ -20,6 +20,7 @@ from .pipeline_flashvid import (
     IMAGE_SETTINGS,
     IMAGE_SOURCES,
     VIDEO_SOURCES,
+    MediaLimits,
     Picture,
     VideoClip,
     check_sizes,
@@ -29,6 +30,7 @@ from .pipeline_flashvid import (
     read_image_part,
     read_video,
     read_video_part,
+    resizing_of,
 )
 
 # hub/processing_flashvid.py -------------------------------------------------------------------------------------------
@@ -37,6 +39,11 @@ from .pipeline_flashvid import (
 
 # Arguments of a call that this class uses itself, because it samples files while it reads them.
 _SAMPLING = ("num_frames", "fps", "do_sample_frames", "video_metadata")
+# Arguments of a call that change how upstream resizes videos. Without them the frames are resized while they are read.
+_SIZES = (
+    *("do_resize", "size", "resample", "min_pixels", "max_pixels", "cap_pixels_per_frame", "max_video_tokens"),
+    *("patch_size", "merge_size", "temporal_patch_size", "input_data_format"),
+)
 # More frames than a video has. As `min_frames` it asks for all of them.
 _ALL_FRAMES = 2**31
 
@@ -53,7 +60,8 @@ class FlashVIDProcessor(ProcessorMixin):
     pictures' files, in messages or under `videos`; images in messages too. `num_frames` and `fps` choose the frames as
     `read_video` does. Without them the settings of the video processor do, if it samples (`do_sample_frames`);
     otherwise all frames are taken, as by upstream. The settings beside a video or image in a message, which
-    `video_settings.py` lists, replace those of the call. Decoded frames go to upstream as they are.
+    `video_settings.py` lists, replace those of the call. `limits` bounds what is read, see `MediaLimits`. Frames get
+    the size that upstream gives them as soon as they are decoded. Decoded frames go to upstream as they are.
 
     The processor of a weightless folder is made from that of its base. Settings in the folder's own
     `processor_config.json`, under "video_processor", "image_processor" or "tokenizer", replace those of the base.
@@ -113,26 +121,28 @@ class FlashVIDProcessor(ProcessorMixin):
     def __call__(self, images=None, text=None, videos=None, audio=None, return_tensors=None, **kwargs: Any) -> Any:
         clips: list[VideoClip] = []
         pictures: list[Picture] = []
+        limits = kwargs.pop("limits", None)
         if videos is not None:
             found = list(_find_videos(videos))
             if any(isinstance(video, _PartReader) or _is_file(video) for video in found):
-                clips = self._read_videos(found, kwargs)
+                clips = self._read_videos(found, kwargs, limits)
                 videos = [clip.frames for clip in clips]
         if images is not None:
-            images = self._read_images(images, pictures)
+            images = self._read_images(images, pictures, limits)
         inputs = super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
         check_sizes(inputs, clips, pictures, self)
         return convert_to_tensors(inputs, return_tensors)
 
-    def _read_images(self, images: Any, pictures: list[Picture]) -> Any:
+    def _read_images(self, images: Any, pictures: list[Picture], limits: MediaLimits | None) -> Any:
         """The images in the same lists, with those of messages read; all of them are added to `pictures`."""
         if isinstance(images, (list, tuple)):
-            return [self._read_images(image, pictures) for image in images]
-        picture = read_image_part(images.part, self) if isinstance(images, _PartReader) else Picture(images)
+            return [self._read_images(image, pictures, limits) for image in images]
+        is_part = isinstance(images, _PartReader)
+        picture = read_image_part(images.part, self, limits=limits) if is_part else Picture(images)
         pictures.append(picture)
         return picture.image
 
-    def _read_videos(self, videos: list[Any], kwargs: dict[str, Any]) -> list[VideoClip]:
+    def _read_videos(self, videos: list[Any], kwargs: dict[str, Any], limits: MediaLimits | None) -> list[VideoClip]:
         """Read and sample videos, and put what upstream has to know into the arguments `kwargs` of a call."""
         nested = kwargs["videos_kwargs"] = dict(kwargs.get("videos_kwargs") or {})
         given = {name: source.pop(name) for source in (nested, kwargs) for name in _SAMPLING if name in source}
@@ -146,16 +156,20 @@ class FlashVIDProcessor(ProcessorMixin):
         metadata = [metadata] if isinstance(metadata, (Mapping, VideoMetadata)) else [*_flatten(metadata)]
         if len(metadata) != len(videos):
             raise ValueError(f"`video_metadata` has {len(metadata)} entries for {len(videos)} videos: pass one each")
+        resize = not any(source.get(name) is not None for source in (nested, kwargs) for name in _SIZES)
+        resizing = resizing_of(self) if resize else None
         clips = []
         for video, described in zip(videos, metadata, strict=True):
             if isinstance(video, _PartReader):
                 part = video.part if described is None else {"video_metadata": described, **video.part}
-                clips.append(read_video_part(part, sampling, self))
-            elif _is_file(video):
-                clips.append(read_video(video, video_metadata=described, **sampling))
+                clips.append(read_video_part(part, sampling, self, limits, resize))
             else:
-                clips.append(read_video(video, video_metadata=described))
+                sampled = sampling if _is_file(video) else {}
+                clip = read_video(video, video_metadata=described, limits=limits, resizing=resizing, **sampled)
+                clips.append(clip)
         kwargs["do_sample_frames"] = False
+        if all(clip.is_resized for clip in clips):
+            nested["do_resize"] = False
         clips = fill_grids(clips, self)
         kwargs["video_metadata"] = [clip.metadata for clip in clips]
         return clips

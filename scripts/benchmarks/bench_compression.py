@@ -27,6 +27,7 @@ from measuring import Operators, PeakMemory, alternate, seconds, summarize, sync
 from flashvid_hf.compression import compress_video as compression
 from flashvid_hf.compression.compress_video import CompressionConfig, compress_video
 from flashvid_hf.compression.token_selection import TOKEN_SELECTION_METHODS
+from flashvid_hf.evaluation.arguments import COUNT, SHARE
 from flashvid_hf.evaluation.environment import environment
 
 # The functions that `compress_video` calls, by stage. The rest of its time goes to the float32 copy, frame means and
@@ -41,19 +42,19 @@ STAGES = {
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, nargs="+", default=[32, 160], help="T, one or more (default: 32 160)")
-    parser.add_argument("--tokens", type=int, default=196, help="tokens of a frame (%(default)s)")
-    parser.add_argument("--width", type=int, default=3584, help="width of a token (%(default)s)")
+    parser.add_argument("--frames", type=COUNT, nargs="+", default=[32, 160], help="T, one or more (default: 32 160)")
+    parser.add_argument("--tokens", type=COUNT, default=196, help="tokens of a frame (%(default)s)")
+    parser.add_argument("--width", type=COUNT, default=3584, help="width of a token (%(default)s)")
     dtypes = ["bfloat16", "float16", "float32"]
     dtype = "bfloat16" if default_device().startswith("cuda") else "float32"
     parser.add_argument("--dtype", default=dtype, choices=dtypes, help="of the video features (default: %(default)s)")
-    parser.add_argument("--retention-ratio", type=float, default=0.1, help="(%(default)s)")
+    parser.add_argument("--retention-ratio", type=SHARE, default=0.1, help="(%(default)s)")
     parser.add_argument(
         "--method", default=CompressionConfig.token_selection_method, choices=TOKEN_SELECTION_METHODS,
         help="how tokens are selected (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--device", default=default_device(), help="cuda, cuda:1, cpu (here: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="measured rounds (%(default)s)")
+    parser.add_argument("--repeats", type=COUNT, default=5, help="measured rounds (%(default)s)")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks", help="folder (default: benchmarks/)")
     parser.add_argument("--plot", type=Path, metavar="RESULTS.json", help="only draw the picture of earlier results")
     return parser.parse_args(arguments)

@@ -43,6 +43,7 @@ from synthetic_video import TEXT_AFTER, TEXT_BEFORE, make_clip, make_inputs, wri
 from tqdm.auto import tqdm
 
 from flashvid_hf import read_video
+from flashvid_hf.evaluation.arguments import COUNT, SHARE, number
 from flashvid_hf.evaluation.environment import environment
 
 LIMIT_STEP, LIMIT_MOST = 32, 32768  # frames: the resolution of --find-limit, and where it stops
@@ -58,13 +59,18 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         choices=ARCHITECTURES,
         help="default here: %(default)s",
     )
-    parser.add_argument("--frames", type=int, nargs="+", default=[8, 16, 32, 64, 128] if on_gpu else [4, 8, 16])
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.15, 0.2, 0.25] if on_gpu else [0.1, 0.25])
+    parser.add_argument("--frames", type=COUNT, nargs="+", default=[8, 16, 32, 64, 128] if on_gpu else [4, 8, 16])
+    parser.add_argument("--ratios", type=SHARE, nargs="+", default=[0.1, 0.15, 0.2, 0.25] if on_gpu else [0.1, 0.25])
     parser.add_argument("--dtype", default="bfloat16" if on_gpu else "float32")
     parser.add_argument("--attn-implementation", default="sdpa")
     parser.add_argument("--device", default=device)
-    parser.add_argument("--repeats", type=int, default=5 if on_gpu else 3)
-    parser.add_argument("--new-tokens", type=int, default=32 if on_gpu else 8)
+    parser.add_argument("--repeats", type=COUNT, default=5 if on_gpu else 3)
+    parser.add_argument(
+        "--new-tokens",
+        type=number(least=2, integer=True),
+        default=32 if on_gpu else 8,
+        help="at least 2: the time of a further token is measured too",
+    )
     parser.add_argument("--video-size", default="640x360", help="width x height of the clip, before its preprocessing")
     parser.add_argument("--video", help="a file to decode in place of one that is made for it")
     parser.add_argument("--find-limit", action="store_true", help="also find how many frames fit (GPU only)")
@@ -73,8 +79,6 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     if given.find_limit and not given.device.startswith("cuda"):
         parser.error("--find-limit fills the memory of a GPU: on the CPU it would take the machine down. Leave it out.")
-    if given.new_tokens < 2:
-        parser.error(f"--new-tokens is {given.new_tokens}: the time of a further token needs at least 2.")
     return given
 
 

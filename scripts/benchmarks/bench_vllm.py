@@ -28,14 +28,18 @@ import torch
 from benchmark_results import REPOSITORY, command, default_device, pyplot, write_json
 from measuring import summarize
 
+from flashvid_hf.evaluation.arguments import COUNT, SHARE
 from flashvid_hf.evaluation.environment import environment
+from flashvid_hf.families import FAMILIES
 
 FPS = 2.0
 PROMPT = "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
 QUESTION = "What happens in this video? Describe every step."
+# The prompt is for families whose videos stand between marks.
 UPSTREAM = {
-    "FlashVIDQwen2_5_VLForConditionalGeneration": "Qwen2_5_VLForConditionalGeneration",
-    "FlashVIDQwen3VLForConditionalGeneration": "Qwen3VLForConditionalGeneration",
+    family.generative_model.__name__: family.upstream_model.__name__
+    for family in FAMILIES
+    if family.vllm and family.geometry.run_marks
 }
 
 
@@ -43,12 +47,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(REPOSITORY / "hub_configs" / "flashvid-demo"))
     parser.add_argument("--architecture", choices=UPSTREAM, default=next(iter(UPSTREAM)))
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.25, 0.1], help="of the tokens enter")
-    parser.add_argument("--frames", type=int, default=32)
-    parser.add_argument("--size", type=int, default=128, help="pixels a side")
-    parser.add_argument("--requests", type=int, default=8)
-    parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--ratios", type=SHARE, nargs="+", default=[0.5, 0.25, 0.1], help="of the tokens enter")
+    parser.add_argument("--frames", type=COUNT, default=32)
+    parser.add_argument("--size", type=COUNT, default=128, help="pixels a side")
+    parser.add_argument("--requests", type=COUNT, default=8)
+    parser.add_argument("--new-tokens", type=COUNT, default=32)
+    parser.add_argument("--rounds", type=COUNT, default=2)
     parser.add_argument(
         "--options", type=json.loads, default={"dtype": "float32"}, help="more arguments of LLM, as JSON"
     )

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from flashvid_hf.evaluation.whole_files import write_whole
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -23,7 +25,7 @@ def command(script: str, arguments: list[str]) -> str:
 def write_json(path: str | Path, results: dict[str, Any]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    write_whole(path, json.dumps(results, indent=1) + "\n")
     print(f"wrote {path}")
 
 

@@ -46,6 +46,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from flashvid_hf.evaluation.arguments import COUNT, number
 from flashvid_hf.evaluation.moving_shapes import FORMS, TYPES, video_seeds
 
 KEEP = 128  # video tokens that the language model sees in the second stage
@@ -130,10 +131,10 @@ class Training:
     def batches(self) -> Iterator[tuple[str, Batch]]:
         """The stage and the batch of each remaining step. No video is used twice."""
         end = videos = 0
-        for stage, number in zip(STAGES, self.options.steps, strict=True):
+        for stage, length in zip(STAGES, self.options.steps, strict=True):
             size = self.batch_size(stage)
-            start, end = max(self.done - end, 0), end + number
-            first, videos = videos + start * size, videos + number * size
+            start, end = max(self.done - end, 0), end + length
+            first, videos = videos + start * size, videos + length * size
             if first < videos:
                 part = {"vision": {"grids": GRIDS}, "language": {"keep": KEEP}}.get(stage, {})
                 seeds = video_seeds("train", videos)[first:]
@@ -210,15 +211,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder for the checkpoint and the model's folder")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in OUTPUT")
-    parser.add_argument("--steps", type=int, nargs=3, default=[1800, 1300, 300], help="steps of each stage %(default)s")
-    parser.add_argument("--batch", type=int, default=4, help="videos of a step (%(default)s)")
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate (%(default)s)")
-    parser.add_argument("--choice-share", type=float, default=0.3, help="questions with options too (%(default)s)")
-    parser.add_argument("--validate-every", type=int, default=400, help="steps (%(default)s)")
-    parser.add_argument("--validation-videos", type=int, default=32, help="(%(default)s)")
-    parser.add_argument("--test-videos", type=int, default=300, help="(%(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that render (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--steps",
+        type=number(least=0, integer=True),
+        nargs=3,
+        default=[1800, 1300, 300],
+        help="steps of each stage %(default)s",
+    )
+    parser.add_argument("--batch", type=COUNT, default=4, help="videos of a step (%(default)s)")
+    parser.add_argument("--rate", type=number(above=0), default=1.5e-3, help="highest learning rate (%(default)s)")
+    parser.add_argument(
+        "--choice-share", type=number(least=0, most=1), default=0.3, help="questions with options too (%(default)s)"
+    )
+    parser.add_argument("--validate-every", type=COUNT, default=400, help="steps (%(default)s)")
+    parser.add_argument("--validation-videos", type=COUNT, default=32, help="(%(default)s)")
+    parser.add_argument("--test-videos", type=COUNT, default=300, help="(%(default)s)")
+    parser.add_argument(
+        "--workers", type=number(least=0, integer=True), default=1, help="processes that render (%(default)s)"
+    )
+    parser.add_argument("--seed", type=number(least=0, integer=True), default=0)
     options = parser.parse_args()
 
     set_seed(options.seed)

@@ -42,10 +42,6 @@ class Question:
     answer: str
     seen: tuple[str, ...]
 
-    def chance(self, form: str) -> float:
-        """How often a guess without the video is right in this form."""
-        return 1 / (NUM_OPTIONS if form == "choice" else len(ANSWERS[self.answer_set]))
-
 
 @dataclass(frozen=True)
 class Prompt:

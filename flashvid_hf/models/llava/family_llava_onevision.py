@@ -11,7 +11,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-from ..family import Family, OriginalFormat, PublishedSize, SmallShape, TinyShape, VideoGeometry
+from ..family import Family, OriginalFormat, PaperSetup, PublishedSize, SmallShape, TinyShape, VideoGeometry
 from .configuration_flashvid_llava_onevision import FlashVIDLlavaOnevisionConfig
 from .modeling_flashvid_llava_onevision import (
     FlashVIDLlavaOnevisionForConditionalGeneration,
@@ -133,6 +133,7 @@ FAMILY = Family(
         PublishedSize("llava-hf/llava-onevision-qwen2-7b-ov-hf", 28),
         PublishedSize("llava-hf/llava-onevision-qwen2-72b-ov-hf", 80),
     ),
+    paper_setup=PaperSetup("llava-hf/llava-onevision-qwen2-7b-ov-hf", 32),
     vllm="flashvid_hf.vllm_plugin.llava_onevision:FlashVIDLlavaOnevision",
     original=OriginalFormat(
         title="original LLaVA",

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import ProcessorMixin, Qwen2Tokenizer
 
-from ..family import PublishedSize
+from ..family import PaperSetup, PublishedSize
 from .configuration_flashvid_llava_video import FlashVIDLlavaVideoConfig
 from .family_llava_onevision import FAMILY as LLAVA_ONEVISION
 from .modeling_flashvid_llava_video import FlashVIDLlavaVideoForConditionalGeneration, FlashVIDLlavaVideoModel
@@ -32,6 +32,7 @@ FAMILY = dataclasses.replace(
         PublishedSize("lmms-lab/LLaVA-Video-7B-Qwen2", 28),
         PublishedSize("lmms-lab/LLaVA-Video-72B-Qwen2", 80),
     ),
+    paper_setup=PaperSetup("lmms-lab/LLaVA-Video-7B-Qwen2", 64, "videomme_llava_vid"),
     vllm=None,
     original=dataclasses.replace(
         LLAVA_ONEVISION.original, build_processor=build_original_processor, serves_weightless=True

@@ -2,7 +2,7 @@
 
 from transformers import Qwen2VLVideoProcessor
 
-from ..family import Family, PublishedSize
+from ..family import Family, PaperSetup, PublishedSize
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
 from .family_qwen import PROCESSING, ROPE, QwenGeometry, small_shape, tiny_shape
 from .modeling_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLForConditionalGeneration, FlashVIDQwen2_5_VLModel
@@ -26,6 +26,7 @@ FAMILY = Family(
         PublishedSize("Qwen/Qwen2.5-VL-32B-Instruct", 64),
         PublishedSize("Qwen/Qwen2.5-VL-72B-Instruct", 80),
     ),
+    paper_setup=PaperSetup("Qwen/Qwen2.5-VL-7B-Instruct", 32),
     processing=PROCESSING,
     vllm="flashvid_hf.vllm_plugin.qwen2_5_vl:FlashVIDQwen2_5_VL",
     # The last of four vision blocks sees whole frames, the others windows of 2 x 2 tokens.

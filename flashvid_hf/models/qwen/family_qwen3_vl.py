@@ -2,7 +2,7 @@
 
 from transformers import Qwen3VLVideoProcessor
 
-from ..family import Family, PublishedSize
+from ..family import Family, PaperSetup, PublishedSize
 from .configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
 from .family_qwen import PROCESSING, ROPE, QwenGeometry, small_shape, tiny_shape
 from .modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
@@ -27,6 +27,7 @@ FAMILY = Family(
         # Public notes taken from the base's config.json (width 5120, 64 layers).
         PublishedSize("Qwen/Qwen3-VL-32B-Instruct", 64),
     ),
+    paper_setup=PaperSetup("Qwen/Qwen3-VL-8B-Instruct", 32, "videomme_qwen3_vl"),
     processing=PROCESSING,
     vllm="flashvid_hf.vllm_plugin.qwen3_vl:FlashVIDQwen3VL",
     # The first three language layers take in deepstack features.

@@ -39,6 +39,7 @@ FAMILY = dataclasses.replace(
         # Public tests that quote the base's config.json (128 experts, 48 layers).
         PublishedSize("Qwen/Qwen3-VL-30B-A3B-Instruct", 48),
     ),
+    paper_setup=None,
     vllm="flashvid_hf.vllm_plugin.qwen3_vl_moe:FlashVIDQwen3VLMoe",
     tiny=_with_experts(QWEN3_VL.tiny, 24),
     small=dataclasses.replace(_with_experts(QWEN3_VL.small, 48), make_processor=_make_small_processor),
