@@ -41,8 +41,8 @@ test: env  ## Run the tests with the newest supported versions (PYTEST_ARGS=)
 # measure and train. `torch.compile` takes 40 seconds a family: the oldest versions try it with one.
 independent_tests = $(addprefix tests/test_,$(addsuffix .py,compression budget methods method_fastvid method_holitom \
 	method_prunevid method_vidcom2 method_visionzip settings architecture documents bundle prepared_interpreter \
-	video_io video_files video_timing sources moving_shapes evaluation public_benchmarks reproduce_tables \
-	bench_compression bench_generation demo_training))
+	video_io video_files video_timing video_limits sources isolation moving_shapes evaluation public_benchmarks \
+	reproduce_tables bench_compression bench_generation demo_training))
 
 test-oldest: env-oldest  ## Run the tests that depend on transformers with the oldest supported one (PYTEST_ARGS=)
 	.venv-oldest/bin/python -m pytest -n 2 $(addprefix --ignore=,$(independent_tests)) \
