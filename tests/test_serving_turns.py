@@ -2,10 +2,11 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 
-from flashvid_hf.serving.turns import Places, QueueFull, Visitors, Workers, client_of
+from flashvid_hf.serving.turns import Pace, Places, QueueFull, Visitors, Workers, client_of
 
 
 def test_places_are_given_in_turn():
@@ -101,3 +102,21 @@ def test_clients_are_known_by_their_networks():
     assert client_of("10.0.0.1") != client_of("10.0.0.2")
     assert client_of("2001:db8::1") == client_of("2001:db8::2:1") != client_of("2001:db8:0:1::1")
     assert client_of("testclient") == "testclient"
+
+
+def test_bytes_of_a_client_have_a_pace():
+    """Another client does not wait for them."""
+
+    async def take() -> list[tuple[str, float]]:
+        pace, begin, ends = Pace(1000), time.monotonic(), []
+
+        async def client(name: str, pieces: int) -> None:
+            for _ in range(pieces):
+                await pace.wait(name, 50)
+            ends.append((name, time.monotonic() - begin))
+
+        await asyncio.gather(client("many", 5), client("few", 1))
+        return ends
+
+    (first, _), (_, seconds) = asyncio.run(take())
+    assert first == "few" and seconds >= 0.19  # 4 of 5 pieces wait 0.05 s each for the one before them

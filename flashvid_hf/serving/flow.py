@@ -29,7 +29,7 @@ from transformers.cli.serving.utils import X_REQUEST_ID
 from .bodies import parse_body
 from .engine import Engine, EngineUnavailable
 from .handover import HandlerRun
-from .turns import Places, Visit, Visitors, Workers, client_of
+from .turns import Pace, Places, Visit, Visitors, Workers, client_of
 
 # Threads that parse bodies and write answers. Both are short, and Python runs one of them at a time.
 _QUICK_THREADS, _QUICK_THREADS_PER_CLIENT = 2, 1
@@ -41,6 +41,9 @@ _PREPARATION_THREADS = max(2, min(4, os.cpu_count() or 1))
 # Bytes. Larger bodies have their places, which they leave when their media are decoded. So all bodies together take
 # about a gigabyte with the usual limit of one body.
 _LARGE_BODY, _LARGE_BODIES, _LARGE_BODIES_PER_CLIENT = 2**20, 16, 12
+# Bytes a second that are taken from a client. Receiving and parsing them costs the time of the thread that also serves
+# all others: about a fifth of it at this rate. A body of the usual limit takes 4 seconds.
+_BODY_RATE = 16 * 2**20
 # Seconds from the headers of a request to the end of its body. The largest one comes in time over 5 Mbit/s.
 _BODY_SECONDS = 120.0
 # Values in a body: objects, lists, and their entries. Parsing holds Python's global lock, here for about 50 ms at most.
@@ -61,6 +64,7 @@ class RequestFlow:
         self.visitors = Visitors(max_queue + engine.max_num_seqs)
         self._engine = engine
         self._bodies = Places(_LARGE_BODIES, _LARGE_BODIES_PER_CLIENT)
+        self._pace = Pace(_BODY_RATE)
         self._quick = Workers(_QUICK_THREADS, _QUICK_THREADS_PER_CLIENT)
         self._downloads = Workers(_DOWNLOAD_THREADS, _DOWNLOAD_THREADS_PER_CLIENT)
         self._preparation = Workers(_PREPARATION_THREADS, _PREPARATION_THREADS - 1)
@@ -133,7 +137,7 @@ class RequestFlow:
         """Steps 2 to 4. Then the answer has a place among those that are prepared, which it leaves when `ends` ends."""
         client, request_id = visit.client, request.headers.get(X_REQUEST_ID) or str(uuid.uuid4())
         async with self._bodies.take(client) if _is_large(request) else nullcontext():
-            body = await _read_body(request)
+            body = await _read_body(request, client, self._pace)
             visit.watch = asyncio.create_task(_watch(request, visit))
             fields = await self._quick.run(client, _accept, handler, body)
             del body
@@ -151,9 +155,13 @@ def _is_large(request: Request) -> bool:
     return not length.isdigit() or int(length) > _LARGE_BODY  # the length of a body in chunks shows at its end
 
 
-async def _read_body(request: Request) -> bytes:
+async def _read_body(request: Request, client: str, pace: Pace) -> bytes:
     async def read() -> bytes:  # `Request.body` would keep the bytes as long as the request
-        return b"".join([piece async for piece in request.stream()])
+        pieces = []
+        async for piece in request.stream():
+            pieces.append(piece)
+            await pace.wait(client, len(piece))
+        return b"".join(pieces)
 
     try:
         return await asyncio.wait_for(read(), _BODY_SECONDS)

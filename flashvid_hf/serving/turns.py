@@ -94,6 +94,27 @@ class Places:
                 turn.set_result(None)
 
 
+class Pace:
+    """Takes the bytes of each client no faster than a rate, so that other clients have the rest of the processor.
+
+    Args:
+        per_second: bytes of all requests of a client together.
+    """
+
+    def __init__(self, per_second: float):
+        self._per_second = per_second
+        self._next: dict[str, float] = {}  # for each client, when its next bytes may be taken
+
+    async def wait(self, client: str, num_bytes: int) -> None:
+        """Wait until so many bytes may be taken."""
+        now = time.monotonic()
+        begin = max(now, self._next.pop(client, now))
+        for other in [name for name, moment in self._next.items() if moment <= now]:
+            del self._next[other]
+        self._next[client] = begin + num_bytes / self._per_second
+        await asyncio.sleep(begin - now)
+
+
 class Workers:
     """Threads for what would keep the event loop from its other requests.
 

@@ -16,6 +16,9 @@ The good clients notice a bad one, and the exit status is 1, if one of these is 
 - `/health` always answers with 200, in less than a second;
 - no client gets the status 500.
 
+The second is not asked of "400 at once": this client gets answers to its questions, one turn for each turn of another
+client, and answers take the machine's time. How long the others wait is shown.
+
 The results are those numbers for every kind, and the statuses that the bad clients got; 0 is a connection that ended
 without an answer. Clients have addresses of their own on Linux only. Elsewhere the server takes all for one client, and
 is not fair to each of them.
@@ -186,6 +189,7 @@ def leave(number: int, connections: list[socket.socket], seconds: float = 0.0) -
 
 
 NUM_AT_ONCE, NUM_IDLE = 400, 1000
+BUSY = "400 at once"  # a client that is no worse than busy
 # How many of each kind there are at the same time, all of one address.
 BAD_CLIENTS: dict[str, tuple[Callable[[int, int, str], list[Reply]], int]] = {
     "big body": (send_big_bodies, 1),  # 100 MB, 50 MB of values, 50 MB of text
@@ -197,7 +201,7 @@ BAD_CLIENTS: dict[str, tuple[Callable[[int, int, str], list[Reply]], int]] = {
     "slow body": (send_slowly, 1),  # 100 bodies of 10 MB that come with two bytes a second
     "no request": (send_nothing, 1),  # 1000 connections
     "takes nothing": (take_nothing, 1),  # of 20 streams
-    "400 at once": (send_at_once, 1),
+    BUSY: (send_at_once, 1),
 }
 
 
@@ -280,7 +284,7 @@ def summary(phase: Phase) -> dict[str, Any]:
 def find_troubles(quiet: dict[str, Any], loaded: dict[str, Any], faults: Counter[str]) -> list[str]:
     """What a good client noticed."""
     troubles = [f"{number} times {text}" for text, number in faults.items()]
-    for name in ("median", "p95"):
+    for name in () if BUSY in loaded["bad_statuses"] else ("median", "p95"):
         alone, beside = quiet["latency"][name], loaded["latency"][name]
         if beside > 2 * alone + 0.5:
             troubles.append(f"the {name} of the latency rose from {alone:.2f} to {beside:.2f} s")
