@@ -3,23 +3,36 @@
 No command turns `trust_remote_code` on: models load with the classes of the package.
 """
 
-import json
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from typer.core import TyperCommand
 
+from .cli_options import (
+    Device,
+    Dtype,
+    ListOptions,
+    Model,
+    NumFrames,
+    Ratio,
+    Repository,
+    Settings,
+    console,
+    listed,
+    make_limits,
+    read_settings,
+    say,
+    say_aside,
+    takes_limits,
+)
 from .evaluation.benchmarks import BENCHMARKS
 from .evaluation.evaluate import EvaluationOptions
 from .evaluation.reproduce_tables import BEHAVIORS, COMMANDS, SETUPS
 from .evaluation.studies import STUDIES
-from .families import FAMILIES
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,94 +46,6 @@ Ask first: `flashvid-hf run clip.mp4 "What happens?" --model Qwen/Qwen2.5-VL-3B-
 Then look inside (`trace`), serve it (`serve`), measure its answers (`evaluate`), or make a Hub repository of it
 (`export`, `check`, `push`).""",
 )
-console = Console()
-
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        help="Folder or Hub id: a FlashVID repository, a published Qwen2.5-VL, Qwen3-VL or LLaVA-OneVision checkpoint, "
-        "or an original LLaVA checkpoint. Published checkpoints are compressed too.",
-    ),
-]
-Device = Annotated[str, typer.Option(help="`auto` takes all GPUs, or the CPU where there is none; or e.g. `cuda:1`.")]
-Dtype = Annotated[str, typer.Option(help="`auto`, `bfloat16`, `float16` or `float32`; `auto` is the checkpoint's.")]
-NumFrames = Annotated[int, typer.Option(min=1, help="Frames taken from the video, spread evenly.")]
-Ratio = Annotated[
-    float | None,
-    typer.Option(
-        "--retention-ratio",
-        "-r",
-        help="Share of the video tokens that a layer sees on average, above 0, at most 1; 1.0 compresses nothing. "
-        "Default: what the model's configuration says.",
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Any other FlashVID field, e.g. `--set alpha=0.6`. Repeatable."),
-]
-Repository = Annotated[
-    str | None,
-    typer.Option(help="Hub id that the card gives to the folder. Default: the folder's name."),
-]
-
-
-def listed(names: Any) -> str:
-    """Names in the form of the help."""
-    return ", ".join(f"`{name}`" for name in names)
-
-
-class ListOptions(TyperCommand):
-    """A command whose repeatable options also take several values in a row: `--ratios 0.1 0.25`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        lists = {name for parameter in self.params if getattr(parameter, "multiple", False) for name in parameter.opts}
-        spread: list[str] = []
-        option, has_value = "", False  # the list that the next word may belong to, and whether it has a value
-        for word in args:
-            if word.startswith("-"):
-                option, has_value = word if word in lists else "", False
-            elif option and has_value:
-                spread.append(option)
-            else:
-                has_value = True
-            spread.append(word)
-        return super().parse_args(ctx, spread)
-
-
-def say(text: str) -> None:
-    """Print a line without wrapping or colours, so that programs can read it too."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def say_aside(text: str) -> None:
-    """Print a line that is not a result, on stderr."""
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def read_settings(retention_ratio: float | None, fields: list[str] | None) -> dict[str, Any]:
-    """FlashVID's fields from the options `--retention-ratio` and `--set`.
-
-    Raises:
-        ValueError: an option is not FIELD=VALUE, names a field that no family has, or gives a field twice.
-    """
-    known = frozenset().union(*(family.config.method_fields for family in FAMILIES))
-    settings: dict[str, Any] = {} if retention_ratio is None else {"retention_ratio": retention_ratio}
-    for field in fields or ():
-        name, is_pair, text = field.partition("=")
-        if not is_pair:
-            raise ValueError(f"`--set` is {field!r}: it must be FIELD=VALUE, as in `--set alpha=0.6`.")
-        if name not in known:
-            choice = ", ".join(sorted(known))
-            raise ValueError(f"`--set` is {field!r}: there is no field {name!r}, choose from {choice}.")
-        if name in settings:
-            raise ValueError(f"`--set` is {field!r}: `{name}` is given twice, pass it once.")
-        try:
-            settings[name] = json.loads(text)
-        except json.JSONDecodeError:
-            settings[name] = text
-    return settings
 
 
 @app.command()
@@ -215,6 +140,7 @@ def trace(
 
 
 @app.command(cls=ListOptions)
+@takes_limits
 def serve(
     model: Model,
     host: Annotated[
@@ -225,38 +151,6 @@ def serve(
     retention_ratio: Ratio = None,
     allowed_local_media_path: Annotated[
         Path | None, typer.Option(help="A folder whose files requests may name. Default: no files of this machine.")
-    ] = None,
-    max_messages: Annotated[int | None, typer.Option(min=1, help="Messages of a request. Default: 4096.")] = None,
-    max_media: Annotated[int | None, typer.Option(min=1, help="Videos and images of a request. Default: 256.")] = None,
-    max_frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of all videos of a request. Default: 4096.")
-    ] = None,
-    max_prompt_chars: Annotated[
-        int | None, typer.Option(min=1, help="Characters of all texts of a request. Default: 2097152.")
-    ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of an answer. Default: 262144.")] = None,
-    max_stop_strings: Annotated[int | None, typer.Option(min=1, help="Texts in `stop`. Default: 64.")] = None,
-    max_stop_chars: Annotated[
-        int | None, typer.Option(min=1, help="Characters of a text in `stop`. Default: 1024.")
-    ] = None,
-    max_logit_bias: Annotated[int | None, typer.Option(min=1, help="Tokens in `logit_bias`. Default: 1024.")] = None,
-    max_json_depth: Annotated[
-        int | None, typer.Option(min=2, help="Objects and lists inside each other. Default: 64.")
-    ] = None,
-    max_frame_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Most pixels of a video's frames. Default: 35651584, e.g. 8192 x 4352.")
-    ] = None,
-    max_image_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Most pixels of an image. Default: 178956970.")
-    ] = None,
-    max_file_frames: Annotated[
-        int | None, typer.Option(min=1, help="Most frames of a video file. Default: 4194304, 38 hours.")
-    ] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="Longest video in seconds. Default: a week.")] = None,
-    max_file_bytes: Annotated[int | None, typer.Option(min=1, help="Most bytes of a file. Default: 128 GiB.")] = None,
-    max_decoded_bytes: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most bytes of the resized frames and the images of a request. Default: 2 GiB."),
     ] = None,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Answers that are written at the same time.")] = 8,
     max_queue: Annotated[int, typer.Option(min=0, help="Requests that may be in the server besides those.")] = 256,
@@ -288,35 +182,15 @@ def serve(
     device: Device = "auto",
     dtype: Dtype = "auto",
     log_level: Annotated[str, typer.Option(help="`critical`, `error`, `warning`, `info` or `debug`.")] = "info",
+    **limits: float | None,
 ) -> None:
     """Serve a model behind an OpenAI-compatible API: chat completions and responses, streamed or not.
 
     `flashvid-hf serve -m Qwen/Qwen2.5-VL-7B-Instruct -r 0.1`; videos are `video_url` parts of messages.
     """
-    from .serving.request_limits import RequestLimits
-    from .serving.server import SERVER_LIMITS
     from .serving.server import serve as run_server
 
-    request_limits = {
-        "max_messages": max_messages,
-        "max_media": max_media,
-        "max_frames": max_frames,
-        "max_prompt_chars": max_prompt_chars,
-        "max_new_tokens": max_new_tokens,
-        "max_stop_strings": max_stop_strings,
-        "max_stop_chars": max_stop_chars,
-        "max_logit_bias": max_logit_bias,
-        "max_json_depth": max_json_depth,
-    }
-    limits = {
-        "max_frame_pixels": max_frame_pixels,
-        "max_image_pixels": max_image_pixels,
-        "max_file_frames": max_file_frames,
-        "max_seconds": max_seconds,
-        "max_file_bytes": max_file_bytes,
-        "max_decoded_bytes": max_decoded_bytes,
-    }
-
+    request_limits, media_limits = make_limits(limits)
     run_server(
         model,
         host=host,
@@ -328,8 +202,8 @@ def serve(
         num_frames=num_frames,
         retention_ratio=retention_ratio,
         allowed_local_media_path=allowed_local_media_path,
-        request_limits=RequestLimits(**{name: value for name, value in request_limits.items() if value is not None}),
-        limits=replace(SERVER_LIMITS, **{name: value for name, value in limits.items() if value is not None}),
+        request_limits=request_limits,
+        limits=media_limits,
         max_num_seqs=max_num_seqs,
         max_queue=max_queue,
         api_key=api_key or (),

@@ -21,7 +21,7 @@ LAYERS = (
     ("loading", "drop_in", "tracing"),
     ("publishing",),
     ("serving", "__init__", "tiny_models"),
-    ("evaluation", "vllm_plugin"),
+    ("evaluation", "vllm_plugin", "cli_options"),
     ("cli",),
 )
 FLOOR = {part: floor for floor, parts in enumerate(LAYERS) for part in parts}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..compression.validation import check_settings, setting
+from ..video.limits import MediaLimits
 from .kinds import FieldError
 
 
@@ -60,3 +61,6 @@ class RequestLimits:
 
 
 DEFAULT_REQUEST_LIMITS = RequestLimits()
+# What a video or an image in a request must not exceed. All media of a request may take 2 GiB: more than the longest
+# video of Qwen2.5-VL (768 frames of 602,112 pixels, 1.3 GiB).
+SERVER_LIMITS = MediaLimits(max_decoded_bytes=2**31)

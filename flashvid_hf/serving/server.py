@@ -14,7 +14,7 @@ from ..compression.validation import check_choice, check_number, settings_of
 from ..video.download import DownloadRules, host_name
 from ..video.limits import MediaLimits
 from ..video.reading import DEFAULT_NUM_FRAMES
-from .request_limits import DEFAULT_REQUEST_LIMITS, RequestLimits
+from .request_limits import DEFAULT_REQUEST_LIMITS, SERVER_LIMITS, RequestLimits
 
 # Answers that are written at the same time. Eight cost little more time than one. On a GPU, the cache of eight prompts
 # of 8,000 tokens takes 4 GB for a 7B model.
@@ -34,10 +34,6 @@ MAX_BODY_BYTES = 64 * 2**20
 _SWITCH_SECONDS = 0.0002
 # The environment variable with an API key. Command lines show up in lists of processes.
 API_KEY_VARIABLE = "FLASHVID_API_KEY"
-
-# What a video or an image in a request must not exceed. All media of a request may take 2 GiB: more than the longest
-# video of Qwen2.5-VL (768 frames of 602,112 pixels, 1.3 GiB).
-SERVER_LIMITS = MediaLimits(max_decoded_bytes=2**31)
 
 
 def serve(
