@@ -110,6 +110,21 @@ def test_answers_written_together_equal_those_of_generate(loaded):
     assert write(loaded, *asked, max_num_seqs=3) == expected  # rows leave, and others join the rest
 
 
+def test_rows_of_one_length_go_on_where_a_shorter_one_left(loaded):
+    """Then no column is padding any more, and another row leaves."""
+    rows, single = Rows(loaded.model), Rows(loaded.model)
+    for number, token in ((4, 5), (1, 17), (1, 40)):
+        rows.add(engines.Row(loaded.model, loaded.inputs(number), config_of(loaded)), token)
+    single.add(engines.Row(loaded.model, loaded.inputs(1), config_of(loaded)), 40)
+    for row in (*rows.rows, *single.rows):
+        row.position += 1  # as `choose` does
+    rows.keep([1, 2])
+    rows.keep([1])
+    rows.step()
+    single.step()
+    torch.testing.assert_close(rows.rows[0].logits, single.rows[0].logits, rtol=1e-4, atol=1e-5)
+
+
 def test_logits_of_rows_equal_those_alone(loaded):
     # Greedy answers of a small model could be equal by chance.
     tokens = [5, 17, 40, 8]

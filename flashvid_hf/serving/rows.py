@@ -257,7 +257,7 @@ def select_rows(cache: FlashVIDCache, places: torch.Tensor) -> None:
         cut = cuts[cache.pruning_layer is not None and number >= cache.pruning_layer]
         layer.keys, layer.values = layer.keys[..., cut:, :], layer.values[..., cut:, :]
     cache.lower_mask, cache.upper_mask = (
-        None if bool(mask[:, cut:].all()) else mask[:, cut:]
+        None if mask is None or bool(mask[:, cut:].all()) else mask[:, cut:]
         for mask, cut in zip((cache.lower_mask, cache.upper_mask), cuts, strict=True)
     )
 
