@@ -1,23 +1,28 @@
 """Random changes to requests for `serve`: each gets an answer, or an error in OpenAI's form that blames the request.
+Random answers that come and go: each gets the logits that it gets alone.
 
 A test run takes the same few examples each time; `make fuzz` takes new ones until its time is over (`fuzz.py`).
 """
 
 import copy
+import functools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import torch
 from checkpoints import build_flashvid_folder, once
 from hypothesis import given
 from hypothesis import strategies as st
 from server_requests import CHAT, RESPONSES, TEMPLATE_END, bodies, find, places
 from starlette.testclient import TestClient
 from test_fuzz import damage, damages, examples
+from test_serving_engine import config_of, load
 
 from flashvid_hf.serving.app import ServedModel, build_app
 from flashvid_hf.serving.request_limits import RequestLimits
+from flashvid_hf.serving.rows import Row, Rows
 
 TIME_LIMIT = 60  # seconds for a request that takes a tenth of one
 MODEL = "model"
@@ -119,3 +124,58 @@ def test_settings_of_the_generation(client, address, settings, data):
 def test_the_original_requests_are_answered(client):
     for address, body in bodies(MODEL).items():
         assert check_reply(client, address, json.dumps(body).encode()) == 200
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    found = load(tmp_path_factory, "qwen2_5_vl")
+
+    @functools.cache
+    def logits_alone(number: int, num_steps: int) -> torch.Tensor:
+        rows = Rows(found.model)
+        join(found, rows, number)
+        for _ in range(num_steps):
+            step(rows)
+        rows.step()
+        return rows.rows[0].logits
+
+    found.logits_alone = logits_alone
+    return found
+
+
+def join(loaded, rows: Rows, number: int) -> None:
+    """Let the answer to a question run with the others."""
+    row = Row(loaded.model, loaded.inputs(number), config_of(loaded))
+    row.position += 1  # as `choose` does
+    rows.add(row, 17)
+
+
+def step(rows: Rows) -> None:
+    rows.step()
+    for row in rows.rows:
+        row.position += 1
+    rows.keep(range(len(rows.rows)), [7] * len(rows.rows))
+
+
+# Two texts and a video: few kinds, so that rows of one length meet often.
+events = st.tuples(st.sampled_from(["join", "join", "leave", "step"]), st.sampled_from([1, 4, 2]))
+
+
+@examples(max_examples=15)
+@given(chosen=st.lists(events, min_size=6, max_size=12))
+def test_rows_come_and_go(loaded, chosen):
+    rows, there = Rows(loaded.model), []  # the question and the number of steps of each row
+    for event, number in [*chosen, ("join", 1)]:
+        if event == "join":
+            join(loaded, rows, number)
+            there.append((number, 0))
+        elif event == "leave" and there:
+            there.pop(number % len(there))
+            place = number % (len(there) + 1)
+            rows.keep([other for other in range(len(there) + 1) if other != place])
+        elif event == "step" and there:
+            step(rows)
+            there = [(question, steps + 1) for question, steps in there]
+    rows.step()
+    expected = torch.cat([loaded.logits_alone(*row) for row in there])
+    torch.testing.assert_close(torch.cat([row.logits for row in rows.rows]), expected, rtol=1e-4, atol=1e-5)
