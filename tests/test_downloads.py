@@ -328,3 +328,16 @@ def test_silence_is_limited_as_before(server, monkeypatch):
     with socket.create_server((PUBLIC, 0)) as silent:  # accepts, and says nothing
         with pytest.raises(ValueError, match="timed out"):
             fetch(f"http://{PUBLIC}:{silent.getsockname()[1]}/")
+
+
+@pytest.mark.parametrize(
+    "url, reason",
+    [
+        ("data:", "has a comma before its content"),
+        ("data:video/mp4;base64,AAAA!!##", "its base64 has the character '!'"),
+        ("data:video/mp4;base64,AA-_", "its base64 has the character '-'"),
+    ],
+)
+def test_damaged_data_urls(url, reason):
+    with pytest.raises(ValueError, match=reason):
+        read_video(url)

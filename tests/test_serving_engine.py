@@ -314,7 +314,7 @@ def test_a_stuck_step_is_reported_and_its_requests_are_answered(qwen, monkeypatc
         engine.submit(late := ask(qwen))
         assert len(await late.whole()) == 8
 
-    run(qwen, test, step_timeout=0.2, max_num_seqs=1)
+    run(qwen, test, step_timeout=2.0, max_num_seqs=1)  # a busy machine reads a prompt in less
 
 
 def test_the_end_of_the_engine_ends_its_answers(qwen):

@@ -325,6 +325,19 @@ def test_users_in_urls_are_not_shown(client, capfd):
     for part in parts:
         reply = ask(client, {"messages": [{"role": "user", "content": [part]}]})
         assert reply.status == 400 and "secret" not in reply.text
+    odd = [
+        "http:/me:secret@h/x",
+        "http:me:secret@h/x",
+        "http:\\\\me:secret@h/x",
+        "me:secret@h/x",
+        "http://me:secret?@h/x",
+    ]
+    odd += ["http://me:secret#@h/x", "https://me:secret\n@h/", "http:/\n/me:secret@h/", "http://me:secret\uff20h/"]
+    for address in odd:
+        reply = ask(client, {"messages": [{"role": "user", "content": [{"type": "video", "video": address}]}]})
+        assert reply.status == 400 and "secret" not in reply.text, reply.text
+    assert "secret" not in ask(client, {"messages": [USER], url: 1}).text
+    assert "secret" not in ask(client, {"messages": [USER], "chat_template_kwargs": {url: 1}}).text
     for name in ("model", "seed", "user_", "stop"):
         assert "secret" not in ask(client, {"messages": [USER], name: [{"a": url}]}).text
     assert "secret" not in "".join(capfd.readouterr())

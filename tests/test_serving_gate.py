@@ -48,7 +48,8 @@ def test_each_key_opens_and_health_needs_none():
 @pytest.mark.parametrize(
     "host, status",
     [("localhost", 200), ("LOCALHOST:1", 200), ("[::1]:80", 200), ("127.0.0.1", 200), ("box", 200)]
-    + [("evil.example", 403), ("localhost.evil.example", 403), ("[", 403), ("evil.example@x", 403)],
+    + [("evil.example", 403), ("localhost.evil.example", 403), ("[", 403), ("evil.example@x", 403)]
+    + [("[::1]evil.com", 403), ("localhost:evil.com", 403), ("::1", 403)],
 )
 def test_host_names_are_checked(host, status):
     served = client(hosts=[*LOOPBACK_NAMES, "box"])

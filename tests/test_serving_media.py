@@ -116,3 +116,11 @@ def test_local_files_are_those_of_a_folder(tmp_path):
             image(address, None)
     with pytest.raises(FieldError, match="cannot be read"):
         image(str(folder / "missing.png"))
+
+
+@pytest.mark.parametrize("other", [5, "/etc/passwd"])
+def test_a_second_source_is_refused(other):
+    """Also one that would not be read."""
+    for part in ({"video_url": {"url": FRAMES}, "video": other}, {"video_url": {"url": FRAMES, "video": other}}):
+        with pytest.raises(FieldError, match="`video` stands beside the source in `video_url`"):
+            read({"type": "video_url", **part})

@@ -309,7 +309,7 @@ def test_limits_of_processors_and_requests(clips):
     messages = [{"role": "user", "content": [{"type": "video", "video": path}]}]
     with pytest.raises(ValueError, match="`max_frame_pixels` is 100"):
         processor.apply_chat_template(messages, tokenize=True, return_dict=True, processor_kwargs={"limits": limits})
-    reader = RequestReader("model", 4, True, processor, limits)
+    reader = RequestReader("model", 4, Path(path).parent, processor, limits=limits)
     part = {"type": "video_url", "video_url": {"url": path}}
     with pytest.raises(ValueError, match="`max_frame_pixels` is 100"):
         reader.read({"messages": [{"role": "user", "content": [part]}]}, "messages")

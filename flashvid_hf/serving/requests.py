@@ -221,7 +221,13 @@ class _Reading:
             raise FieldError(
                 f"{path}.{show_name(name)}", f"`{show_name(name)}` stands inside `{field}` and beside it: give it once."
             )
-        return {**inside, **outside, "video" if kind == "video_url" else "image": source}
+        medium = "video" if kind == "video_url" else "image"
+        settings = {**inside, **outside}
+        if settings.get(medium) is not None:
+            raise FieldError(
+                f"{path}.{medium}", f"`{medium}` stands beside the source in `{field}`: give one of the two."
+            )
+        return {**settings, medium: source}
 
     def _locate(self, part: dict[str, Any], sources: tuple[str, ...], path: str) -> dict[str, Any]:
         """A part whose sources may be read. Anything but an address would be something that the server opens itself."""

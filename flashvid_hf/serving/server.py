@@ -2,6 +2,7 @@
 
 import copy
 import ipaddress
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from ..compression.validation import check_choice, check_number, settings_of
 from ..video.download import DownloadRules, host_name
 from ..video.limits import MediaLimits
 from ..video.reading import DEFAULT_NUM_FRAMES
+from ..video.sources import hide_user
 from .request_limits import DEFAULT_REQUEST_LIMITS, SERVER_LIMITS, RequestLimits
 
 # Answers that are written at the same time. Eight cost little more time than one. On a GPU, the cache of eight prompts
@@ -34,6 +36,17 @@ MAX_BODY_BYTES = 64 * 2**20
 _SWITCH_SECONDS = 0.0002
 # The environment variable with an API key. Command lines show up in lists of processes.
 API_KEY_VARIABLE = "FLASHVID_API_KEY"
+
+
+class _WithoutSecrets(logging.Filter):
+    """Takes queries, and users of URLs, out of the lines about requests."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                hide_user(value.partition("?")[0]) if isinstance(value, str) else value for value in record.args
+            )
+        return True
 
 
 def serve(
@@ -167,6 +180,8 @@ def serve(
 
     log_config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     package = {"handlers": ["default"], "level": log_level.upper(), "propagate": False}
+    log_config["filters"] = {"no secrets": {"()": _WithoutSecrets}}
+    log_config["handlers"]["access"]["filters"] = ["no secrets"]
     log_config["loggers"][__name__.partition(".")[0]] = package
     served = ServedModel.load(
         str(model),

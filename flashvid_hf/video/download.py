@@ -16,7 +16,7 @@ from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from ..compression.validation import check_settings, setting
 from .connections import Deadline, RefusedAddress, opener
-from .sources import scheme_of
+from .sources import hide_user, scheme_of
 
 DOWNLOAD_TIMEOUT = 30.0  # seconds that the server may stay silent
 _BLOCK = 2**16  # bytes that are read or decoded at once
@@ -85,7 +85,9 @@ def fetch_file(source: str | bytes, label: str, kind: str = "video") -> Iterator
                     _download(os.fspath(source), file, _RULES.get())
                 except Exception as error:
                     cause = error.reason if type(error) is URLError else error
-                    reason = str(cause) or type(cause).__name__
+                    reason = hide_user(str(cause)) or type(cause).__name__
+                    if isinstance(error, HTTPError):  # its text is the host's, which may write anything there
+                        reason = f"HTTP status {error.code}"
                     raise ValueError(f"the {kind} {label} cannot be downloaded: {reason}") from error
             else:
                 file.write(source)
@@ -117,6 +119,11 @@ def host_name(name: str) -> str:
 
 def _download(url: str, file: BinaryIO, rules: DownloadRules) -> None:
     if scheme_of(url) == "data":
+        header, comma, content = url.partition(",")
+        if not comma:
+            raise ValueError("a `data:` URL has a comma before its content, as in `data:video/mp4;base64,AAAA`")
+        if header.endswith(";base64") and (odd := re.search(r"[^A-Za-z0-9+/=\s%]", content)):
+            raise ValueError(f"its base64 has the character {odd[0]!r}: it is damaged, or written in another alphabet")
         with urllib.request.DataHandler().data_open(urllib.request.Request(url)) as response:
             _copy(_Counted(response), file, rules)
         return
@@ -155,6 +162,10 @@ def _open(url: str, rules: DownloadRules) -> Any:
 
 def _check_host(url: str, rules: DownloadRules) -> None:
     parts = urlsplit(url)
+    try:
+        parts.port  # noqa: B018 -- it raises, with a text that may be a password
+    except ValueError:
+        raise RefusedAddress("its port is not a number from 0 to 65535") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise RefusedAddress("it must be an address `http(s)://host/...`, also after redirects")
     if "@" in parts.netloc:

@@ -29,9 +29,28 @@ _FORMATS = (
 )
 
 
+_BEFORE_HOST = re.compile(r"[^\s'\"`(<]*[@\uff20]")
+_SCHEME = re.compile(r"(?:https?|ftp|file):[/\\\s]*", re.IGNORECASE)
+
+
 def hide_user(text: str) -> str:
-    """A text in which URLs have `...` for the user and the password that may stand before their host."""
-    return re.sub(r"//[^/?#\s]*@", "//...@", text) if "@" in text else text
+    """A text in which URLs, also malformed ones, have `...` for the user and the password before their host."""
+    return _BEFORE_HOST.sub(lambda found: _hide(found[0]), text)
+
+
+def hide_user_of(address: str) -> str:
+    """The same for an address, in which spaces and new lines may stand before the host."""
+    end = max(address.rfind("@"), address.rfind("\uff20")) + 1
+    return _hide(address[:end]) + address[end:]
+
+
+def _hide(beginning: str) -> str:
+    """What stands before a host, up to its `@`. A path may have an `@` too: then it stays as it is."""
+    scheme = _SCHEME.match(beginning)
+    user = beginning[scheme.end() :] if scheme else beginning
+    if ":" in user or (scheme and user and not re.search(r"[/?#]", user)):
+        return f"{scheme[0].strip() if scheme else ''}...@"
+    return beginning
 
 
 def label_of(source: Any) -> str:
@@ -40,7 +59,7 @@ def label_of(source: Any) -> str:
         return f"<{len(source)} bytes>"
     if not isinstance(source, (str, os.PathLike)):
         return f"{source!r:.60}"
-    text = hide_user(os.fspath(source)[:2000])
+    text = hide_user_of(os.fspath(source)[:2000])
     return repr(text if len(text) <= 300 else f"{text[:60]}...")
 
 
