@@ -119,10 +119,10 @@ def host_name(name: str) -> str:
 
 def _download(url: str, file: BinaryIO, rules: DownloadRules) -> None:
     if scheme_of(url) == "data":
-        header, comma, content = url.partition(",")
+        header, comma, encoded = url.partition(",")
         if not comma:
             raise ValueError("a `data:` URL has a comma before its content, as in `data:video/mp4;base64,AAAA`")
-        if header.endswith(";base64") and (odd := re.search(r"[^A-Za-z0-9+/=\s%]", content)):
+        if header.endswith(";base64") and (odd := re.search(r"[^A-Za-z0-9+/=\s%]", encoded)):
             raise ValueError(f"its base64 has the character {odd[0]!r}: it is damaged, or written in another alphabet")
         with urllib.request.DataHandler().data_open(urllib.request.Request(url)) as response:
             _copy(_Counted(response), file, rules)
