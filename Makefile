@@ -2,7 +2,8 @@
 PYTHON ?= python3
 # More arguments of pytest, for the test targets, e.g. PYTEST_ARGS="-n 0 -k segmentation". The last -n counts.
 PYTEST_ARGS ?=
-# For `make demo`: passed on as --model, --video and --family. ARGS is passed on unchanged, also by `bench-serving` and `load`.
+# For `make demo`: passed on as --model, --video and --family. ARGS is passed on unchanged, also by `make load` and
+# `make bench-serving`.
 MODEL ?=
 VIDEO ?=
 FAMILY ?=
@@ -12,7 +13,8 @@ MINUTES ?= 10
 demo_options = $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(FAMILY),--family "$(FAMILY)")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test test-oldest test-latest test-lmms-eval test-vllm fuzz bench bench-serving load hub-configs check lint format clean
+.PHONY: help demo quick test test-oldest test-latest test-lmms-eval test-vllm fuzz bench bench-serving load hub-configs
+.PHONY: check lint format clean
 .PHONY: env env-oldest env-latest env-lmms-eval env-vllm
 
 help:  ## List the targets

@@ -33,6 +33,7 @@ from .evaluation.benchmarks import BENCHMARKS
 from .evaluation.evaluate import EvaluationOptions
 from .evaluation.reproduce_tables import BEHAVIORS, COMMANDS, SETUPS
 from .evaluation.studies import STUDIES
+from .serving.server import DOWNLOADS, MAX_BODY_BYTES, MAX_NUM_SEQS, MAX_QUEUE, SHUTDOWN_TIMEOUT, STEP_TIMEOUT
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -152,8 +153,8 @@ def serve(
     allowed_local_media_path: Annotated[
         Path | None, typer.Option(help="A folder whose files requests may name. Default: no files of this machine.")
     ] = None,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Answers that are written at the same time.")] = 8,
-    max_queue: Annotated[int, typer.Option(min=0, help="Requests that may be in the server besides those.")] = 256,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Answers written at the same time.")] = MAX_NUM_SEQS,
+    max_queue: Annotated[int, typer.Option(min=0, help="Requests in the server besides those.")] = MAX_QUEUE,
     api_key: Annotated[
         list[str] | None, typer.Option(help="A key that requests must send. Default: `FLASHVID_API_KEY`, if it is set.")
     ] = None,
@@ -168,15 +169,19 @@ def serve(
     allow_private_networks: Annotated[
         bool, typer.Option("--allow-private-networks", help="Fetch media from addresses that are not public, too.")
     ] = False,
-    max_body_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 64 * 2**20,
-    max_download_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a file that is fetched.")] = 2 * 10**9,
-    download_timeout: Annotated[float, typer.Option(help="Seconds that fetching a file may take.")] = 120.0,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = MAX_BODY_BYTES,
+    max_download_bytes: Annotated[
+        int, typer.Option(min=1, help="Bytes of a file that is fetched.")
+    ] = DOWNLOADS.max_bytes,
+    download_timeout: Annotated[
+        float, typer.Option(help="Seconds that fetching a file may take.")
+    ] = DOWNLOADS.max_seconds,
     step_timeout: Annotated[
         float, typer.Option(help="Seconds after which a step of the model counts as stuck.")
-    ] = 300.0,
+    ] = STEP_TIMEOUT,
     shutdown_timeout: Annotated[
         int, typer.Option(min=0, help="Seconds that the server waits at its end for answers.")
-    ] = 30,
+    ] = SHUTDOWN_TIMEOUT,
     attn_implementation: Annotated[str | None, typer.Option(help="E.g. `sdpa` or `flash_attention_2`.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
     device: Device = "auto",

@@ -288,6 +288,7 @@ def test_serve_passes_its_options_on(monkeypatch):
     options += [text for name, value in limits.items() for text in (f"--{name.replace('_', '-')}", value)]
     media = {"max_frame_pixels": 100, "max_image_pixels": 200, "max_file_frames": 300, "max_seconds": 1.5}
     media |= {"max_file_bytes": 400, "max_decoded_bytes": 500}
+    assert media.keys() == vars(MediaLimits()).keys()
     options += [text for name, value in media.items() for text in (f"--{name.replace('_', '-')}", value)]
     flags = ("--allowed-local-media-path", "media", "--allow-private-networks")
     assert invoke("serve", "-m", "acme/model", *options, *flags).exit_code == 0

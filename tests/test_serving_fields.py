@@ -1,8 +1,10 @@
 """What a request to `serve` may say: each wrong value is refused by the name of its field, and nothing is a fault."""
 
 import json
+import logging
 import math
 import re
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +20,7 @@ from flashvid_hf.serving.kinds import FieldError, show
 from flashvid_hf.serving.message_fields import check_messages
 from flashvid_hf.serving.request_limits import RequestLimits
 from flashvid_hf.serving.requests import RequestReader
+from flashvid_hf.serving.server import serve
 from flashvid_hf.video.sources import label_of
 
 # Of each type of JSON some values, among them those that Python and C programs stumble over.
@@ -315,7 +318,7 @@ def test_a_template_that_fails_on_the_messages(client, served, monkeypatch):
 
 def test_users_in_urls_are_not_shown(client, capfd):
     url = "http://me:secret@127.0.0.1:9/clip.mp4"
-    long = f"http://me:secret{'x' * 400}@127.0.0.1/"
+    long = f"http://me:secret{'x' * 4000}@127.0.0.1/"
     parts = [{"type": "video", "video": url}, {"type": "image_url", "image_url": {"url": url}}]
     parts += [{"type": "video", "video": long}, {"type": "image", "image": long}, {"type": "video", "video": [url]}]
     parts += [
@@ -344,6 +347,22 @@ def test_users_in_urls_are_not_shown(client, capfd):
     assert label_of(url) == "'http://...@127.0.0.1:9/clip.mp4'"
     assert show({"a": [url]}) == "{'a': ['http://...@127.0.0.1:9/clip.mp4']}"
     assert label_of("/a@b/c.mp4") == "'/a@b/c.mp4'" and label_of("https://h/@me") == "'https://h/@me'"
+
+
+def test_lines_about_requests_have_no_secrets(monkeypatch):
+    found = []
+    monkeypatch.setattr("uvicorn.run", lambda *_, log_config, **__: found.append(log_config))
+    monkeypatch.setattr("flashvid_hf.serving.app.build_app", lambda *_, **__: None)
+    monkeypatch.setattr(ServedModel, "load", lambda *_, **__: None)
+    monkeypatch.setattr(sys, "setswitchinterval", lambda _: None)
+    serve("model")
+    (config,) = found
+    (name,) = config["handlers"]["access"]["filters"]
+    log_filter = config["filters"][name]["()"]()
+    for path in ("/v1/models?x=http://me:secret@h/x", "/http://me:secret@h/x", f"/{'x' * 2**16}@{'x' * 2**16}"):
+        arguments = ("127.0.0.1:1", "GET", path, "1.1", 200)
+        record = logging.LogRecord("uvicorn.access", logging.INFO, "", 0, '%s - "%s %s HTTP/%s" %d', arguments, None)
+        assert log_filter.filter(record) and "secret" not in record.getMessage()
 
 
 def test_bodies_are_parsed_quickly_enough_to_be_refused():

@@ -52,28 +52,15 @@ _CARD_PATTERNS = (
     "PIL.Image.open",
 )
 
-_BUILTINS = (
-    *("Exception", "IndexError", "KeyError", "NotImplementedError", "OSError", "RuntimeError", "TypeError"),
-    *("ValueError", "AttributeError", "ImportError", "ArithmeticError", "AssertionError", "StopIteration"),
-    *("Ellipsis", "NotImplemented", "SystemExit", "DeprecationWarning", "UserWarning", "FutureWarning", "__name__"),
-    *("abs", "all", "any", "bool", "bytearray", "bytes", "callable", "chr", "classmethod", "complex", "dict", "divmod"),
-    *("enumerate", "filter", "float", "format", "frozenset", "hash", "hex", "id", "int", "isinstance", "issubclass"),
-    *("iter", "len", "list", "map", "max", "memoryview", "min", "next", "object", "oct", "open", "ord", "pow", "print"),
-    *(
-        "property",
-        "range",
-        "repr",
-        "reversed",
-        "round",
-        "set",
-        "slice",
-        "sorted",
-        "staticmethod",
-        "str",
-        "sum",
-        "super",
-    ),
-    *("tuple", "type", "zip"),
+_BUILTINS = frozenset(
+    """
+    Exception IndexError KeyError NotImplementedError OSError RuntimeError TypeError ValueError AttributeError
+    ImportError ArithmeticError AssertionError StopIteration Ellipsis NotImplemented SystemExit DeprecationWarning
+    UserWarning FutureWarning __name__ abs all any bool bytearray bytes callable chr classmethod complex dict divmod
+    enumerate filter float format frozenset hash hex id int isinstance issubclass iter len list map max memoryview min
+    next object oct open ord pow print property range repr reversed round set slice sorted staticmethod str sum super
+    tuple type zip
+    """.split()
 )
 # Builtins that reach attributes by text. A call is allowed with a constant name, or as the generated code has it.
 BY_TEXT = ("getattr", "hasattr", "setattr", "delattr", "vars")

@@ -189,7 +189,7 @@ class _Reader:
         if is_card:
             self.allowed = self.allowed.for_card()
         self.imported = {**imported_names(tree), **_imported_again(path, tree)}
-        self.names = {builtin: f"builtins.{builtin}" for builtin in _BUILTINS} | self.imported
+        self.names = {builtin: f"builtins.{builtin}" for builtin in _BUILTINS} | {"getattr": "getattr"} | self.imported
         self.tables: set[str] = set()  # constant dictionaries of decoders
         self._find_tables()
 
@@ -282,7 +282,7 @@ class _Reader:
                     yield IMPORTS, f"`from {node.module} import *` hides what is used: name what you import", ""
                 yield from self._judge_name(f"{node.module}.{alias.name}")
         elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load):
-            dotted = self._resolve(node)
+            dotted = resolve(node, self.names)
             yield from self._judge_name(dotted)
             if dotted in _DYNAMIC_IMPORTS and id(node) not in called:
                 yield IMPORTS, f"`{dotted}` under another name hides what is imported: call it by its own", ""
@@ -314,13 +314,13 @@ class _Reader:
                     yield rule, f"uses `{dotted.removeprefix('builtins.')}` ({rule}): do without it", pattern
 
     def _judge_call(self, node: ast.Call) -> Iterator[tuple[str, str, str]]:
-        dotted = self._resolve(node.func)
+        dotted = resolve(node.func, self.names)
         if dotted in _DYNAMIC_IMPORTS and not (node.args and self._names_decoder(node.args[0])):
             known = ", ".join(DECODERS)
             name = dotted.removeprefix("builtins.")
             yield IMPORTS, f"`{name}` of anything but the name of a decoder ({known}): import it by a statement", ""
         if dotted in ("builtins.getattr", "getattr") and len(node.args) > 1:
-            module = self._resolve(node.args[0])
+            module = resolve(node.args[0], self.names)
             if module and isinstance(node.args[1], ast.Constant):
                 yield from self._judge_name(f"{module}.{node.args[1].value!s}")
             elif module.partition(".")[0] in ("os", "importlib", "builtins", "sys", "torch", "huggingface_hub"):
@@ -341,15 +341,6 @@ class _Reader:
         if isinstance(node, ast.Subscript):
             return isinstance(node.value, ast.Name) and node.value.id in self.tables
         return _decoder(node)
-
-    def _resolve(self, node: ast.AST) -> str:
-        """The dotted name that an expression stands for; empty if it is unknown."""
-        if isinstance(node, ast.Name):
-            return self.names.get(node.id, "getattr" if node.id == "getattr" else "")
-        if isinstance(node, ast.Attribute):
-            below = self._resolve(node.value)
-            return f"{below}.{node.attr}" if below else ""
-        return ""
 
 
 def _imported_again(path: Path, tree: ast.Module) -> dict[str, str]:

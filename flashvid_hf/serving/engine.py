@@ -202,11 +202,6 @@ class Engine:
         return len(self._running)
 
     @property
-    def num_waiting(self) -> int:
-        """Answers whose prompt has not been read."""
-        return len(self._waiting)
-
-    @property
     def step_seconds(self) -> float:
         """How long the current step has lasted; 0 between steps."""
         step = self._step

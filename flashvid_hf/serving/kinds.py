@@ -38,7 +38,7 @@ class _Shortened(reprlib.Repr):
         self.maxlevel, self.maxstring = 3, 100
 
     def repr_str(self, text: str, level: int) -> str:
-        return super().repr_str(hide_user_of(text[:1000]) + text[1000:1001], level)
+        return super().repr_str(hide_user_of(text), level)
 
 
 _shortened = _Shortened()
@@ -51,7 +51,7 @@ def show(value: Any) -> str:
 
 def show_name(name: str) -> str:
     """A name from a request in an error: its beginning if it is long, and without the user of a URL."""
-    name = hide_user_of(name[:1000])
+    name = hide_user_of(name)
     return name if len(name) <= _NAME_CHARACTERS else f"{name[:_NAME_CHARACTERS]}..."
 
 

@@ -101,16 +101,8 @@ class RequestReader:
 
     def has_downloads(self, body: dict[str, Any], messages_field: str) -> bool:
         """Whether a media part of a request that `check` accepted names an `http(s)` address."""
-        for part in media_parts(body.get(messages_field)):
-            values = [
-                *part.values(),
-                *(inner for value in part.values() if isinstance(value, dict) for inner in value.values()),
-            ]
-            for value in values:
-                for address in value if isinstance(value, list) else [value]:
-                    if isinstance(address, str) and scheme_of(address[:8]) in ("http", "https"):
-                        return True
-        return False
+        texts = (text for part in media_parts(body.get(messages_field)) for text in _texts(part))
+        return any(scheme_of(text[:8]) in ("http", "https") for text in texts)
 
     def locate(self, address: str, path: str) -> str:
         """The address of a video or an image as it is read: a URL, or a file inside of the folder for local media.
@@ -290,6 +282,15 @@ class _Reading:
         self._reader.limits.check(
             "max_decoded_bytes", self._num_bytes, "all media of the request so far have more bytes"
         )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a value of JSON, without the names of fields."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
 
 
 @contextmanager

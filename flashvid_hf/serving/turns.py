@@ -1,6 +1,6 @@
 """Who may go on, and when: places for requests, given to the clients in turn.
 
-A client is an address. One that sends many requests waits longer for them, and the others do not notice.
+A client is an address. One that sends many requests waits longer for each than the others do.
 Everything here belongs to the event loop.
 """
 

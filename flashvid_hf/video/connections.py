@@ -66,32 +66,26 @@ class Deadline:
         return min(left, self._silence)
 
 
-class _Socket(socket.socket):
-    """A socket that reads until the deadline. A timeout alone starts anew with every byte that comes."""
+class _UntilDeadline:
+    """For sockets: they read until the deadline. A timeout alone starts anew with every byte that comes."""
 
     deadline: Deadline
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        self.settimeout(self.deadline.left())
+        self.settimeout(self.deadline.left())  # type: ignore[attr-defined]
         try:
-            return super().recv_into(*args, **kwargs)
+            return super().recv_into(*args, **kwargs)  # type: ignore[misc]
         except TimeoutError:
             self.deadline.left()  # says so if the whole time is over
             raise
 
 
-class _SSLSocket(ssl.SSLSocket):
-    """The same for a connection with TLS."""
+class _Socket(_UntilDeadline, socket.socket):
+    pass
 
-    deadline: Deadline
 
-    def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        self.settimeout(self.deadline.left())
-        try:
-            return super().recv_into(*args, **kwargs)
-        except TimeoutError:
-            self.deadline.left()
-            raise
+class _SSLSocket(_UntilDeadline, ssl.SSLSocket):
+    pass
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import importlib
 import math
 import os
+import re
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -115,7 +116,8 @@ def _open(av: Any, path: str, limits: MediaLimits) -> Iterator[tuple[Any, Any]]:
     # 64 pixels, which are at most a quarter more where rows have 256. Its own limit is 2**31.
     bound = {"max_pixels": str(int(min(1.25 * limits.max_frame_pixels + 2**16, 2**31 - 1)))}
     # Before PyAV 17.1, options for streams that are found while a file opens (as in MPEG-PS) crash the process.
-    early = bound if tuple(map(int, av.__version__.split(".")[:2])) >= (17, 1) else {}
+    version = tuple(map(int, re.findall(r"\d+", av.__version__)[:2]))
+    early = bound if version >= (17, 1) else {}
     with av.open(path, options=early, container_options=_OPENING) as container:
         stream = _find_stream(container)
         limits.check_frame(stream.width, stream.height)

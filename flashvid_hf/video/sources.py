@@ -29,28 +29,25 @@ _FORMATS = (
 )
 
 
-_BEFORE_HOST = re.compile(r"[^\s'\"`(<]*[@\uff20]")
+_WORD = re.compile(r"[^\s'\"`(<]+")
 _SCHEME = re.compile(r"(?:https?|ftp|file):[/\\\s]*", re.IGNORECASE)
 
 
 def hide_user(text: str) -> str:
     """A text in which URLs, also malformed ones, have `...` for the user and the password before their host."""
-    return _BEFORE_HOST.sub(lambda found: _hide(found[0]), text)
+    return _WORD.sub(lambda word: hide_user_of(word[0]), text)
 
 
 def hide_user_of(address: str) -> str:
-    """The same for an address, in which spaces and new lines may stand before the host."""
-    end = max(address.rfind("@"), address.rfind("\uff20")) + 1
-    return _hide(address[:end]) + address[end:]
-
-
-def _hide(beginning: str) -> str:
-    """What stands before a host, up to its `@`. A path may have an `@` too: then it stays as it is."""
-    scheme = _SCHEME.match(beginning)
-    user = beginning[scheme.end() :] if scheme else beginning
-    if ":" in user or (scheme and user and not re.search(r"[/?#]", user)):
-        return f"{scheme[0].strip() if scheme else ''}...@"
-    return beginning
+    """The same for a single address, in which spaces and new lines may stand before the host."""
+    at = max(address.rfind("@"), address.rfind("\uff20"))
+    if at < 0:
+        return address
+    scheme = _SCHEME.match(address)
+    user = address[scheme.end() if scheme else 0 : at]
+    if ":" not in user and (not scheme or re.search(r"[/?#]", user)):
+        return address  # the `@` stands in a path
+    return f"{scheme[0].strip() if scheme else ''}...@{address[at + 1 :]}"
 
 
 def label_of(source: Any) -> str:
@@ -59,7 +56,7 @@ def label_of(source: Any) -> str:
         return f"<{len(source)} bytes>"
     if not isinstance(source, (str, os.PathLike)):
         return f"{source!r:.60}"
-    text = hide_user_of(os.fspath(source)[:2000])
+    text = hide_user_of(os.fspath(source))
     return repr(text if len(text) <= 300 else f"{text[:60]}...")
 
 
@@ -135,7 +132,7 @@ def _load_picture(source: Any, label: str, limits: MediaLimits) -> Any:
             source = _open_picture(io.BytesIO(source) if isinstance(source, bytes) else _find_content(source), limits)
         return load_image(_as_8_bits(source))
     except Exception as error:  # from the HTTP client, PIL or the file system
-        raise ValueError(f"the image {label} cannot be read: {hide_user(str(error)[:500])}") from error
+        raise ValueError(f"the image {label} cannot be read: {hide_user(str(error))[:500]}") from error
 
 
 def _as_8_bits(picture: Any) -> Any:

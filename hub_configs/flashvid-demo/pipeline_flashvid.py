@@ -978,7 +978,8 @@ def _open(av: Any, path: str, limits: MediaLimits) -> Iterator[tuple[Any, Any]]:
     # 64 pixels, which are at most a quarter more where rows have 256. Its own limit is 2**31.
     bound = {"max_pixels": str(int(min(1.25 * limits.max_frame_pixels + 2**16, 2**31 - 1)))}
     # Before PyAV 17.1, options for streams that are found while a file opens (as in MPEG-PS) crash the process.
-    early = bound if tuple(map(int, av.__version__.split(".")[:2])) >= (17, 1) else {}
+    version = tuple(map(int, re.findall(r"\d+", av.__version__)[:2]))
+    early = bound if version >= (17, 1) else {}
     with av.open(path, options=early, container_options=_OPENING) as container:
         stream = _find_stream(container)
         limits.check_frame(stream.width, stream.height)
@@ -1317,28 +1318,25 @@ _FORMATS = (
 )
 
 
-_BEFORE_HOST = re.compile(r"[^\s'\"`(<]*[@\uff20]")
+_WORD = re.compile(r"[^\s'\"`(<]+")
 _SCHEME = re.compile(r"(?:https?|ftp|file):[/\\\s]*", re.IGNORECASE)
 
 
 def hide_user(text: str) -> str:
     """A text in which URLs, also malformed ones, have `...` for the user and the password before their host."""
-    return _BEFORE_HOST.sub(lambda found: _hide(found[0]), text)
+    return _WORD.sub(lambda word: hide_user_of(word[0]), text)
 
 
 def hide_user_of(address: str) -> str:
-    """The same for an address, in which spaces and new lines may stand before the host."""
-    end = max(address.rfind("@"), address.rfind("\uff20")) + 1
-    return _hide(address[:end]) + address[end:]
-
-
-def _hide(beginning: str) -> str:
-    """What stands before a host, up to its `@`. A path may have an `@` too: then it stays as it is."""
-    scheme = _SCHEME.match(beginning)
-    user = beginning[scheme.end() :] if scheme else beginning
-    if ":" in user or (scheme and user and not re.search(r"[/?#]", user)):
-        return f"{scheme[0].strip() if scheme else ''}...@"
-    return beginning
+    """The same for a single address, in which spaces and new lines may stand before the host."""
+    at = max(address.rfind("@"), address.rfind("\uff20"))
+    if at < 0:
+        return address
+    scheme = _SCHEME.match(address)
+    user = address[scheme.end() if scheme else 0 : at]
+    if ":" not in user and (not scheme or re.search(r"[/?#]", user)):
+        return address  # the `@` stands in a path
+    return f"{scheme[0].strip() if scheme else ''}...@{address[at + 1 :]}"
 
 
 def label_of(source: Any) -> str:
@@ -1347,7 +1345,7 @@ def label_of(source: Any) -> str:
         return f"<{len(source)} bytes>"
     if not isinstance(source, (str, os.PathLike)):
         return f"{source!r:.60}"
-    text = hide_user_of(os.fspath(source)[:2000])
+    text = hide_user_of(os.fspath(source))
     return repr(text if len(text) <= 300 else f"{text[:60]}...")
 
 
@@ -1423,7 +1421,7 @@ def _load_picture(source: Any, label: str, limits: MediaLimits) -> Any:
             source = _open_picture(io.BytesIO(source) if isinstance(source, bytes) else _find_content(source), limits)
         return load_image(_as_8_bits(source))
     except Exception as error:  # from the HTTP client, PIL or the file system
-        raise ValueError(f"the image {label} cannot be read: {hide_user(str(error)[:500])}") from error
+        raise ValueError(f"the image {label} cannot be read: {hide_user(str(error))[:500]}") from error
 
 
 def _as_8_bits(picture: Any) -> Any:

@@ -284,7 +284,8 @@ def summary(phase: Phase) -> dict[str, Any]:
 def find_troubles(quiet: dict[str, Any], loaded: dict[str, Any], faults: Counter[str]) -> list[str]:
     """What a good client noticed."""
     troubles = [f"{number} times {text}" for text, number in faults.items()]
-    for name in () if BUSY in loaded["bad_statuses"] else ("median", "p95"):
+    judged = () if BUSY in loaded["bad_statuses"] else ("median", "p95")
+    for name in judged:
         alone, beside = quiet["latency"][name], loaded["latency"][name]
         if beside > 2 * alone + 0.5:
             troubles.append(f"the {name} of the latency rose from {alone:.2f} to {beside:.2f} s")
