@@ -117,3 +117,27 @@ def check_cache(cache: Cache | None) -> None:
             f"`{CACHE}` is a `{type(cache).__name__}`: a compressed prompt needs a `FlashVIDCache`. Pass none, "
             "or the cache that an earlier call of this model returned."
         )
+
+
+def past_masks(
+    cache: FlashVIDCache | None, attention_mask: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Which cached columns are real rather than padding.
+
+    Args:
+        cache: the cache of the call, if it uses one.
+        attention_mask: 2D mask of the whole sequence, earlier turns included; `None` if nothing is padded.
+
+    Returns:
+        Tuple of the mask below the pruning layer and the mask from it on, with shape (B, cached columns) each; `None`
+        if all columns are real.
+    """
+    if cache is None:
+        return None, None
+    if cache.compressed:
+        return cache.lower_mask, cache.upper_mask
+    seen = cache.num_cached()
+    if attention_mask is None or not seen:
+        return None, None
+    past = attention_mask[:, :seen].bool()
+    return past, past

@@ -1,52 +1,45 @@
-"""What the base models of all families share: `forward` on compressed videos, and the language model.
+"""What the base models of all families share: `forward` on compressed videos.
 
 Legend of all files of this folder: B batch, S columns of the input, M columns that enter the language model, L columns
 that are left from the pruning layer on. V videos; T frames of a video (for Qwen: temporal grids), N tokens a frame,
 D width. A column is a place in the sequence of a sample.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 
 from ..compression.compressed_video import CompressedVideo
 from ..compression.released_deviations import released_repeats
 from ..methods.compression_method import Signals
 from .cache import FlashVIDCache, check_cache, is_compressed
-from .columns import count_columns, gather_columns, rows_of_columns
+from .columns import count_columns
 from .configuration import CALL_FIELDS
-from .layer_pruning import PRUNING, TokenPruning, UpperLayers, install_pruning, join_masks
+from .layer_pruning import install_pruning
 from .outputs import FlashVIDModelOutput, FlashVIDVideoOutput
+from .placeholders import FlashVIDPlaceholdersMixin, check_placeholders
 from .prompt import Prompt, VideoLayout, count_occurrences
+from .pruned_language_model import FlashVIDPrunedLanguageModelMixin
 from .report import CompressionReport
 from .stopwatch import Stopwatch
-from .upstream import CACHE, MODEL_INPUTS, complete_outputs, rename_cache
+from .upstream import MODEL_INPUTS, complete_outputs, rename_cache
 
 # Inputs of `forward` that every language model has.
 LANGUAGE_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache")
 
 
-class FlashVIDModelMixin:
+class FlashVIDModelMixin(FlashVIDPlaceholdersMixin, FlashVIDPrunedLanguageModelMixin):
     """Compression inside the `forward` of a multimodal model that has a `language_model`.
 
     A family defines the inputs and outputs of its vision tower, and the positions of the columns.
     """
 
-    config: Any
-    language_model: Any
-    training: bool
     get_input_embeddings: Any
-    get_placeholder_mask: Any
     get_image_features: Any
     get_video_features: Any
 
-    # For "image" and "video": the inputs of `forward` that `get_image_features` and `get_video_features` take. The
-    # pixels come first.
-    encoder_inputs: ClassVar[dict[str, tuple[str, ...]]]
     # Inputs of `forward` that determine positions, in addition to the inputs that every family has.
     position_inputs: ClassVar[tuple[str, ...]] = ()
     # Inputs of `forward` that upstream accepts but does not read.
@@ -60,8 +53,6 @@ class FlashVIDModelMixin:
     upstream_takes_encoded = True
     # Whether positions depend on the grids of all images and videos of the conversation.
     positions_need_grids = False
-    # The class of the outputs: upstream's fields and those of `FlashVIDModelOutput`.
-    output_class: type[FlashVIDModelOutput]
 
     def install_hooks(self) -> None:
         """Install the hooks of this model on its submodules. Installing them again changes nothing."""
@@ -234,33 +225,6 @@ class FlashVIDModelMixin:
         """Positions of the columns that enter, with shape (..., B, M)."""
         raise NotImplementedError
 
-    def placeholder_counts(self, kind: str, inputs: dict[str, Any]) -> tuple[int, ...] | torch.Tensor | None:
-        """How many placeholders each image or video in the inputs of `forward` needs, before it is encoded.
-
-        `None` if this is known only after the encoding.
-
-        Args:
-            kind: "image" or "video".
-            inputs: the named arguments of `forward`.
-        """
-        raise NotImplementedError
-
-    def check_placeholders(self, kind: str, mask: torch.Tensor, inputs: dict[str, Any]) -> bool:
-        """Raise a `ValueError` if the number of placeholders does not fit the pixels.
-
-        Args:
-            kind: "image" or "video".
-            mask: which columns are placeholders of this kind, with shape (B, S).
-            inputs: the named arguments of `forward`.
-
-        Returns:
-            Whether the check was possible. If not, it must be made after the encoding.
-        """
-        counts = self.placeholder_counts(kind, inputs)
-        if counts is not None:
-            check_placeholders(kind, mask, int(torch.as_tensor(counts).sum()))
-        return counts is not None
-
     def lay_out(self, video: CompressedVideo, settings: Any) -> VideoLayout:
         """How the rows of a compressed video lie in its placeholders. Default: one row for each token."""
         prunable = torch.full_like(video.indices, video.prunable, dtype=torch.bool)
@@ -341,69 +305,6 @@ class FlashVIDModelMixin:
             tokens = tuple(released_repeats(video.tokens, video.indices) for video in videos)
         return FlashVIDVideoOutput(pooler_output=tokens, videos=videos, settings=settings, stopwatch=stopwatch)
 
-    def placeholder_masks(
-        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which columns are placeholders of images and of videos, with shape (B, S) each."""
-        if input_ids is not None:
-            return input_ids == self.config.image_token_id, input_ids == self.config.video_token_id
-        image_mask, video_mask = self.get_placeholder_mask(None, inputs_embeds=inputs_embeds)
-        return image_mask[..., 0], video_mask[..., 0]
-
-    def find_placeholders(self, inputs: dict[str, Any], num_prompt: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which columns of a call are placeholders of images and of videos, with shape (B, S) each.
-
-        Args:
-            inputs: the named arguments of `forward`.
-            num_prompt: how many columns of this call belong to the prompt of `generate`; `None` if all of them do. The
-                model itself wrote the others, in which the ids of placeholders are mere tokens.
-        """
-        length = count_columns(inputs)
-        if num_prompt is not None and num_prompt <= 0:
-            given = inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"]
-            none = torch.zeros(given.shape[:2], dtype=torch.bool, device=given.device)
-            return none, none
-        masks = self.placeholder_masks(inputs["input_ids"], inputs["inputs_embeds"])
-        if num_prompt is None or num_prompt >= length:
-            return masks
-        is_prompt = torch.arange(length, device=masks[0].device) < num_prompt
-        return masks[0] & is_prompt, masks[1] & is_prompt
-
-    def missing_media(self, inputs: Mapping[str, Any], encoded: Mapping[str, Any]) -> tuple[str, ...]:
-        """Which of "image" and "video" a call does not have, neither as pixels nor encoded.
-
-        Args:
-            inputs: the named arguments of the call.
-            encoded: outputs of the vision tower, under "image" and "video".
-        """
-        return tuple(
-            kind
-            for kind, (pixels, *_) in self.encoder_inputs.items()
-            if inputs.get(pixels) is None and encoded.get(kind) is None
-        )
-
-    def check_missing_media(self, missing: Sequence[str], masks: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Raise a `ValueError` if a prompt has placeholders of images or videos that the call does not have.
-
-        Waits for the device once. Code that is being compiled is not checked.
-
-        Args:
-            missing: see `missing_media`.
-            masks: which columns are placeholders of images and of videos, with shape (B, S) each.
-        """
-        if not missing or torch.compiler.is_compiling():
-            return
-        of_kind = dict(zip(("image", "video"), masks, strict=True))
-        counts = torch.stack([of_kind[kind].sum() for kind in missing]).tolist()
-        for kind, found in zip(missing, counts, strict=True):
-            if found:
-                pixels = self.encoder_inputs[kind][0]
-                raise ValueError(
-                    f"`input_ids` has {found} {kind} placeholders and the call has no {kind}: the model would read the "
-                    f"placeholders as text. Pass `{pixels}` and all other outputs of the processor, or leave the "
-                    f"{kind} out of the prompt."
-                )
-
     def embed_prompt(
         self,
         prompt: Prompt,
@@ -425,167 +326,3 @@ class FlashVIDModelMixin:
             tokens = torch.cat(tuple(encoded["video"].pooler_output))
             embeddings = prompt.scatter(embeddings, prompt.find_video_columns(video_mask), tokens)
         return embeddings
-
-    def prepare_cache(self, cache: Cache | None, use_cache: bool | None) -> tuple[Cache | None, bool]:
-        """The cache of a call, and whether to use it. If the caller wants a cache and passed none, one is made."""
-        config = self.config.get_text_config()
-        use_cache = config.use_cache if use_cache is None else use_cache
-        if self.training and self.language_model.gradient_checkpointing:
-            use_cache = False
-        if cache is None and use_cache:
-            cache = FlashVIDCache(config=config)
-        return cache, use_cache
-
-    def run_language_model(
-        self,
-        inputs_embeds: torch.Tensor,
-        prompt: Prompt,
-        settings: Any,
-        *,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        cache: FlashVIDCache | None,
-        use_cache: bool,
-        query_index: int | torch.Tensor | None,
-        stopwatch: Stopwatch,
-        full_length: bool,
-        **kwargs: Any,
-    ) -> FlashVIDModelOutput:
-        """Run the language model on the columns that entered, prune inside it, and record both in the cache.
-
-        Args:
-            inputs_embeds: embeddings of the columns that entered, with shape (B, M, D).
-            prompt: which columns entered.
-            settings: the configuration with the settings of the call.
-            attention_mask: 2D mask of the whole sequence, earlier turns included, as the caller passed it.
-            position_ids: positions of the columns that entered, with shape (..., B, M).
-            cache: the cache of the call, if it uses one.
-            use_cache: whether the language model writes to the cache.
-            query_index: see `forward_flashvid`.
-            stopwatch: measures the language model, as the stage "prefill".
-            full_length: whether `last_hidden_state` has all S columns of a compressed prompt.
-            kwargs: what else the language model takes.
-
-        Raises:
-            ValueError: the language model has sliding-window layers, or the cache was pruned from another layer on.
-        """
-        if not prompt.videos and not is_compressed(cache):  # run as upstream does, with the caller's mask and any cache
-            outputs = self.language_model(
-                inputs_embeds=inputs_embeds,
-                position_ids=position_ids,
-                attention_mask=attention_mask,
-                use_cache=use_cache,
-                **{CACHE: cache},
-                **kwargs,
-            )
-            return self.output_class(**outputs)
-        config = self.config.get_text_config()
-        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-            raise ValueError(
-                "`layer_types` of the language model has sliding-window layers: FlashVID needs full attention. "
-                "Set `use_sliding_window=False`, or `retention_ratio=1.0` to run without compression."
-            )
-        seen = cache.get_seq_length() if cache is not None else 0
-        past_lower, past_upper = past_masks(cache, attention_mask)
-        lower_mask = join_masks(past_lower, cache.num_cached() if cache is not None else 0, prompt.mask, inputs_embeds)
-
-        upper: UpperLayers | None = None
-        pruning_layer = cache.pruning_layer if cache is not None else None
-        pruning = settings.pruning if prompt.videos else None
-        if pruning is not None:
-            if pruning_layer not in (None, pruning.layer):
-                raise ValueError(
-                    f"`pruning_layer` is {pruning.layer}, and the cache was pruned from layer {pruning_layer} "
-                    f"on. Keep `pruning_layer={pruning_layer}`, or start a new cache."
-                )
-            pruning_layer = pruning.layer
-        upper_args = (config, pruning_layer, cache, past_upper, prompt.mask)
-        if pruning is not None:
-            upper = TokenPruning(
-                *upper_args,
-                rule=pruning,
-                prunable=prompt.prunable,
-                query=prompt.find_query(query_index, seen),
-                past_lower_mask=past_lower,
-                padding_side=prompt.padding_side,
-                is_video=prompt.row_index >= 0,
-            )
-        elif pruning_layer is not None:
-            upper = UpperLayers(*upper_args)
-        if upper is not None:
-            kwargs[PRUNING] = upper
-
-        with stopwatch.stage("prefill", inputs_embeds.device) if prompt.videos else nullcontext():  # not while decoding
-            outputs = self.language_model(
-                inputs_embeds=inputs_embeds,
-                position_ids=position_ids,
-                attention_mask=lower_mask,
-                use_cache=use_cache,
-                **{CACHE: cache},
-                **kwargs,
-            )
-
-        token_index = report = None
-        if prompt.videos:
-            token_index, row_index, mask = prompt.columns, prompt.row_index, prompt.mask
-            if isinstance(upper, TokenPruning):
-                token_index, row_index = (gather_columns(index, upper.columns) for index in (token_index, row_index))
-                mask = upper.new_mask
-            if mask is not None:
-                padding = ~mask.to(token_index.device)
-                token_index, row_index = (index.masked_fill(padding, -1) for index in (token_index, row_index))
-            report = prompt.report(
-                row_index, stopwatch, (pruning_layer or config.num_hidden_layers, config.num_hidden_layers)
-            )
-        if cache is not None:
-            cache.account(
-                lower_mask=lower_mask,
-                upper_mask=lower_mask if upper is None else upper.mask,
-                num_dropped=prompt.num_columns - inputs_embeds.shape[1],
-                pruning_layer=pruning_layer,
-            )
-        outputs = self.output_class(**outputs, token_index=token_index, report=report)
-        if full_length and token_index is not None:
-            rows = rows_of_columns(token_index, prompt.num_columns)
-            outputs.last_hidden_state = gather_columns(outputs.last_hidden_state, rows)
-        return outputs
-
-
-def check_placeholders(kind: str, mask: torch.Tensor, expected: int) -> None:
-    """Raise a `ValueError` unless the prompt has one placeholder for every feature of its videos or images.
-
-    Args:
-        kind: "image" or "video".
-        mask: which columns are placeholders of this kind, with shape (B, S).
-        expected: number of features.
-    """
-    found = int(mask.sum())
-    if found != expected:
-        raise ValueError(
-            f"`input_ids` has {found} {kind} placeholders: the {kind} inputs need exactly {expected}. Make both with "
-            "one call of the processor, and cut neither; on a cache, pass only those of the new turn."
-        )
-
-
-def past_masks(
-    cache: FlashVIDCache | None, attention_mask: torch.Tensor | None
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Which cached columns are real rather than padding.
-
-    Args:
-        cache: the cache of the call, if it uses one.
-        attention_mask: 2D mask of the whole sequence, earlier turns included; `None` if nothing is padded.
-
-    Returns:
-        Tuple of the mask below the pruning layer and the mask from it on, with shape (B, cached columns) each; `None`
-        if all columns are real.
-    """
-    if cache is None:
-        return None, None
-    if cache.compressed:
-        return cache.lower_mask, cache.upper_mask
-    seen = cache.num_cached()
-    if attention_mask is None or not seen:
-        return None, None
-    past = attention_mask[:, :seen].bool()
-    return past, past

@@ -12,11 +12,11 @@ from transformers.utils import can_return_tuple
 
 from ...compression.compressed_video import CompressedVideo
 from ...hub.loading import FlashVIDPreTrainedMixin
-from ..cache import is_compressed
+from ..cache import is_compressed, past_masks
 from ..generation import FlashVIDGenerationMixin
 from ..language_modeling import FlashVIDLanguageModelingMixin
 from ..layer_pruning import join_masks
-from ..modeling import FlashVIDModelMixin, past_masks
+from ..modeling import FlashVIDModelMixin
 from ..outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput, FlashVIDVideoOutput
 from ..prompt import Prompt, VideoLayout, count_occurrences
 from ..stopwatch import Stopwatch
