@@ -102,23 +102,31 @@ def test_names_for_types_stay_within_their_file(tmp_path):
         join(tmp_path / "far", entry="models.b", maths__a="class X: pass\n", models__b=types.replace(".a", "..maths.a"))
 
 
+def find_definitions(text: str) -> dict[str, str]:
+    """The text of the functions and classes at the top level of a module, with their decorators."""
+    lines, found = text.splitlines(), {}
+    for node in ast.parse(text).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            assert node.name not in found
+            first = min(above.lineno for above in (node, *node.decorator_list))
+            found[node.name] = "\n".join(lines[first - 1 : node.end_lineno])
+    return found
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.config.model_type)
 def test_every_definition_of_a_family_is_published_as_it_is(family):
     """Functions, classes and constants equal those of the package in every character; none is lost or repeated."""
     published: dict[str, str] = {}
     for text in published_files(family).values():
-        for node in ast.parse(text).body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                assert node.name not in published
-                published[node.name] = ast.get_source_segment(text, node)
+        found = find_definitions(text)
+        assert not found.keys() & published.keys()
+        published |= found
     sources: dict[str, str] = {}
     sections = SECTION.findall("".join(published_files(family).values()))
     assert len(sections) == len(set(sections)) > 30
     for section in sections:
         text = (PACKAGE / section).read_text()
-        for node in ast.parse(text).body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                sources[node.name] = ast.get_source_segment(text, node)
+        sources |= find_definitions(text)
         body = read_module(PACKAGE, section.removesuffix(".py").replace("/", ".")).body
         comments = [line for line in text.splitlines() if line.strip().startswith("#")]
         assert all(line in body for line in comments)
