@@ -12,6 +12,7 @@ from flashvid_hf.publishing.clean_process import Workplace
 from flashvid_hf.publishing.code_audit import find_faults, find_snippet_faults
 from flashvid_hf.publishing.hub_folder import read_yaml
 
+AUTO = "from transformers import AutoModel\n"
 # Code that some list of forbidden names misses. Each is at least one fault.
 PROBES = {
     "a module by its name": 'import importlib\nimportlib.import_module("os").system("id")\n',
@@ -47,6 +48,10 @@ PROBES = {
     "code objects": "import types\ntypes.FunctionType\n",
     "debugger": "breakpoint()\n",
     "remote code of others": "import transformers\ntransformers.dynamic_module_utils.get_class_from_dynamic_module\n",
+    "other code": f"{AUTO}AutoModel.from_pretrained('a/b', trust_remote_code=True)\n",
+    "other code, passed on": f"{AUTO}def load(trust):\n    AutoModel.from_pretrained('a/b', trust_remote_code=trust)\n",
+    "other code by a key": f"{AUTO}AutoModel.from_pretrained('a/b', **{{'trust_remote_code': True}})\n",
+    "other code by parts of a key": f"{AUTO}AutoModel.from_pretrained('a/b', **{{'trust_' + 'remote_code': 1}})\n",
     "homoglyph": "еval = 1\n",
     "compatibility letters": "import os\nos.ｓystem('id')\n",
     "text in another direction": "x = 'a\u202eb'\n",
@@ -95,6 +100,63 @@ def test_blocks_of_a_card(block):
     assert find_snippet_faults("README.md", block)
 
 
+LOADS = "from transformers import AutoConfig, AutoModel, AutoTokenizer, pipeline\n"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "AutoConfig.from_pretrained('/a/path', trust_remote_code=True)",
+        "AutoConfig.from_pretrained('../path', trust_remote_code=True)",
+        "AutoConfig.from_pretrained('~/path', trust_remote_code=True)",
+        "AutoConfig.from_pretrained('file:///a/path', trust_remote_code=True)",
+        "AutoConfig.from_pretrained('a\\\\path', trust_remote_code=True)",
+        "AutoConfig.from_pretrained('/a' + '/path', trust_remote_code=True)",
+        "AutoConfig.from_pretrained(f'{1}/path', trust_remote_code=True)",
+        "AutoConfig.from_pretrained(pretrained_model_name_or_path='/a/path', trust_remote_code=True)",
+        "AutoConfig.from_pretrained('a/b', pretrained_model_name_or_path='/a/path', trust_remote_code=True)",
+        "AutoConfig.from_pretrained('a/b', cache_dir='/a/path', trust_remote_code=True)",
+        "AutoConfig.from_pretrained('a/b', trust_remote_code=1)",
+        "AutoConfig.from_pretrained('a/b', trust_remote_code=(yes := True))",
+        "name = 'a/b'\nname = '/a/path'\nAutoConfig.from_pretrained(name, trust_remote_code=True)",
+        "name = 'a/b'\nfor name in ['/a/path']:\n    AutoConfig.from_pretrained(name, trust_remote_code=True)",
+        "name = 'a/b'\ndef load(name):\n    AutoConfig.from_pretrained(name, trust_remote_code=True)\nload('/a/path')",
+        "pipeline('t', model='/a/path', trust_remote_code=True)",
+        "pipeline('t', '/a/path', trust_remote_code=True)",
+        "pipeline('t', 'a/b', '/a/path', trust_remote_code=True)",
+        "pipeline('t', 'a/b', None, None, None, None, None, None, None, None, None, None, None, True)",
+        "pipeline('t', model='a/b', tokenizer='/a/path', trust_remote_code=True)",
+        "pipeline('t', model='a/b', config=AutoConfig.from_pretrained('/a/path'), trust_remote_code=True)",
+        "pipeline(*['t', '/a/path'], trust_remote_code=True)",
+        "options = dict(trust_remote_code=True)\npipeline('t', model='/a/path', **options)",
+        "options = {'trust_remote_code': True}\npipeline('t', model='/a/path', **options)",
+        "options = {'trust_' + 'remote_code': True}\npipeline('t', model='/a/path', **options)",
+        "load = AutoConfig.from_pretrained\nload('/a/path', trust_remote_code=True)",
+        "from functools import partial\npartial(pipeline, model='/a/path', trust_remote_code=True)('t')",
+        "AutoModel.from_config(AutoConfig.from_pretrained('/a/path'), trust_remote_code=True)",
+        "model = AutoModel.from_pretrained('a/b')\nmodel.generate(custom_generate='/a/path', trust_remote_code=True)",
+    ],
+)
+def test_blocks_that_load_the_code_of_another_folder(block):
+    found = find_snippet_faults("README.md", LOADS + block)
+    assert any("load" in fault.message or "trust_remote_code" in fault.message for fault in found), found
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "pipeline('t', model='flashvid-demo', trust_remote_code=True)",
+        "pipeline('t', 'a/b', trust_remote_code=True, dtype='auto', device_map='auto', revision='main')",
+        "name = 'a/b'\npipeline('t', model=name, trust_remote_code=True, retention_ratio=0.2)",
+        "AutoModel.from_pretrained('a/b', trust_remote_code=True)",
+        "AutoTokenizer.from_pretrained('/a/path')",
+        "AutoTokenizer.from_pretrained('a/b', trust_remote_code=False)",
+    ],
+)
+def test_blocks_that_load_the_folder(block):
+    assert find_snippet_faults("README.md", LOADS + block) == []
+
+
 def test_own_names_are_allowed(tmp_path):
     """Code of your own that computes."""
     (tmp_path / "module.py").write_text(
@@ -118,6 +180,11 @@ FAULTS = {
     "code of another repository": ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["a/b--c.D", null]}}'),
     "encoding": ("extra.py", "# coding: utf-7\nx = 1\n"),
     "hidden file": (".env", "TOKEN=x"),
+    "block of the card that loads": (
+        "README.md",
+        "```python\nfrom transformers import AutoConfig\n"
+        "AutoConfig.from_pretrained('/a/path', trust_remote_code=True)\n```\n",
+    ),
     "block of the card": ("README.md", "```python\nimport os\nos.system('id')\n```\n"),
     "extension module": ("extra.so", "x"),
 }

@@ -12,6 +12,7 @@ from huggingface_hub import parse_eval_result_entries
 from .clean_probe import make_scenes
 from .clean_process import workplace
 from .hub_folder import FULL, RECIPE, CheckSkipped, HubFolder, Snippet, last_lines, read_yaml
+from .remote_code import MODEL_ARGUMENTS, find_constants, names_the_folder
 
 _REQUIRED = {"library_name": "transformers", "pipeline_tag": "video-text-to-text"}
 VIDEO_NAMES = ("video.mp4", "clip.mp4")  # videos that a snippet may open
@@ -60,9 +61,9 @@ def check_snippets_run(folder: HubFolder) -> Iterator[str]:
         if folder.base:
             place.link_cache(folder.base)
         for name in sorted({name for _, tree in runnable if tree for name in find_model_names(tree)} - {folder.base}):
-            if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+            if name.count("/") == 1 and names_the_folder(name):
                 place.add_to_cache(name, folder.path)
-            elif name and not Path(name).is_absolute() and ".." not in Path(name).parts:
+            elif names_the_folder(name):
                 link = place.directory / name
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(folder.path)
@@ -98,20 +99,14 @@ def check_eval_results(folder: HubFolder) -> Iterator[str]:
 
 
 def find_model_names(tree: ast.Module) -> set[str]:
-    """The models that a snippet loads: constants given as `model=` or to `from_pretrained`, also by a variable."""
-    constants = {
-        target.id: node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
+    """The models that a snippet loads: constants given to `pipeline` or `from_pretrained`, also by a variable."""
+    constants = find_constants(tree)
     given: list[Any] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            given += [keyword.value for keyword in node.keywords if keyword.arg == "model"]
-            if getattr(node.func, "attr", "") == "from_pretrained":
-                given += node.args[:1]
+            given += [keyword.value for keyword in node.keywords if keyword.arg in MODEL_ARGUMENTS]
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            given += node.args[1:2] if name == "pipeline" else node.args[:1] if name == "from_pretrained" else []
     values = [constants.get(value.id) if isinstance(value, ast.Name) else value for value in given]
     return {value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)}
 

@@ -31,6 +31,7 @@ from .allowed_names import (
     permits_builtin,
     resolve,
 )
+from .remote_code import find_remote_code
 
 LIBRARIES = ("torch", "transformers", "huggingface_hub")
 DECODERS = ("av", "decord", "PIL")  # optional: the only modules that may be imported by a string
@@ -210,6 +211,8 @@ class _Reader:
                 if pattern not in reported or pattern == "":
                     yield Fault(rule, self.name, getattr(node, "lineno", 0), message)
                 reported.add(pattern)
+        for node, message in find_remote_code(self.tree, self.is_card):
+            yield Fault(EXECUTION, self.name, getattr(node, "lineno", 0), message)
         texts = [*_annotation_trees(self.tree)]
         for tree in (self.tree, *texts):
             for node, message in self._judge_names(tree):
