@@ -144,10 +144,10 @@ def test_broken_folders_are_refused(change, said, folder, hub):
     assert hub.calls == []
 
 
-def write(name: str) -> Callable[[Path], object]:
+def write(name: str, content: bytes = b"x") -> Callable[[Path], object]:
     def change(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"x")
+        (folder / name).write_bytes(content)
 
     return change
 
@@ -182,6 +182,15 @@ STRAY_FILES = {
     ),
     "pipe": (lambda folder: os.mkfifo(folder / "NOTICE"), r"NOTICE: is no file \(p"),
     "code of absurd size": (lambda folder: (folder / "big.py").write_bytes(b"#" * 1_000_001), "at most 1,000,000 are"),
+    # What else counts as another content: test_file_contents.py.
+    "weights that are text": (write("model.safetensors"), r"model\.safetensors: is no file of safetensors \("),
+    "pointer in place of weights": (
+        write("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+        r"model\.safetensors: is a pointer of Git LFS .* `git lfs pull` .* Nothing was sent",
+    ),
+    "text as JSON": (write("vocab.json"), r"vocab\.json: is no JSON \("),
+    "a program as text": (write("merges.txt", b"\x7fELF\0"), r"merges\.txt: is no text \("),
+    "text as picture": (write("assets/x.png"), r"assets/x\.png: does not begin as `\.png` files do"),
 }
 
 

@@ -5,6 +5,8 @@ import re
 from itertools import pairwise
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from flashvid_hf.publishing import checking
 from flashvid_hf.publishing.check_config import is_hub_id
@@ -187,6 +189,11 @@ FAULTS = {
     ),
     "block of the card": ("README.md", "```python\nimport os\nos.system('id')\n```\n"),
     "extension module": ("extra.so", "x"),
+    "weights that are text": ("model-2.safetensors", "hf_token"),
+    "pointer of Git LFS": ("model-2.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+    "JSON that is none": ("tokenizer.json", "x"),
+    "text that is none": ("merges.txt", "\0"),
+    "picture that is none": ("assets/a.png", "x"),
 }
 
 
@@ -194,7 +201,7 @@ FAULTS = {
 def test_nothing_runs_after_a_fault(tmp_path, monkeypatch, name):
     path, text = FAULTS[name]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "flashvid_qwen2_5_vl"}))
-    (tmp_path / "model.safetensors").touch()
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     monkeypatch.setattr(Workplace, "run", lambda *_, **__: pytest.fail("it ran"))
     # All other guards pass, so that this fault alone stops the run.
     find = checking.check_classes

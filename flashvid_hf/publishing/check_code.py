@@ -12,7 +12,7 @@ from .published_code import find_origin, published_files
 
 
 def check_files(folder: HubFolder) -> Iterator[str]:
-    """The folder has only files of the kinds that a model needs, none of them a link, a pickle or byte code."""
+    """The folder has only files of the kinds that a model needs, by name and content; no link, pickle or byte code."""
     yield from find_file_faults(folder.path)
 
 

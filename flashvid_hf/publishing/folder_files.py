@@ -3,7 +3,7 @@
     for fault in find_file_faults("build/flashvid"):
         ...                            # "token: is no file of a model's folder: move it out of the folder"
 
-No file is opened here.
+`file_contents` judges the content of a file whose name is allowed.
 """
 
 import os
@@ -12,6 +12,8 @@ import stat
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+from .file_contents import find_content_fault
 
 _KB, _MB = 10**3, 10**6
 
@@ -61,9 +63,10 @@ _OTHER = "is no file of a model's folder: move it out of the folder"
 
 
 def find_file_faults(folder: str | Path) -> Iterator[str]:
-    """What is wrong with the files of a folder, by their names, kinds and sizes; each fault names the next step.
+    """What is wrong with the files of a folder: names, kinds, sizes, contents. Each fault names the next step.
 
-    A folder passes if it has nothing but plain files of `ALLOWED` and the folders `BOOKKEEPING`.
+    A folder passes if it has nothing but the folders `BOOKKEEPING` and plain files of `ALLOWED`, each with a content
+    of the kind that its name says.
     """
     for path, entry in _entries(Path(folder)):
         name = path.as_posix()
@@ -78,7 +81,7 @@ def find_file_faults(folder: str | Path) -> Iterator[str]:
         elif not entry.is_file(follow_symlinks=False):
             yield f"{name}: is no file ({stat.filemode(entry.stat().st_mode)}): remove it"
         else:
-            yield from _judge_file(path, entry.stat().st_size)
+            yield from _judge_file(path, entry)
 
 
 def list_files(folder: str | Path) -> list[Path]:
@@ -97,8 +100,8 @@ def _entries(folder: Path, inside: Path = Path()) -> Iterator[tuple[Path, os.Dir
             yield from _entries(folder, path)
 
 
-def _judge_file(path: Path, size: int) -> Iterator[str]:
-    name, parent = path.as_posix(), path.parent.as_posix()
+def _judge_file(path: Path, entry: os.DirEntry) -> Iterator[str]:
+    name, parent, size = path.as_posix(), path.parent.as_posix(), entry.stat().st_size
     kinds = ALLOWED["" if parent == "." else parent]
     limits = [limit for pattern, limit in kinds.items() if fnmatchcase(path.name, pattern)]
     if not limits or (path.suffix == ".py" and (not path.stem.isidentifier() or path.stem.startswith("__"))):
@@ -106,3 +109,5 @@ def _judge_file(path: Path, size: int) -> Iterator[str]:
         yield f"{name}: {next(reasons, _OTHER)}"
     elif limits[0] is not None and size > limits[0]:
         yield f"{name}: has {size:,} bytes, and at most {limits[0]:,} are allowed: make it smaller or remove it"
+    elif fault := find_content_fault(Path(entry.path)):
+        yield f"{name}: {fault}"

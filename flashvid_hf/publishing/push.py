@@ -54,7 +54,7 @@ def plan_upload(folder: str | os.PathLike, repository: str, *, copy_weights: boo
             servers. This works only within one storage region of the Hub.
 
     Raises:
-        ValueError: `repository` is no such id; the folder has a file that `folder_files` does not allow, has no
+        ValueError: `repository` is no such id; the folder has a file that `folder_files` refuses, has no
             `config.json`, is a recipe, has neither weights nor a base, names no commit of its base, has a card that
             does not name `repository`, or fails a check that runs no code; or `copy_weights` is True and the folder
             names no base.
