@@ -30,18 +30,21 @@ from .models.llava.modeling_flashvid_llava_video import (
 from .models.llava.processing_flashvid_llava_onevision import FlashVIDLlavaOnevisionProcessor
 from .models.llava.processing_flashvid_llava_video import FlashVIDLlavaVideoProcessor
 from .models.qwen.configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
+from .models.qwen.configuration_flashvid_qwen2_vl import FlashVIDQwen2VLConfig
 from .models.qwen.configuration_flashvid_qwen3_vl import FlashVIDQwen3VLConfig
 from .models.qwen.configuration_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeConfig
 from .models.qwen.modeling_flashvid_qwen2_5_vl import (
     FlashVIDQwen2_5_VLForConditionalGeneration,
     FlashVIDQwen2_5_VLModel,
 )
+from .models.qwen.modeling_flashvid_qwen2_vl import FlashVIDQwen2VLForConditionalGeneration, FlashVIDQwen2VLModel
 from .models.qwen.modeling_flashvid_qwen3_vl import FlashVIDQwen3VLForConditionalGeneration, FlashVIDQwen3VLModel
 from .models.qwen.modeling_flashvid_qwen3_vl_moe import (
     FlashVIDQwen3VLMoeForConditionalGeneration,
     FlashVIDQwen3VLMoeModel,
 )
 from .models.qwen.processing_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLProcessor
+from .models.qwen.processing_flashvid_qwen2_vl import FlashVIDQwen2VLProcessor
 from .models.qwen.processing_flashvid_qwen3_vl import FlashVIDQwen3VLProcessor
 from .models.qwen.processing_flashvid_qwen3_vl_moe import FlashVIDQwen3VLMoeProcessor
 from .models.report import CompressionReport
@@ -90,6 +93,10 @@ __all__ = [
     "FlashVIDQwen2_5_VLForConditionalGeneration",
     "FlashVIDQwen2_5_VLModel",
     "FlashVIDQwen2_5_VLProcessor",
+    "FlashVIDQwen2VLConfig",
+    "FlashVIDQwen2VLForConditionalGeneration",
+    "FlashVIDQwen2VLModel",
+    "FlashVIDQwen2VLProcessor",
     "FlashVIDQwen3VLConfig",
     "FlashVIDQwen3VLForConditionalGeneration",
     "FlashVIDQwen3VLModel",

@@ -22,8 +22,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Folder or Hub id: a FlashVID repository, a published Qwen2.5-VL, Qwen3-VL or LLaVA-OneVision checkpoint, "
-        "or an original LLaVA checkpoint. Published checkpoints are compressed too.",
+        help="Folder or Hub id: a FlashVID repository, a published Qwen2-VL, Qwen2.5-VL, Qwen3-VL or LLaVA-OneVision "
+        "checkpoint, or an original LLaVA checkpoint. Published checkpoints are compressed too.",
     ),
 ]
 Device = Annotated[str, typer.Option(help="`auto` takes all GPUs, or the CPU where there is none; or e.g. `cuda:1`.")]

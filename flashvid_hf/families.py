@@ -12,6 +12,7 @@ from .models.family import Family, OriginalFormat
 # The modules of the records. A new family needs its own files and one line here, and no change elsewhere.
 RECORDS = (
     "models.qwen.family_qwen2_5_vl",
+    "models.qwen.family_qwen2_vl",
     "models.qwen.family_qwen3_vl",
     "models.qwen.family_qwen3_vl_moe",
     "models.llava.family_llava_onevision",

@@ -19,7 +19,8 @@ from flashvid_hf.tiny_models import build_processor
 from flashvid_hf.video.message_parts import check_sizes, read_image_part, read_video_part
 from flashvid_hf.video.pipeline_flashvid import VideoTextToTextPipeline, media_arguments
 
-QWEN, LLAVA = ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"], ["llava_onevision", "llava_video"]
+QWEN = ["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe"]
+LLAVA = ["llava_onevision", "llava_video"]
 SLOW = CLIP  # replaced by `slow_clip`
 FPS, TOTAL = 4.0, 32  # of the video of these tests, which has 252 x 336 pixels
 

@@ -62,6 +62,7 @@ def test_every_family_is_in_the_shared_tests():
 # of tokens, newlines of a video of eight frames, and the share of the frames' width that the tokens cover.
 CLIP_GEOMETRY = {
     "qwen2_5_vl": (2, (9, 12), 0, 1.0),
+    "qwen2_vl": (2, (9, 12), 0, 1.0),
     "qwen3_vl": (2, (8, 10), 0, 1.0),
     "qwen3_vl_moe": (2, (8, 10), 0, 1.0),
     "llava_onevision": (1, (5, 5), 1, 126 / 130),
@@ -143,6 +144,7 @@ LLAVA = {**COMMON, "min_segment_num": 8, "token_selection_method": "attn_div_v2"
 LLAVA_VIDEO = {**LLAVA, "mm_spatial_pool_mode": "average", "mm_newline_position": "frame"}
 DEFAULTS = {
     "qwen2_5_vl": (28, {**QWEN, "pruning_layer": 20, "llm_retention_ratio": 0.3}),
+    "qwen2_vl": (28, {**QWEN, "pruning_layer": 20, "llm_retention_ratio": 0.3}),
     "qwen3_vl": (36, {**QWEN, "pruning_layer": 28, "llm_retention_ratio": 0.1}),
     "qwen3_vl_moe": (48, {**QWEN, "pruning_layer": 37, "llm_retention_ratio": 0.127273}),
     "llava_onevision": (28, {**LLAVA, "pruning_layer": 20, "llm_retention_ratio": 0.3}),

@@ -216,7 +216,7 @@ def test_card_of_a_local_model_with_its_weights():
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"family": "qwen2_vl"}, "`family` is 'qwen2_vl'"),
+        ({"family": "llama"}, "`family` is 'llama'"),
         ({"weights": "none"}, "`weights` is 'none'"),
         ({"num_layers": 0}, "`num_layers` is 0"),
         ({"base": None}, "`base` is None and `weights` is 'base'"),

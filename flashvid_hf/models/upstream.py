@@ -26,7 +26,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import torch
 from transformers import GenerationMixin
@@ -139,9 +139,14 @@ class CacheAlias:
 
 
 def output_class(model_class: type) -> Any:
-    """The class of the outputs of an upstream model's `forward`, read from its return annotation."""
-    annotation = inspect.signature(model_class.forward).return_annotation  # type: ignore[attr-defined]
-    (found,) = (part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, ModelOutput))
+    """The class of the outputs of an upstream model's `forward`.
+
+    It is read from the code of `forward`, which makes an output by the name of its class. The return annotation of some
+    models names a class with fewer fields.
+    """
+    forward = inspect.unwrap(model_class.forward)  # type: ignore[attr-defined]  # without its decorators
+    named = (forward.__globals__.get(name) for name in forward.__code__.co_names)
+    (found,) = (part for part in named if isinstance(part, type) and issubclass(part, ModelOutput))
     return found
 
 

@@ -32,7 +32,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from itertools import groupby
-from typing import Any, ClassVar, NamedTuple, TypeVar, get_args
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import distributed, nn
@@ -371,9 +371,14 @@ class CacheAlias:
 
 
 def output_class(model_class: type) -> Any:
-    """The class of the outputs of an upstream model's `forward`, read from its return annotation."""
-    annotation = inspect.signature(model_class.forward).return_annotation  # type: ignore[attr-defined]
-    (found,) = (part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, ModelOutput))
+    """The class of the outputs of an upstream model's `forward`.
+
+    It is read from the code of `forward`, which makes an output by the name of its class. The return annotation of some
+    models names a class with fewer fields.
+    """
+    forward = inspect.unwrap(model_class.forward)  # type: ignore[attr-defined]  # without its decorators
+    named = (forward.__globals__.get(name) for name in forward.__code__.co_names)
+    (found,) = (part for part in named if isinstance(part, type) and issubclass(part, ModelOutput))
     return found
 
 

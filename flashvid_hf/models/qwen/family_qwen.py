@@ -1,6 +1,6 @@
 """Shared parts of the records of the Qwen families: the geometry of their videos, and parts of their small models."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -38,15 +38,6 @@ TOKENS = {
 ROPE = {"rope_type": "default", "rope_theta": 1e6}
 # Upstream warns if a processor does not set this, because its default is going to change.
 PROCESSING = {"video_processor": {"cap_pixels_per_frame": False}}
-_SMALL_VISION = {"depth": 4, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": 64}
-_TINY_VISION = {
-    "depth": 4,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_heads": 2,
-    "patch_size": 4,
-    "out_hidden_size": 32,
-}
 _TINY_IDS = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
 
 
@@ -86,27 +77,43 @@ class QwenGeometry(VideoGeometry):
         )
 
 
-def tiny_shape(text: dict[str, Any], vision: dict[str, Any]) -> TinyShape:
+def tower_widths(width: int) -> dict[str, int]:
+    """The fields of a vision tower that hold widths, if its blocks and its output have this width."""
+    return {"hidden_size": width, "intermediate_size": 2 * width, "out_hidden_size": width}
+
+
+def tiny_shape(
+    text: dict[str, Any], vision: dict[str, Any], widths: Callable[[int], dict[str, int]] = tower_widths
+) -> TinyShape:
     """A tiny shape with tokens of 8 x 8 pixels and four vision blocks.
 
     Args:
         text: the family's fields of the language model.
         vision: the family's fields of the vision tower.
+        widths: see `tower_widths`.
     """
-    return TinyShape(text=text, vision={**_TINY_VISION, **vision}, fields=_TINY_IDS)
+    tower = {"depth": 4, "num_heads": 2, "patch_size": 4, **widths(32)}
+    return TinyShape(text=text, vision={**tower, **vision}, fields=_TINY_IDS)
 
 
-def small_shape(processor: type, video_processor: type, text: dict[str, Any], vision: dict[str, Any]) -> SmallShape:
+def small_shape(
+    processor: type,
+    video_processor: type,
+    text: dict[str, Any],
+    vision: dict[str, Any],
+    widths: Callable[[int], dict[str, int]] = tower_widths,
+) -> SmallShape:
     """A small shape with four vision blocks.
 
     Args:
         processor, video_processor: the family's classes of transformers.
         text: the family's fields of the language model.
         vision: the family's fields of the vision tower, with the `patch_size` of the published models.
+        widths: see `tower_widths`.
     """
     return SmallShape(
         text=text,
-        vision={**_SMALL_VISION, **vision},
+        vision={"depth": 4, "num_heads": 4, **widths(64), **vision},
         tokens=TOKENS,
         make_processor=partial(make_small_processor, processor, video_processor),
     )

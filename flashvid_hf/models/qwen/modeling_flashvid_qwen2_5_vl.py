@@ -14,13 +14,7 @@ from ..language_modeling import FlashVIDLanguageModelingMixin
 from ..outputs import FlashVIDCausalLMOutput, FlashVIDModelOutput
 from ..upstream import output_class, takes_arguments_of
 from .configuration_flashvid_qwen2_5_vl import FlashVIDQwen2_5_VLConfig
-from .modeling_qwen import FlashVIDQwenGenerationMixin, FlashVIDQwenModelMixin
-
-# Names of weights in the published Qwen2.5-VL checkpoints, and their names in the model since transformers 4.52.
-CHECKPOINT_KEY_MAPPING = {
-    r"^visual": "model.visual",
-    r"^model(?!\.(language_model|visual))": "model.language_model",
-}
+from .modeling_qwen import CHECKPOINT_KEY_MAPPING, FlashVIDQwenGenerationMixin, FlashVIDQwenModelMixin
 
 
 @dataclass

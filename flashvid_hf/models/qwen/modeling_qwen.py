@@ -15,6 +15,13 @@ from ..upstream import CACHE, TAKES_ENCODED_VIDEOS
 from ..vision_chunks import join_rows, split_frames, tower_device
 from ..vision_signals import RECORD, VisionRecord, find_sources, install_packed_recording
 
+# Names of weights in the published checkpoints of Qwen2-VL and Qwen2.5-VL, and their names in the model since
+# transformers 4.52.
+CHECKPOINT_KEY_MAPPING = {
+    r"^visual": "model.visual",
+    r"^model(?!\.(language_model|visual))": "model.language_model",
+}
+
 
 class FlashVIDQwenGenerationMixin(FlashVIDGenerationMixin):
     """`generate` of a Qwen family."""
@@ -54,6 +61,11 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         super().install_hooks()
         install_packed_recording(self.visual.blocks)
 
+    @property
+    def patches_per_token(self) -> int:
+        """How many patches of a temporal grid the merger joins to a token: a square of them."""
+        return self.config.vision_config.spatial_merge_size**2
+
     def get_video_features(
         self,
         pixel_values_videos: torch.Tensor,
@@ -84,7 +96,7 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
             return outputs if return_dict is not False else outputs.to_tuple()
         stopwatch = Stopwatch()
         grids = video_grid_thw.tolist()
-        sizes = [math.prod(grid) // self.visual.spatial_merge_unit for grid in grids]
+        sizes = [math.prod(grid) // self.patches_per_token for grid in grids]
         with stopwatch.stage("vision", tower_device(self.visual, pixel_values_videos)):
             chunks = self._encode_chunks(pixel_values_videos, video_grid_thw, grids, settings, **kwargs)
             joined = [rows.split(sizes) for rows in join_rows(chunks, sum(sizes))]
@@ -139,7 +151,7 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
             features = torch.cat(outputs.pooler_output)
             signals = []
             for source in sources.values():  # a token's signal is the mean over the patches that the merger joins
-                patches = record.found[source].detach().float().unflatten(0, (-1, self.visual.spatial_merge_unit))
+                patches = record.found[source].detach().float().unflatten(0, (-1, self.patches_per_token))
                 signals.append(self.restore_order(patches.mean(1), grid).to(features.device))
             yield features, *signals, *self.deepstack_levels(outputs)
 
@@ -184,4 +196,4 @@ class FlashVIDQwenModelMixin(FlashVIDModelMixin):
         return prompt.gather(position_ids, position_ids.ndim - 1)
 
     def placeholder_counts(self, kind: str, inputs: dict[str, Any]) -> torch.Tensor:
-        return inputs[f"{kind}_grid_thw"].prod(-1) // self.config.vision_config.spatial_merge_size**2
+        return inputs[f"{kind}_grid_thw"].prod(-1) // self.patches_per_token
