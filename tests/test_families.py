@@ -227,3 +227,32 @@ def test_deepstack_layers_are_not_pruned(family):
     with pytest.raises(ValueError, match="`pruning_layer` is 2: the first 3 layers .*at least 3"):
         build_small_config(tokenizer, family, pruning_layer=2)
     assert build_small_config(tokenizer, family, pruning_layer=3).pruning_layer == 3
+
+
+# The published checkpoints of both families have the fields of the language model at the top of `config.json`.
+FLAT = {
+    "hidden_size": 64,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": 152064,
+    "rope_theta": 1e6,
+    "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+    "tie_word_embeddings": True,
+}
+FLAT_VISION = {
+    "qwen2_vl": {"model_type": "qwen2_vl", "depth": 3, "embed_dim": 32, "mlp_ratio": 4, "in_chans": 3},
+    "qwen2_5_vl": {"model_type": "qwen2_5_vl", "depth": 3, "out_hidden_size": 64, "in_chans": 3},
+}
+
+
+@pytest.mark.parametrize("name", FLAT_VISION)
+def test_published_configurations_are_read_as_upstream_reads_them(name):
+    config_dict = {**FLAT, "model_type": name, "vision_config": {**FLAT_VISION[name], "hidden_size": 64}}
+    record = FAMILIES_BY_NAME[name]
+    found = record.config.from_dict(dict(config_dict)).to_dict()
+    upstream = record.upstream_model.config_class.from_dict(dict(config_dict)).to_dict()
+    assert upstream["text_config"]["num_hidden_layers"] == 7 and upstream["vision_config"]["depth"] == 3
+    others = upstream.keys() - {"model_type", "architectures"}
+    assert {key: found[key] for key in others} == {key: upstream[key] for key in others}
