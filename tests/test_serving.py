@@ -153,7 +153,7 @@ def test_stop_strings_end_an_answer(server):
     whole = answer(server, text())
     stop = whole[3]
     stopped = ask(server, text(), stop=[stop]).choices[0]
-    assert stopped.message.content == whole[: whole.index(stop) + 1]
+    assert stopped.message.content == whole[: whole.index(stop)]
     assert stopped.finish_reason == "stop"
 
 

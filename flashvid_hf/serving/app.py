@@ -94,21 +94,24 @@ class RequestProcessor:
         model: the model.
         messages_field: "messages" or "input", which errors name.
         settings: arguments of `generate` that are added to the inputs.
+
+    Attributes:
+        answer_text: the answer up to its stop text, with special tokens if the model's answers are parsed.
     """
 
     def __init__(
         self, processor: ProcessorMixin, model: PreTrainedModel, messages_field: str, settings: dict[str, Any]
     ):
-        self.tokenizer = processor.tokenizer
         self._processor, self._model = processor, model
         self._field, self._settings = messages_field, settings
+        self.answer_text = ""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.tokenizer, name)
+        return getattr(self._processor.tokenizer, name)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
-        """The ids of a text. `generate` gets this object as its tokenizer, which it needs for stop strings."""
-        return self.tokenizer(*args, **kwargs)
+    def parse_response(self, tokens: list[int], *args: Any, **kwargs: Any) -> Any:
+        """The parts of the answer. transformers gives its tokens, which go on behind the stop text."""
+        return self._processor.tokenizer.parse_response(self.answer_text, *args, **kwargs)
 
     def apply_chat_template(self, conversation: list[dict], tools: list | None = None, **kwargs: Any) -> BatchFeature:
         """The model's inputs for a conversation whose videos are `VideoClip`s and whose images are `Picture`s.
@@ -153,7 +156,7 @@ class RequestProcessor:
 
     def _check_length(self, ids: torch.Tensor) -> None:
         # Videos do not count: they are compressed, and the limit of frames bounds them.
-        length = int((ids != self.tokenizer.convert_tokens_to_ids(self._processor.video_token)).sum())
+        length = int((ids != self._processor.tokenizer.convert_tokens_to_ids(self._processor.video_token)).sum())
         most = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         if most is not None and length > most:
             raise FieldError(

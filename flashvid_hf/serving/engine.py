@@ -43,15 +43,24 @@ class Answer:
         config: settings of the generation.
         seed: makes sampling repeatable.
         client: who has sent the request.
+        skip_special_tokens: whether the text of the answer, in which stop texts are looked for, lacks special tokens.
 
     Raises:
         ValueError: the settings ask for more than tokens chosen one after the other.
     """
 
-    def __init__(self, inputs: dict[str, Any], config: GenerationConfig, seed: int | None = None, client: str = ""):
+    def __init__(
+        self,
+        inputs: dict[str, Any],
+        config: GenerationConfig,
+        seed: int | None = None,
+        client: str = "",
+        skip_special_tokens: bool = True,
+    ):
         check_shared(config)
         self.inputs: dict[str, Any] | None = inputs  # until the prompt has been read
         self.config, self.seed, self.client = config, seed, client
+        self.skip_special_tokens = skip_special_tokens
         self.prompt_tokens: int = inputs["input_ids"].shape[-1]
         self.tokens: list[int] = []
         self.is_over = False
@@ -288,7 +297,8 @@ class Engine:
         if inputs is None:  # nobody waits for it any more
             return [(None, True, None)]
         try:
-            row = Row(self._model, inputs, answer.config, answer.seed, self._processor.tokenizer)
+            tokenizer, skips = self._processor.tokenizer, answer.skip_special_tokens
+            row = Row(self._model, inputs, answer.config, answer.seed, tokenizer, skips)
             (choice,) = self._choose([row])
             token, is_over, _ = choice
             if token is not None and not is_over:

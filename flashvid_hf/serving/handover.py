@@ -10,12 +10,17 @@ import asyncio
 from collections.abc import Coroutine, Generator
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
 from transformers import GenerationConfig
-from transformers.cli.serving.utils import GenerationState, _StreamError, response_events_to_chunks
+from transformers.cli.serving.utils import (
+    GenerationState,
+    _StreamError,
+    get_response_template,
+    response_events_to_chunks,
+)
 from transformers.utils import logging
 
 from .engine import Answer
+from .stops import AnswerText, cut_at_stop
 
 logger = logging.get_logger(__name__)
 
@@ -57,17 +62,27 @@ class Handover(GenerationState):
         response_parser: Any = None,
     ) -> tuple["StreamedText", "StreamedText"]:
         """The text of the answer, which stands for transformers' queue and its streamer."""
-        self.answer = Answer(dict(inputs), gen_config, self.seed)
-        text = StreamedText(self.answer, processor.tokenizer._tokenizer, response_parser)
+        self.answer = Answer(dict(inputs), gen_config, self.seed, skip_special_tokens=response_parser is None)
+        text = StreamedText(self.answer, processor.backend_tokenizer, response_parser)
         return text, text
 
     async def generate_non_streaming(
         self, model: Any, processor: Any, inputs: dict[str, Any], gen_config: GenerationConfig, request_id: str
     ) -> tuple[str, int, list[int]]:
         """The text of the whole answer, how many tokens the prompt has, and the answer's tokens."""
-        self.answer = Answer(dict(inputs), gen_config, self.seed)
+        is_plain = get_response_template(processor, model) is None  # then nothing parses the text
+        self.answer = Answer(dict(inputs), gen_config, self.seed, skip_special_tokens=is_plain)
         tokens = await _Pause()
-        return processor.decode(tokens, skip_special_tokens=True), self.answer.prompt_tokens, tokens
+        text, is_stopped = cut_at_stop(processor.decode(tokens, skip_special_tokens=is_plain), gen_config.stop_strings)
+        processor.answer_text = text
+        if is_stopped:
+            _end_by_stop(gen_config)
+        return text, self.answer.prompt_tokens, tokens
+
+
+def _end_by_stop(config: GenerationConfig) -> None:
+    """Let the handler say "stop", and not "length", if the last token that was allowed completed the stop text."""
+    config.max_new_tokens = None
 
 
 class HandlerRun:
@@ -109,8 +124,8 @@ class StreamedText:
     """
 
     def __init__(self, answer: Answer, tokenizer: Any, parser: Any):
-        self._answer, self._tokenizer, self._parser = answer, tokenizer, parser
-        self._decoder = DecodeStream([], skip_special_tokens=parser is None)
+        self._answer, self._parser = answer, parser
+        self._text = AnswerText(tokenizer, answer.config.stop_strings, skip_special_tokens=parser is None)
         self._items: list[Any] = [] if parser is None else response_events_to_chunks(parser.initial_events)
         self.total_tokens = 0
 
@@ -125,7 +140,7 @@ class StreamedText:
                 break
             self.total_tokens += len(tokens)
             for token in tokens:
-                self._take(self._decoder.step(self._tokenizer, token))
+                self._take(self._text.take(token))
             if not tokens:
                 self._finish()
         return self._items.pop(0)
@@ -139,13 +154,16 @@ class StreamedText:
     def cancel(self) -> None:
         """The client has gone away. What ends the answer then is `RequestFlow`, which watches the connection."""
 
-    def _take(self, text: str | None) -> None:
+    def _take(self, text: str) -> None:
         if text and self._parser is None:
             self._items.append(text)
         elif text:
             self._items.extend(response_events_to_chunks(self._parser.feed(text)))
 
     def _finish(self) -> None:
+        self._take(self._text.finish())
+        if self._text.is_stopped:
+            _end_by_stop(self._answer.config)
         if self._parser is not None:
             try:
                 self._items.extend(response_events_to_chunks(self._parser.finalize()[1]))

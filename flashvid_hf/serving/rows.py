@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tokenizers.decoders import DecodeStream
 from torch.nn.functional import pad
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import GenerationMode
 
 from ..models.cache import FlashVIDCache
 from ..models.upstream import CACHE
+from .stops import AnswerText
 
 # Values that `generation_config` may have, for settings that steps with other rows cannot honour.
 SHARED_SETTINGS: dict[str, tuple[Any, ...]] = {
@@ -54,6 +54,7 @@ class Row:
         config: settings of the generation, as `check_shared` allows them.
         seed: makes sampling repeatable; `None` draws from torch's common state.
         tokenizer: of the model; needed for `stop_strings` only.
+        skip_special_tokens: whether the text in which `stop_strings` are looked for lacks the special tokens.
 
     Raises:
         ValueError: the inputs do not fit the model, or a setting is out of range.
@@ -66,13 +67,14 @@ class Row:
         config: GenerationConfig,
         seed: int | None = None,
         tokenizer: Any = None,
+        skip_special_tokens: bool = True,
     ):
         self._model, self._do_sample, self._seed = model, config.do_sample, seed
         self._generator: torch.Generator | None = None
-        self._stop = None
+        self._text: AnswerText | None = None
         if config.stop_strings:
             # transformers' criterion compares every stop string with every token of the vocabulary before it begins.
-            self._stop = _StopStrings(config.stop_strings, tokenizer)
+            self._text = AnswerText(tokenizer._tokenizer, config.stop_strings, skip_special_tokens)
             config = copy.copy(config)
             config.stop_strings = None
         with torch.no_grad():
@@ -122,30 +124,15 @@ class Row:
 
     def is_stopped_by(self, token: int) -> bool:
         """Whether the answer has one of `stop_strings` with this token, its newest."""
-        return self._stop is not None and self._stop.is_stopped_by(token)
+        if self._text is None:
+            return False
+        self._text.take(token)
+        return self._text.is_stopped
 
     def _find_generator(self, device: torch.device) -> torch.Generator | None:
         if self._seed is not None and self._generator is None:
             self._generator = torch.Generator(device).manual_seed(self._seed)
         return self._generator
-
-
-class _StopStrings:
-    """Whether one of the stop strings stands in the text of the new tokens."""
-
-    def __init__(self, stops: str | list[str], tokenizer: Any):
-        self._stops = [stops] if isinstance(stops, str) else stops
-        self._longest = max(map(len, self._stops))
-        self._tokenizer, self._stream = tokenizer._tokenizer, DecodeStream([], skip_special_tokens=True)
-        self._tail = ""  # the end of the text, in which the next token may complete a stop string
-
-    def is_stopped_by(self, token: int) -> bool:
-        piece = self._stream.step(self._tokenizer, token)
-        if not piece:
-            return False
-        text = self._tail + piece
-        self._tail = text[-self._longest :]
-        return any(stop in text for stop in self._stops)
 
 
 class Rows:
