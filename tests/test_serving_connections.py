@@ -144,7 +144,7 @@ def test_the_server_ends_in_time_and_says_why(tmp_path_factory, stream):
     folder = once(tmp_path_factory, "pipeline-qwen2_5_vl", lambda folder: build_flashvid_folder(folder, "qwen2_5_vl"))
     served = ServedModel.load(str(folder), device="cpu")
     app = build_app(served, num_frames=4)
-    body = json.dumps(question(served, max_tokens=100_000, stream=stream)).encode()
+    body = json.dumps(question(served, max_tokens=30_000, stream=stream)).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     with run_server(app, timeout_graceful_shutdown=0) as server:
         connection = call(server, head.encode() + body)

@@ -30,7 +30,7 @@ from ..video.limits import DEFAULT_LIMITS, MediaLimits
 from ..video.message_parts import check_sizes
 from ..video.pipeline_flashvid import media_arguments
 from .engine import Engine, EngineUnavailable, GenerationFailed
-from .fields import check_fields, check_names
+from .fields import check_fields, check_names, token_limit_of
 from .flow import RequestFlow
 from .gate import OPEN_GATE, Gate, GateRules, error_response
 from .handover import Handover
@@ -97,6 +97,8 @@ class RequestProcessor:
 
     Attributes:
         answer_text: the answer up to its stop text, with special tokens if the model's answers are parsed.
+        prompt_tokens: of the prompt, once it is there.
+        room: tokens that the model's context has for the answer; `None` if the context is not known.
     """
 
     def __init__(
@@ -104,7 +106,8 @@ class RequestProcessor:
     ):
         self._processor, self._model = processor, model
         self._field, self._settings = messages_field, settings
-        self.answer_text = ""
+        self.answer_text, self.prompt_tokens = "", 0
+        self.room: int | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._processor.tokenizer, name)
@@ -118,7 +121,7 @@ class RequestProcessor:
 
         Raises:
             FieldError: the template fails on these messages, the prompt has another number of placeholders than of
-                videos or images, or it is longer than the model's context.
+                videos or images, or it leaves no room for an answer in the model's context.
         """
         variables = {name: v for name, v in kwargs.items() if name not in TEMPLATE_ARGUMENTS | {"num_frames"}}
         parts = [part for message in conversation for part in message["content"]]
@@ -158,11 +161,32 @@ class RequestProcessor:
         # Videos do not count: they are compressed, and the limit of frames bounds them.
         length = int((ids != self._processor.tokenizer.convert_tokens_to_ids(self._processor.video_token)).sum())
         most = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        if most is not None and length > most:
+        if most is not None and length >= most:
             raise FieldError(
                 self._field,
-                f"`{self._field}`: {length:,} tokens besides those of videos, and the model's context has at most "
-                f"{most:,}. Send shorter texts or fewer images.",
+                f"`{self._field}`: {length:,} tokens besides those of videos, and the model's context has {most:,} for "
+                f"prompt and answer: it must be at most {most - 1:,}. Send shorter texts or fewer images.",
+            )
+        self.prompt_tokens, self.room = ids.shape[-1], None if most is None else most - length
+
+    def check_answer(self, field: str, number: int) -> None:
+        """Compare the tokens that a request asks for with the room for the answer.
+
+        Args:
+            field: that has the number: of the answer's tokens, or of all tokens if it is `max_length`.
+
+        Raises:
+            FieldError: they do not fit.
+        """
+        if self.room is None:
+            return
+        before = self.prompt_tokens if field.endswith("max_length") else 0
+        if number > before + self.room:
+            raise FieldError(
+                field,
+                f"`{field}` is {number:,}: with this prompt it must be an integer from {before + 1:,} to "
+                f"{before + self.room:,}, because the model's context has {self.room:,} tokens besides the prompt "
+                "(without its videos). Ask for fewer, or send a shorter prompt.",
             )
 
 
@@ -186,6 +210,8 @@ class _VideoHandler(BaseHandler):
         self.reader = reader
         self.downloads = downloads
         self._is_read = False
+        self._token_limit: tuple[str, int] | None = None  # by the name that the client gave it
+        self._prompt: RequestProcessor  # of `_resolve_model`
 
     def accept(self, body: dict[str, Any]) -> dict[str, Any]:
         """The fields of a request that change its answer.
@@ -195,7 +221,8 @@ class _VideoHandler(BaseHandler):
         """
         self._validate_request(body)
         takes_tools = "tools" in str(self.served.processor.chat_template)
-        body = check_fields(body, takes_tools, self.reader.request_limits)
+        fields = check_fields(body, takes_tools, self.reader.request_limits)
+        self._token_limit, body = token_limit_of(body), fields
         self.reader.check(body, self.messages_field)
         self._check_tokens(body)
         self.handover.seed = body.pop("seed", None)  # transformers would set torch's common state
@@ -231,14 +258,18 @@ class _VideoHandler(BaseHandler):
     def _resolve_model(self, body: dict) -> tuple[str, PreTrainedModel, RequestProcessor]:
         settings = {} if body.get("retention_ratio") is None else {"retention_ratio": body["retention_ratio"]}
         model = self.served.model
-        return self.served.name, model, RequestProcessor(self.served.processor, model, self.messages_field, settings)
+        self._prompt = RequestProcessor(self.served.processor, model, self.messages_field, settings)
+        return self.served.name, model, self._prompt
 
     def _build_generation_config(
         self, body: dict, model_generation_config: GenerationConfig, use_cb: bool = False
     ) -> GenerationConfig:
         config = super()._build_generation_config(body, model_generation_config, use_cb=use_cb)
-        if config.max_new_tokens is not None:  # the default; what the request says was checked
-            config.max_new_tokens = min(config.max_new_tokens, self.reader.request_limits.max_new_tokens)
+        if self._token_limit is not None:
+            self._prompt.check_answer(*self._token_limit)
+        elif config.max_new_tokens is not None:  # the default
+            room = (config.max_new_tokens, self.reader.request_limits.max_new_tokens, self._prompt.room)
+            config.max_new_tokens = min(tokens for tokens in room if tokens is not None)
         # Without this, `temperature` and `top_p` do nothing if the model's own settings do not sample.
         temperature = body.get("temperature")
         if temperature or (temperature is None and body.get("top_p", 1) < 1):

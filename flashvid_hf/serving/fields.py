@@ -169,6 +169,20 @@ def check_fields(
     return fields
 
 
+def token_limit_of(fields: Mapping[str, Any]) -> tuple[str, int] | None:
+    """The field that says how many tokens the answer may have, as the client wrote it, and its value.
+
+    Args:
+        fields: of a request that was checked, with the names of the client.
+    """
+    given = [(name, fields[name]) for name in _TOKEN_LIMITS if fields.get(name) is not None]
+    if not given and fields.get("generation_config") is not None:
+        settings = check_generation_config(fields["generation_config"])
+        sizes = [name for name in ("max_new_tokens", "max_length") if settings.get(name) is not None]
+        given = [(f"generation_config.{name}", settings[name]) for name in sizes]
+    return given[0] if given else None
+
+
 def _check_generation(fields: dict[str, Any], limits: RequestLimits) -> None:
     given = {name: fields[name] for name in _TOKEN_LIMITS if name in fields}
     if len(set(given.values())) > 1:
