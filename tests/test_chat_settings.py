@@ -1,6 +1,7 @@
 """Settings beside a video or an image in a chat, in the pipeline and `serve`: honoured, or an error names them."""
 
 import base64
+import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -109,6 +110,19 @@ def test_pictures_are_one_video(tmp_path):
     assert np.array_equal(read({"type": "video", "video": sources, "nframes": 2}).frames, frames[[0, 3]])
     with pytest.raises(ValueError, match="frame 9.png' cannot be read: it does not exist"):
         read({"type": "video", "video": [*sources, "frame 9.png"]})
+
+
+@pytest.mark.parametrize("field", ["video", "path", "url"])
+@pytest.mark.parametrize("kind", ["path", "url", "bytes", "open file", "row"])
+def test_a_rate_beside_a_file_is_named(field, kind):
+    content = CLIP.read_bytes()
+    sources = {"path": CLIP, "url": CLIP.as_uri(), "bytes": content, "open file": io.BytesIO(content)}
+    part = {"type": "video", field: {**sources, "row": {"path": "a.mp4", "bytes": content}}[kind]}
+    with pytest.raises(ValueError, match=r"^`sample_fps` is 2.0: .*Leave it out; `fps` chooses frames"):
+        read({**part, "sample_fps": 2.0})
+    part = {"type": "video", field: CLIP.as_uri(), "sample_fps": 2.0}
+    with pytest.raises(ValueError, match=r"^`sample_fps` is 2.0: "):
+        serve(part)
 
 
 @pytest.mark.parametrize("family", QWEN)

@@ -13,7 +13,7 @@ from transformers.video_utils import VideoMetadata
 from .limits import MediaLimits, limits_or_default
 from .model_size import resizing_of
 from .reading import VideoClip, read_video
-from .sources import load_picture
+from .sources import is_file, load_picture, unpack_source
 from .video_settings import (
     FRAME_SETTINGS,
     IMAGE_SETTINGS,
@@ -69,7 +69,13 @@ def read_video_part(
     source, given = _split(part, "video", VIDEO_SOURCES, (*VIDEO_SETTINGS, "video_metadata"))
     metadata = given.pop("video_metadata", None)
     check_media_settings(given)
+    source = unpack_source(source)
     if "sample_fps" in given:
+        if is_file(source):
+            raise ValueError(
+                f"`sample_fps` is {given['sample_fps']!r}: it is the rate of decoded frames or of a list of pictures, "
+                "and a video file has its own. Leave it out; `fps` chooses frames."
+            )
         if metadata is not None:
             raise ValueError("`sample_fps` and `video_metadata` both say the rate of the frames: pass only one")
         metadata = {"fps": given.pop("sample_fps")}

@@ -31,7 +31,7 @@ from .decoder_types import DamagedVideo, NoVideo, Refused
 from .decoders import BACKENDS, MODULES, available_backends
 from .frame_plan import FramePlan, Resizing
 from .limits import NO_LIMITS, MediaLimits, TooLarge, limits_or_default
-from .sources import FETCHERS, file_of_url, is_list_of_files, label_of, load_picture, scheme_of, unpack_source
+from .sources import FETCHERS, file_of_url, is_file, is_list_of_files, label_of, load_picture, scheme_of, unpack_source
 from .video_settings import PartOfVideo, check_media_settings
 
 logger = logging.get_logger(__name__)
@@ -117,16 +117,16 @@ def read_video(
     check_media_settings({name: value for name, value in bounds.items() if value is not None})
     video = unpack_source(video)
     is_bytes = isinstance(video, (bytes, bytearray, memoryview))
-    is_file = is_bytes or isinstance(video, (str, os.PathLike))
+    is_encoded = is_file(video)
     are_files = is_list_of_files(video)
-    limits = limits if is_file or are_files else NO_LIMITS
+    limits = limits if is_encoded or are_files else NO_LIMITS
 
     def choose_among(total: int, source_fps: float | None) -> list[int]:
-        default = DEFAULT_NUM_FRAMES if is_file else total
+        default = DEFAULT_NUM_FRAMES if is_encoded else total
         return _choose_frames(total, source_fps, num_frames, fps, default, min_frames, max_frames, limits)
 
     part = PartOfVideo(choose_among, video_start, video_end)
-    if not is_file:
+    if not is_encoded:
         plan = FramePlan(part, limits, resizing)
         frames = _Pictures(video, limits) if are_files else _as_uint8(video)
         return _take_frames(frames, video_metadata, plan, part)

@@ -90,6 +90,11 @@ def unpack_source(source: Any) -> Any:
     return source
 
 
+def is_file(video: Any) -> bool:
+    """Whether this is a file: a path, a URL or bytes; anything else is decoded frames or a list of pictures."""
+    return isinstance(video, (*FILE_TYPES, bytearray, memoryview))
+
+
 def is_list_of_files(video: Any) -> bool:
     """Whether this is a list of files or URLs; as one video these are pictures, its frames."""
     return isinstance(video, (list, tuple)) and len(video) > 0 and all(isinstance(file, FILE_TYPES) for file in video)

@@ -1379,6 +1379,11 @@ def unpack_source(source: Any) -> Any:
     return source
 
 
+def is_file(video: Any) -> bool:
+    """Whether this is a file: a path, a URL or bytes; anything else is decoded frames or a list of pictures."""
+    return isinstance(video, (*FILE_TYPES, bytearray, memoryview))
+
+
 def is_list_of_files(video: Any) -> bool:
     """Whether this is a list of files or URLs; as one video these are pictures, its frames."""
     return isinstance(video, (list, tuple)) and len(video) > 0 and all(isinstance(file, FILE_TYPES) for file in video)
@@ -1787,16 +1792,16 @@ def read_video(
     check_media_settings({name: value for name, value in bounds.items() if value is not None})
     video = unpack_source(video)
     is_bytes = isinstance(video, (bytes, bytearray, memoryview))
-    is_file = is_bytes or isinstance(video, (str, os.PathLike))
+    is_encoded = is_file(video)
     are_files = is_list_of_files(video)
-    limits = limits if is_file or are_files else NO_LIMITS
+    limits = limits if is_encoded or are_files else NO_LIMITS
 
     def choose_among(total: int, source_fps: float | None) -> list[int]:
-        default = DEFAULT_NUM_FRAMES if is_file else total
+        default = DEFAULT_NUM_FRAMES if is_encoded else total
         return _choose_frames(total, source_fps, num_frames, fps, default, min_frames, max_frames, limits)
 
     part = PartOfVideo(choose_among, video_start, video_end)
-    if not is_file:
+    if not is_encoded:
         plan = FramePlan(part, limits, resizing)
         frames = _Pictures(video, limits) if are_files else _as_uint8(video)
         return _take_frames(frames, video_metadata, plan, part)
@@ -2051,7 +2056,13 @@ def read_video_part(
     source, given = _split(part, "video", VIDEO_SOURCES, (*VIDEO_SETTINGS, "video_metadata"))
     metadata = given.pop("video_metadata", None)
     check_media_settings(given)
+    source = unpack_source(source)
     if "sample_fps" in given:
+        if is_file(source):
+            raise ValueError(
+                f"`sample_fps` is {given['sample_fps']!r}: it is the rate of decoded frames or of a list of pictures, "
+                "and a video file has its own. Leave it out; `fps` chooses frames."
+            )
         if metadata is not None:
             raise ValueError("`sample_fps` and `video_metadata` both say the rate of the frames: pass only one")
         metadata = {"fps": given.pop("sample_fps")}
