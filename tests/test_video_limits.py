@@ -1,8 +1,11 @@
 """How large a video or an image may be, and how much memory reading takes."""
 
+import errno
 import io
 import math
 import multiprocessing
+import os
+import re
 import resource
 import struct
 import zlib
@@ -187,6 +190,47 @@ def test_a_frame_that_grows(tmp_path):
 
 
 SAMPLES = 8 * 10**7
+
+
+@pytest.mark.parametrize("size", ["W30000 H30000", "W2147483647 H2147483647", "W4294967296 H5", "W16000 H16000"])
+def test_a_header_of_very_large_pictures(tmp_path, size):
+    content = f"YUV4MPEG2 {size} F25:1 C420jpeg\nFRAME\n".encode() + bytes(10_000)
+    for limits in (None, MediaLimits(max_frame_pixels=20)):
+        with pytest.raises(ValueError, match="cannot be read: `max_frame_pixels` is .* must be at most the limit"):
+            read_video(content, limits=limits)
+    with pytest.raises(ValueError, match="it is damaged"):
+        read_video(content, limits=MediaLimits(max_frame_pixels=math.inf))
+
+
+BROKEN = {
+    "no width": b"YUV4MPEG2 W0 H5 F25:1\nFRAME\n" + bytes(99),
+    "a width below 0": b"YUV4MPEG2 W-4 H5 F25:1\nFRAME\n" + bytes(99),
+    "no size": b"YUV4MPEG2 F25:1\nFRAME\n" + bytes(99),
+    "no number": b"YUV4MPEG2 Wx H5 F25:1\nFRAME\n" + bytes(99),
+    "matroska": b"\x1aE\xdf\xa3" + bytes(99),
+    "asf": bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + bytes(999),
+    "gif": b"GIF89a\x05\0\x05\0",
+    "flv": b"FLV\x01\x05\0\0\0\x09" + bytes(99),
+    "text": b"some text",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_errors_of_the_decoder_are_words(name):
+    with pytest.raises(ValueError, match="it is (damaged|cut short)") as raised:
+        read_video(BROKEN[name], backend="pyav")
+    assert not re.search("Errno|busy|not permitted|/", str(raised.value))  # no number, and no path of a copy
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EPERM, errno.EIO, errno.ENOMEM])
+def test_numbers_of_the_system_are_words(clips, monkeypatch, number):
+    def fail(*_, **__):
+        raise av.error.OSError(number, os.strerror(number), "/a/copy")
+
+    monkeypatch.setattr(av, "open", fail)
+    with pytest.raises(ValueError, match="pyav: it is damaged, or of a kind that FFmpeg cannot read: ") as raised:
+        read_video(clips["a.mkv"])
+    assert not re.search("Errno|busy|not permitted|/a/copy", str(raised.value))
 
 
 def claim(content, **numbers):

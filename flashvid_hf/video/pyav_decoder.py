@@ -1,5 +1,6 @@
 """Video files by PyAV."""
 
+import errno
 import importlib
 import math
 import os
@@ -18,7 +19,14 @@ from .frame_plan import FramePlan
 from .limits import MediaLimits
 from .sample_counts import check_sample_counts
 from .timing import Timeline, make_timeline
-from .whole_files import announced_size, container_of, ends_in_zeros, has_another_recording, missing_end
+from .whole_files import (
+    announced_picture,
+    announced_size,
+    container_of,
+    ends_in_zeros,
+    has_another_recording,
+    missing_end,
+)
 
 # FFmpeg chooses the demuxer by the content of a file. Some demuxers read lists, and open every file or address that
 # the list names: its own name without end, or a file that the user may not read. These here read one file. image2 would
@@ -96,17 +104,30 @@ def read_pyav(path: str, plan: FramePlan) -> Decoded:
     """
     av = importlib.import_module("av")
     check_sample_counts(path, plan.limits)
-    with _open(av, path, plan.limits) as (container, stream):
-        try:
-            return _decode(av, container, stream, path, plan)
-        except av.error.FFmpegError as error:
-            if not isinstance(error, ValueError):  # PyAV's errors of data and arguments, whose names change
-                raise
-            # The file opens, so its content is at fault. A frame that is larger than the header says ends here too.
-            most = plan.limits.max_frame_pixels
-            raise DamagedVideo(
-                f"it is damaged: {error}, or a frame has more than {most} pixels (`max_frame_pixels`)"
-            ) from error
+    picture = announced_picture(path)
+    if picture is not None:
+        plan.limits.check_frame(*picture)
+        if min(picture) < 1:
+            raise DamagedVideo(f"it is damaged: by its header each picture has {picture[0]} x {picture[1]} pixels")
+    try:
+        with _open(av, path, plan.limits) as (container, stream):
+            try:
+                return _decode(av, container, stream, path, plan)
+            except av.error.FFmpegError as error:
+                if not isinstance(error, ValueError):  # PyAV's errors of data and arguments, whose names change
+                    raise
+                # The file opens, so its content is at fault. A frame that is larger than the header says ends here too.
+                bound = f"or a frame has more than {plan.limits.max_frame_pixels} pixels (`max_frame_pixels`)"
+                raise DamagedVideo(f"it is damaged: {_words(error)}, {bound}") from error
+    except av.error.FFmpegError as error:
+        raise ValueError(f"it is damaged, or of a kind that FFmpeg cannot read: {_words(error)}") from error
+
+
+def _words(error: Any) -> str:
+    """FFmpeg's error without its number and the path, which may be that of a copy."""
+    if error.errno in (errno.EBUSY, errno.EPERM):  # no device and no permission is meant
+        return "it refuses the header"
+    return error.strerror or type(error).__name__
 
 
 @contextmanager
@@ -146,6 +167,8 @@ def _find_stream(container: Any) -> Any:
 def _decode(av: Any, container: Any, stream: Any, path: str, plan: FramePlan) -> Decoded:
     packets = _read_packets(container, stream, path, plan.limits)
     times = [packet.pts for packet in packets if not packet.hidden]
+    if not times:
+        raise ValueError("it is damaged or cut short: it has no frames")
     shown = sorted(times) if None not in times else []
     restart = _RESTART / float(stream.time_base)
     is_one = all(before - after < restart for before, after in pairwise(p.dts for p in packets if p.dts is not None))

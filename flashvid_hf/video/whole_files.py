@@ -49,6 +49,21 @@ def announced_size(path: str) -> int:
         return _riff_size(file) if container == "riff" else _matroska_size(file)
 
 
+def announced_picture(path: str) -> tuple[int, int] | None:
+    """Width and height of each picture by the header of a Y4M file; None in other formats, whose streams state them.
+
+    FFmpeg refuses to open a Y4M file of very large pictures, and does not say why.
+    """
+    if container_of(path) != "y4m":
+        return None
+    with open(path, "rb") as file:
+        tags = {tag[:1]: tag[1:] for tag in file.readline(1024).split()[1:]}
+    try:
+        return int(tags[b"W"]), int(tags[b"H"])
+    except (KeyError, ValueError):
+        return None
+
+
 def missing_end(path: str, frame_bytes: int = 0) -> str | None:
     """What the end of a file lacks, in a format whose headers state no size; None if nothing is known to be missing.
 

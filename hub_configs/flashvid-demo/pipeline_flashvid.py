@@ -22,6 +22,7 @@ Generated from flashvid_hf 0.1.0: do not edit. The sections are its modules:
 """
 
 import base64
+import errno
 import importlib
 import importlib.util
 import io
@@ -430,6 +431,21 @@ def announced_size(path: str) -> int:
         return 0
     with open(path, "rb") as file:
         return _riff_size(file) if container == "riff" else _matroska_size(file)
+
+
+def announced_picture(path: str) -> tuple[int, int] | None:
+    """Width and height of each picture by the header of a Y4M file; None in other formats, whose streams state them.
+
+    FFmpeg refuses to open a Y4M file of very large pictures, and does not say why.
+    """
+    if container_of(path) != "y4m":
+        return None
+    with open(path, "rb") as file:
+        tags = {tag[:1]: tag[1:] for tag in file.readline(1024).split()[1:]}
+    try:
+        return int(tags[b"W"]), int(tags[b"H"])
+    except (KeyError, ValueError):
+        return None
 
 
 def missing_end(path: str, frame_bytes: int = 0) -> str | None:
@@ -958,17 +974,30 @@ def read_pyav(path: str, plan: FramePlan) -> Decoded:
     """
     av = importlib.import_module("av")
     check_sample_counts(path, plan.limits)
-    with _open(av, path, plan.limits) as (container, stream):
-        try:
-            return _decode(av, container, stream, path, plan)
-        except av.error.FFmpegError as error:
-            if not isinstance(error, ValueError):  # PyAV's errors of data and arguments, whose names change
-                raise
-            # The file opens, so its content is at fault. A frame that is larger than the header says ends here too.
-            most = plan.limits.max_frame_pixels
-            raise DamagedVideo(
-                f"it is damaged: {error}, or a frame has more than {most} pixels (`max_frame_pixels`)"
-            ) from error
+    picture = announced_picture(path)
+    if picture is not None:
+        plan.limits.check_frame(*picture)
+        if min(picture) < 1:
+            raise DamagedVideo(f"it is damaged: by its header each picture has {picture[0]} x {picture[1]} pixels")
+    try:
+        with _open(av, path, plan.limits) as (container, stream):
+            try:
+                return _decode(av, container, stream, path, plan)
+            except av.error.FFmpegError as error:
+                if not isinstance(error, ValueError):  # PyAV's errors of data and arguments, whose names change
+                    raise
+                # The file opens, so its content is at fault. A frame that is larger than the header says ends here too.
+                bound = f"or a frame has more than {plan.limits.max_frame_pixels} pixels (`max_frame_pixels`)"
+                raise DamagedVideo(f"it is damaged: {_words(error)}, {bound}") from error
+    except av.error.FFmpegError as error:
+        raise ValueError(f"it is damaged, or of a kind that FFmpeg cannot read: {_words(error)}") from error
+
+
+def _words(error: Any) -> str:
+    """FFmpeg's error without its number and the path, which may be that of a copy."""
+    if error.errno in (errno.EBUSY, errno.EPERM):  # no device and no permission is meant
+        return "it refuses the header"
+    return error.strerror or type(error).__name__
 
 
 @contextmanager
@@ -1008,6 +1037,8 @@ def _find_stream(container: Any) -> Any:
 def _decode(av: Any, container: Any, stream: Any, path: str, plan: FramePlan) -> Decoded:
     packets = _read_packets(container, stream, path, plan.limits)
     times = [packet.pts for packet in packets if not packet.hidden]
+    if not times:
+        raise ValueError("it is damaged or cut short: it has no frames")
     shown = sorted(times) if None not in times else []
     restart = _RESTART / float(stream.time_base)
     is_one = all(before - after < restart for before, after in pairwise(p.dts for p in packets if p.dts is not None))
