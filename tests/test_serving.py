@@ -107,11 +107,12 @@ def test_every_form_of_a_video_gets_the_answer_of_the_pipeline(server):
 
 def test_streaming_gives_the_same_answer_and_usage(server):
     whole = ask(server, video(), text())
-    chunks = list(ask(server, video(), text(), stream=True))
+    *chunks, last = ask(server, video(), text(), stream=True, stream_options={"include_usage": True})
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
     assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
-    assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
+    assert last.usage == whole.usage and last.choices == []
     assert whole.usage.completion_tokens == 8
+    assert all(chunk.usage is None for chunk in ask(server, video(), text(), stream=True))
 
 
 @pytest.mark.parametrize(

@@ -63,3 +63,32 @@ def test_an_answer_may_fill_the_context(served, monkeypatch):
             assert usage.get("completion_tokens", usage.get("output_tokens")) == 5
 
     run(served, test)
+
+
+@pytest.mark.parametrize("options", [None, {}, {"include_usage": False}, {"include_usage": True}])
+def test_a_chat_stream_ends_with_its_mark_and_has_usage_if_asked(served, options):
+    async def test(app: Any) -> None:
+        body = question(served, stream=True, stream_options=options)
+        *lines, end = (await Client(app).post(body).done).text.rstrip("\n").split("\n\n")
+        assert end == "data: [DONE]"
+        events = [json.loads(line.removeprefix("data: ")) for line in lines]
+        if options and options.get("include_usage"):
+            usage = events.pop()
+            assert usage["choices"] == [] and usage["object"] == "chat.completion.chunk"
+            assert usage["id"] == events[0]["id"] and usage["model"] == served.name
+            assert usage["usage"] == (await ask(app, served, max_tokens=4))["usage"]
+        assert all("usage" not in event and event["choices"] for event in events)
+        reasons = [event["choices"][0].get("finish_reason") for event in events]
+        assert reasons == [None] * (len(events) - 1) + ["length"]
+
+    run(served, test)
+
+
+def test_a_stream_of_responses_ends_with_its_usage(served):
+    async def test(app: Any) -> None:
+        body = {"model": served.name, "input": "What happens?", "max_output_tokens": 4, "stream": True}
+        last = (await Client(app).post(body, RESPONSES).done).text.rstrip("\n").split("\n\n")[-1]
+        event = json.loads(last.removeprefix("data: "))
+        assert event["type"] == "response.completed" and event["response"]["usage"]["output_tokens"] == 4
+
+    run(served, test)

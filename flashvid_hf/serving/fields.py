@@ -15,6 +15,7 @@ from .kinds import (
     TEXT,
     FieldError,
     Kind,
+    Record,
     Value,
     integer,
     is_integer,
@@ -50,6 +51,10 @@ _HONOURED: dict[str, Kind] = {
     "seed": Value("an integer of at most 64 bits", lambda value: is_integer(value) and -(2**63) <= value < 2**63),
     "stop": STOPS,
     "stream": FLAG,
+    # Of a chat; the last event of responses always has the usage. Streams are never padded.
+    "stream_options": Record(
+        "an object", {"include_usage": FLAG, "include_obfuscation": Value("false", lambda value: value is False)}
+    ),
     "temperature": number("a number >= 0; 0 is greedy", lambda value: value >= 0),
     "tools": LIST,
     "top_p": number("a number above 0, at most 1", lambda value: 0 < value <= 1),
@@ -81,13 +86,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
-    # A stream always ends with its usage, and is never padded.
-    "stream_options": (
-        {},
-        {"include_usage": True},
-        {"include_obfuscation": False},
-        {"include_usage": True, "include_obfuscation": False},
-    ),
     "text": ({}, {"format": {"type": "text"}}),
     "tool_choice": ("auto", "none"),
     "top_logprobs": (0,),

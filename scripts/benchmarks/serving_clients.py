@@ -112,6 +112,8 @@ def ask(port: int, body: dict[str, Any] | bytes, number: int = 0, timeout: float
                     continue
                 event = json.loads(line[6:])
                 usage = event.get("usage") or usage
+                if event.get("choices") == []:  # the event with the usage
+                    continue
                 text = event.get("error") or event["choices"][0]["delta"].get("content")
                 if text:
                     first = time.perf_counter() - begin if first is None else first
