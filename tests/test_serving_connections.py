@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import logging
+import re
 import socket
 import threading
 import time
@@ -21,6 +23,7 @@ from flashvid_hf.serving import connections
 from flashvid_hf.serving.app import ServedModel, build_app
 from flashvid_hf.serving.connections import BoundedConnection
 
+REASON = {"message": "The server stops.", "type": "server_error"}
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -140,13 +143,15 @@ def test_the_number_of_connections_leaves_files_to_the_rest(monkeypatch):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_server_ends_in_time_and_says_why(tmp_path_factory, stream):
+def test_the_server_ends_in_time_and_says_why(tmp_path_factory, monkeypatch, caplog, stream):
     folder = once(tmp_path_factory, "pipeline-qwen2_5_vl", lambda folder: build_flashvid_folder(folder, "qwen2_5_vl"))
     served = ServedModel.load(str(folder), device="cpu")
     app = build_app(served, num_frames=4)
     body = json.dumps(question(served, max_tokens=30_000, stream=stream)).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     with run_server(app, timeout_graceful_shutdown=0) as server:
+        caplog.set_level(logging.INFO, "uvicorn.error")
+        monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
         connection = call(server, head.encode() + body)
         while b"flashvid_num_requests_running 1" not in read_all(
             call(server, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -154,7 +159,12 @@ def test_the_server_ends_in_time_and_says_why(tmp_path_factory, stream):
             time.sleep(0.01)
     found = read_all(connection)
     connection.close()
-    if stream:  # it had begun; a client sees that its end is missing
-        assert b"200 OK" in found and not found.endswith(b"0\r\n\r\n")
+    if stream:  # it had begun
+        *_, event = re.findall(rb"data: (.*)\n\n", found)
+        assert json.loads(event) == {"error": {**dict.fromkeys(("code", "param")), **REASON}}
+        assert b"200 OK" in found and b"[DONE]" not in found and b"finish_reason" not in found
     else:
         assert b"503 Service Unavailable" in found and b"retry-after: 30" in found and b"The server stops." in found
+    lines = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert [record.getMessage() for record in lines] == ["Cancel 1 running task(s), timeout graceful shutdown exceeded"]
+    assert not any(record.exc_info for record in caplog.records)

@@ -16,7 +16,7 @@ import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterable, Callable
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import AsyncExitStack, nullcontext, suppress
 from typing import Any
 
 from fastapi import Request
@@ -28,6 +28,7 @@ from transformers.cli.serving.utils import X_REQUEST_ID
 
 from .bodies import parse_body
 from .engine import Engine, EngineUnavailable
+from .gate import error_response
 from .handover import HandlerRun
 from .turns import Pace, Places, Visit, Visitors, Workers, client_of
 
@@ -49,6 +50,8 @@ _BODY_SECONDS = 120.0
 # Values in a body: objects, lists, and their entries. Parsing holds Python's global lock, here for about 50 ms at most.
 # The longest prompts and the largest tools stay far below; media in base64 are one value each.
 _MOST_VALUES = 200_000
+_STOPS = "The server stops."
+_LAST_SECONDS = 1.0  # for telling a client of a stream that the server stops
 _STATUS_GONE = 499  # nobody gets it; the counters show it. nginx uses it for clients that went away
 
 
@@ -100,7 +103,7 @@ class RequestFlow:
                 return Response(status_code=_STATUS_GONE)
             if visit.refusal is not None:
                 raise visit.refusal from None
-            raise EngineUnavailable("The server stops.") from None  # uvicorn's time for the last answers is over
+            raise EngineUnavailable(_STOPS) from None  # uvicorn's time for the last answers is over
         finally:
             if not stays:
                 self.visitors.leave(visit)
@@ -214,8 +217,12 @@ class _Stream(StreamingResponse):
         self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream. It ends early if the client goes away."""
+        """Send the stream. It ends early if the client goes away, and with an error if the server stops."""
         try:
             await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:  # uvicorn's time for the last answers is over; it would log a traceback
+            event = b"data: " + bytes(error_response(503, _STOPS, "server_error").body) + b"\n\n"
+            with suppress(asyncio.CancelledError, asyncio.TimeoutError):  # of a client that takes nothing
+                await asyncio.wait_for(send({"type": "http.response.body", "body": event}), _LAST_SECONDS)
         finally:
             self._end()
