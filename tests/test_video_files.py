@@ -378,3 +378,12 @@ def test_open_files(tmp_path):
     with path.open("rb") as file:
         assert numbers_of(read_video(file, num_frames=6).frames) == list(range(6))
     assert numbers_of(read_video(io.BytesIO(path.read_bytes()), num_frames=6).frames) == list(range(6))
+
+
+@pytest.mark.skipif("decord" not in available_backends(), reason="decord is not installed")
+def test_errors_of_decord_show_no_path_of_a_copy(tmp_path):
+    content = bytearray(write_clip(tmp_path / "a.mp4", 12, SIZE, fps=24).read_bytes())
+    struct.pack_into(">II", content, content.find(b"mdhd") + 16, 1, 2**31)  # frames of hours
+    with pytest.raises(ValueError, match="cannot be read: decord: ") as raised:
+        read_video(bytes(content), backend="decord")
+    assert "/" not in str(raised.value)

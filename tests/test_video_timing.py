@@ -1,5 +1,6 @@
 """Videos whose frames are not evenly spaced: which frame is shown when, and what the models hear about it."""
 
+import struct
 from fractions import Fraction
 
 import numpy as np
@@ -368,3 +369,22 @@ def test_joined_transport_streams_are_named(tmp_path):
         ValueError, match="recordings were joined byte by byte: 1 of 100 packets have lost data; `ffmpeg"
     ):
         read_video(path)
+
+
+@pytest.mark.parametrize("backend", available_backends())
+@pytest.mark.parametrize("sampling", [{"num_frames": 4}, {"fps": 8.0}, {"fps": 8.0, "video_start": 0.2}])
+def test_a_header_that_claims_2_to_31_seconds_does_no_harm(tmp_path, backend, sampling):
+    """The times of the frames count, not the duration in the headers of the track (`mdhd`) and the file (`mvhd`)."""
+    content = write_clip(tmp_path / "a.mp4", 24, SIZE, fps=24).read_bytes()
+    assert content.find(b"mdat") < content.find(b"moov")  # so that the places of the frames stay as they are
+    honest = read_video(content, backend=backend, **sampling)
+    place = content.find(b"mdhd")
+    scale = struct.unpack_from(">I", content, place + 16)[0]
+    wide = struct.pack(">B3xQQIQ", 1, 0, 0, scale, 2**31 * scale)  # version 1, with 64 bits, is 12 bytes longer
+    claims = bytearray(content[: place + 4] + wide + content[place + 24 :])
+    for box in (b"moov", b"trak", b"mdia", b"mdhd"):
+        start = claims.find(box) - 4
+        struct.pack_into(">I", claims, start, struct.unpack_from(">I", claims, start)[0] + 12)
+    struct.pack_into(">II", claims, claims.find(b"mvhd") + 16, 1, 2**31)
+    read = read_video(bytes(claims), backend=backend, **sampling)
+    assert np.array_equal(read.frames, honest.frames) and read.metadata == honest.metadata

@@ -208,7 +208,8 @@ def _decode_file(path: str, label: str, plan: FramePlan, part: PartOfVideo, back
         except Refused as error:
             raise ValueError(f"the video {label} cannot be read: {error}") from error
         except Exception as error:  # each decoder raises exceptions of its own
-            reason = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", str(error))  # decord's text begins with a place in its sources
+            reason = str(error).replace(path, "the file")  # the path may be that of a copy
+            reason = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", reason)  # decord's text begins with a place in its sources
             reasons.append(f"{name}: {' '.join(reason.split())[:200] or type(error).__name__}")
             if isinstance(error, DamagedVideo):
                 reasons[-1] += "; repair the file, or name another, less strict `backend`"
