@@ -193,7 +193,7 @@ class ChatHandler(_VideoHandler, ChatCompletionHandler):
         if self._includes_usage:
             chunk = json.loads(event.removeprefix("data: "))
             chunk |= {"choices": [], "usage": usage.model_dump(exclude_none=True)}
-            event += self.chunk_to_sse(json.dumps(chunk))
+            event += self.chunk_to_sse(json.dumps(chunk, separators=(",", ":")))
         return event + "data: [DONE]\n\n"
 
 
