@@ -325,3 +325,20 @@ def test_the_hub_copies_weights(exports, tmp_path):
     assert f'model="{REPOSITORY}"' in added["README.md"] and "The weights are in this repository." in added["README.md"]
     for path, text in added.items():
         assert re.search(rf"(?m)^ *{len(text.encode()):,}  {re.escape(path)}$", dry), path
+
+
+def test_a_card_that_trusts_another_repository_is_refused(folder):
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace(f'model="{REPOSITORY}"', 'model="another/model"'))
+    assert REPOSITORY in card.read_text()
+    with (
+        pytest.raises(ValueError, match="loads 'another/model' with `trust_remote_code=True`"),
+        plan_upload(folder, REPOSITORY),
+    ):
+        pass
+
+
+def test_a_file_of_code_that_is_missing_is_a_fault(folder):
+    (folder / "modeling_flashvid.py").unlink()
+    with pytest.raises(ValueError, match=r"no `modeling_flashvid.py`"), plan_upload(folder, REPOSITORY):
+        pass

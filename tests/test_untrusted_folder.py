@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from flashvid_hf.publishing import checking
 from flashvid_hf.publishing.check_config import is_hub_id
-from flashvid_hf.publishing.clean_process import Workplace
+from flashvid_hf.publishing.clean_process import Workplace, workplace
 from flashvid_hf.publishing.code_audit import find_faults, find_snippet_faults
 from flashvid_hf.publishing.hub_folder import read_yaml
 
@@ -52,6 +52,7 @@ PROBES = {
     "remote code of others": "import transformers\ntransformers.dynamic_module_utils.get_class_from_dynamic_module\n",
     "other code": f"{AUTO}AutoModel.from_pretrained('a/b', trust_remote_code=True)\n",
     "other code, passed on": f"{AUTO}def load(trust):\n    AutoModel.from_pretrained('a/b', trust_remote_code=trust)\n",
+    "other code, passed whole": f"{AUTO}def load(**kwargs):\n    AutoModel.from_pretrained('/a', **kwargs)\n",
     "other code by a key": f"{AUTO}AutoModel.from_pretrained('a/b', **{{'trust_remote_code': True}})\n",
     "other code by parts of a key": f"{AUTO}AutoModel.from_pretrained('a/b', **{{'trust_' + 'remote_code': 1}})\n",
     "homoglyph": "еval = 1\n",
@@ -135,13 +136,14 @@ LOADS = "from transformers import AutoConfig, AutoModel, AutoTokenizer, pipeline
         "options = {'trust_' + 'remote_code': True}\npipeline('t', model='/a/path', **options)",
         "load = AutoConfig.from_pretrained\nload('/a/path', trust_remote_code=True)",
         "from functools import partial\npartial(pipeline, model='/a/path', trust_remote_code=True)('t')",
+        "config = AutoConfig.from_pretrained('a/b')\nconfig.auto_map = {'AutoConfig': '/a/path--b.C'}",
         "AutoModel.from_config(AutoConfig.from_pretrained('/a/path'), trust_remote_code=True)",
         "model = AutoModel.from_pretrained('a/b')\nmodel.generate(custom_generate='/a/path', trust_remote_code=True)",
     ],
 )
 def test_blocks_that_load_the_code_of_another_folder(block):
     found = find_snippet_faults("README.md", LOADS + block)
-    assert any("load" in fault.message or "trust_remote_code" in fault.message for fault in found), found
+    assert any(re.search("load|trust_remote_code|names code", fault.message) for fault in found), found
 
 
 @pytest.mark.parametrize(
@@ -152,6 +154,7 @@ def test_blocks_that_load_the_code_of_another_folder(block):
         "name = 'a/b'\npipeline('t', model=name, trust_remote_code=True, retention_ratio=0.2)",
         "AutoModel.from_pretrained('a/b', trust_remote_code=True)",
         "AutoTokenizer.from_pretrained('/a/path')",
+        "AutoModel.from_pretrained('a/b', trust_remote_code=True, low_cpu_mem_usage=True, local_files_only=True)",
         "AutoTokenizer.from_pretrained('a/b', trust_remote_code=False)",
     ],
 )
@@ -180,7 +183,24 @@ FAULTS = {
     "pickle": ("pytorch_model.bin", "x"),
     "name of another script": ("m\u043edel.py", "x = 1\n"),
     "code of another repository": ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["a/b--c.D", null]}}'),
+    "code of another repository, inside": (
+        "processor_config.json",
+        '{"image_processor": {"auto_map": {"AutoImageProcessor": "/a/path--b.C"}}}',
+    ),
+    "code of another repository, to generate": ("generation_config.json", '{"custom_generate": "a/b"}'),
+    "a base of a folder with weights": ("config.json", '{"base_model_name_or_path": "/a/path"}'),
     "encoding": ("extra.py", "# coding: utf-7\nx = 1\n"),
+    "hidden evaluation": (".eval_results/.x.yaml", "[]"),
+    "shards that are missing": ("model.safetensors.index.json", '{"weight_map": {"a": "model-2.safetensors"}}'),
+    "shards elsewhere": ("model.safetensors.index.json", '{"weight_map": {"a": "../model.safetensors"}}'),
+    "two names of the model": (
+        "README.md",
+        "".join(
+            f"```python\nfrom transformers import AutoConfig\n"
+            f"AutoConfig.from_pretrained('{name}', trust_remote_code=True)\n```\n"
+            for name in ("me/model", "another/model")
+        ),
+    ),
     "hidden file": (".env", "TOKEN=x"),
     "block of the card that loads": (
         "README.md",
@@ -206,10 +226,12 @@ def test_nothing_runs_after_a_fault(tmp_path, monkeypatch, name):
     # All other guards pass, so that this fault alone stops the run.
     find = checking.check_classes
     guards = [check for check in checking.CHECKS if check.is_guard or check.runs_code]
-    if name != "code of another repository":
+    if not name.startswith("code of another repository"):
         guards = [check for check in guards if check.find_faults is not find]
     monkeypatch.setattr(checking, "CHECKS", guards)
     (tmp_path / path).parent.mkdir(exist_ok=True)
+    if name == "a base of a folder with weights":
+        text = json.dumps({"model_type": "flashvid_qwen2_5_vl"} | json.loads(text))
     (tmp_path / path).write_text(text)
     results = checking.check_folder(tmp_path)
     assert "failed" in {result.status for result in results}
@@ -242,3 +264,20 @@ def test_yaml_that_explodes():
     with pytest.raises(Exception, match=r"the alias `\*a` is not allowed"):
         read_yaml(text)
     assert read_yaml("a: [1]") == {"a": [1]}
+
+
+def test_a_block_may_save_under_the_name_of_the_folder(tmp_path):
+    """What it saves goes to a copy."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with workplace() as place:
+        place.add_folder("name/of-it", folder)
+        copy = place.directory / "name" / "of-it"
+        assert {path.name: path.read_bytes() for path in copy.iterdir()} == {p.name: b for p, b in before.items()}
+        (copy / "config.json").write_text("changed")
+        save_file({"weight": torch.ones(1)}, copy / "model.safetensors")
+        assert (copy / "model.safetensors").read_bytes() != before[folder / "model.safetensors"]
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before

@@ -133,9 +133,14 @@ def test_an_unknown_argument_is_refused_with_compressed_videos(family, monkeypat
 
 
 @each_model
-def test_the_code_of_forward_names_the_output(model):
+def test_outputs_have_every_field_that_the_code_of_forward_gives_them(model):
+    """The code of `forward` makes an output by the name of its class; the annotation may name another class."""
     found = output_class(upstream_of(model))
     assert issubclass(found, ModelOutput) and issubclass(model.output_class, found)
+    forward = inspect.unwrap(upstream_of(model).forward)
+    named = (forward.__globals__.get(name) for name in forward.__code__.co_names)
+    (made,) = (part for part in named if isinstance(part, type) and issubclass(part, ModelOutput))
+    assert set(made.__dataclass_fields__) <= set(model.output_class.__dataclass_fields__)
     assert {CACHE, "hidden_states", "attentions"} <= set(found.__dataclass_fields__)
 
 

@@ -64,9 +64,7 @@ def check_snippets_run(folder: HubFolder) -> Iterator[str]:
             if name.count("/") == 1 and names_the_folder(name):
                 place.add_to_cache(name, folder.path)
             elif names_the_folder(name):
-                link = place.directory / name
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(folder.path)
+                place.add_folder(name, folder.path)
         for snippet, tree in runnable:
             if tree is None:
                 continue  # reported by `check_snippets_compile`

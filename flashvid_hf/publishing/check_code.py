@@ -20,6 +20,11 @@ def check_snippet_names(folder: HubFolder) -> Iterator[str]:
     """The card's python blocks keep the rules of `code_audit`."""
     for snippet in folder.snippets:
         yield from map(str, find_snippet_faults("README.md", snippet.program))
+    if len(names := folder.trusted_names) > 1:
+        yield (
+            f"README.md: blocks load {' and '.join(map(repr, names))} with `trust_remote_code`: it is for this model "
+            "alone, so write one name"
+        )
 
 
 def check_isolation(folder: HubFolder) -> Iterator[str]:
@@ -58,6 +63,9 @@ def check_generated_code(folder: HubFolder) -> Iterator[str]:
         )
     generated = published_files(folder.family)
     for name in origins:
+        for module in re.findall(r"^from \.(\w+) import ", texts[name], re.MULTILINE):
+            if f"{module}.py" not in texts:
+                yield f"{name}: imports `.{module}`, and the folder has no `{module}.py`: export the folder again"
         if texts[name] != generated.get(name):
             yield (
                 f"{name}: is not what {origins[name]} generates: export the folder again, or take the line with "

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -85,15 +86,40 @@ def check_classes(folder: HubFolder) -> Iterator[str]:
     pipelines = folder.config.get("custom_pipelines") or {}
     if "video-text-to-text" not in pipelines:
         yield "config.json: `custom_pipelines` has no 'video-text-to-text', copy it from another folder"
-    references = [*named.values(), *(pipeline.get("impl", "") for pipeline in pipelines.values())]
+    references: list[Any] = []
     for path in sorted(folder.path.glob("*.json")):
-        if path.name.endswith(("_config.json", "chat_template.json")):
-            mapped = (folder.read_json(path.name).get("auto_map") or {}).values()
-            references += [name for value in mapped for name in (value if isinstance(value, list) else [value]) if name]
+        if path.name.endswith(("config.json", "chat_template.json")):
+            for field, value in _fields_below(folder.read_json(path.name)):
+                if field in ("auto_map", "custom_pipelines"):
+                    references += _texts_below(value)
+                elif field in ("custom_generate", "trust_remote_code") and value:
+                    yield f"{path.name}: `{field}` is {value!r}: it can run code from elsewhere, remove it"
     place = "the package" if folder.kind == RECIPE else "the folder"
     for reference in dict.fromkeys(map(str, references)):
         if not folder.defines(reference):
             yield f"`{reference}` is named, but {place} has no such class: correct the name or add the module"
+
+
+def _fields_below(content: Any) -> Iterator[tuple[str, Any]]:
+    """All fields of a JSON value, at any depth, with their values. What `auto_map` and `custom_pipelines` hold counts
+    as their value alone."""
+    if isinstance(content, dict):
+        for field, value in content.items():
+            yield field, value
+            if field not in ("auto_map", "custom_pipelines"):
+                yield from _fields_below(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _fields_below(value)
+
+
+def _texts_below(mapping: Any) -> Iterator[Any]:
+    """The references in an `auto_map`, and those of `custom_pipelines`, which stand in its fields `impl`."""
+    for value in mapping.values() if isinstance(mapping, dict) else [mapping]:
+        if isinstance(value, dict):
+            yield value.get("impl", "")
+        else:
+            yield from (name for name in (value if isinstance(value, list) else [value]) if name)
 
 
 def is_hub_id(name: str) -> bool:
@@ -106,10 +132,12 @@ def is_hub_id(name: str) -> bool:
 
 
 def check_base_model(folder: HubFolder) -> Iterator[str]:
-    """A folder without weights names the model whose weights it uses."""
-    if folder.kind == FULL:
-        return
+    """A folder without weights names the model whose weights it uses; one with weights names none."""
     base, revision = folder.config.get("base_model_name_or_path"), folder.config.get("base_model_revision")
+    if folder.kind == FULL:
+        if base is not None:
+            yield f"config.json: `base_model_name_or_path` is {base!r}, and the folder has weights: remove the field"
+        return
     if not isinstance(base, str) or not base:
         yield f"config.json: `base_model_name_or_path` is {base!r}, set it to the model whose weights are used"
     elif not is_hub_id(base):

@@ -70,7 +70,7 @@ CHECKS = (
     Check("the settings in config.json are valid", check_settings, ALL_KINDS),
     Check("the settings compress and prune", check_compressing_settings, ALL_KINDS),
     Check("every class that the configuration names exists", check_classes, ALL_KINDS, is_guard=True),
-    Check("the base model is named", check_base_model, (RECIPE, WEIGHTLESS), is_guard=True),
+    Check("the weights are here, or the base that has them is named", check_base_model, ALL_KINDS, is_guard=True),
     Check("the card's metadata is valid", check_card_metadata, ALL_KINDS),
     Check("the installed transformers is the newest that the card was tested with", check_versions, ALL_KINDS),
     Check("the card's python blocks compile", check_snippets_compile, ALL_KINDS),

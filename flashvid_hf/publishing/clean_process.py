@@ -94,6 +94,19 @@ class Workplace:
             (snapshot / path).parent.mkdir(parents=True, exist_ok=True)
             (snapshot / path).symlink_to((folder / path).resolve())
 
+    def add_folder(self, name: str, folder: Path) -> None:
+        """Put a copy of a folder under this name into the working directory. Programs may save into it.
+
+        Its weights are links: who saves weights replaces the links.
+        """
+        for path in list_files(folder):
+            copy = self.directory / name / path
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".safetensors":
+                copy.symlink_to((folder / path).resolve())
+            else:
+                copy.write_bytes((folder / path).read_bytes())
+
     def link_cache(self, hub_id: str) -> None:
         """Make a Hub id load from the user's own cache, if it is there: its data, and no code that it has."""
         entry = Path(HF_HUB_CACHE, f"models--{hub_id.replace('/', '--')}")

@@ -8,10 +8,11 @@ Of weights only the header is read, of pictures and videos the first bytes. What
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-_POINTER = b"version https://git-lfs.github.com/spec/"
+_POINTER = re.compile(rb"(\xef\xbb\xbf)?\s*version https://(git-lfs|hawser)\.github\.com/spec/")
 
 # How pictures and videos begin.
 _BEGINNINGS = {
@@ -34,7 +35,7 @@ def find_content_fault(file: Path) -> str | None:
     """
     with file.open("rb") as opened:
         beginning = opened.read(64)
-    if beginning.startswith(_POINTER):
+    if _POINTER.match(beginning):
         return (
             "is a pointer of Git LFS in place of the file: run `git lfs pull` where you cloned the repository, or "
             "download the file again"
@@ -69,9 +70,23 @@ def _judge_text(file: Path) -> str | None:
         return f"is no text (character {text.index(chr(0)):,} is NUL): write it as text in UTF-8"
     if file.suffix == ".json":
         try:
-            json.loads(text, parse_constant=_refuse_constant)
+            content = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:  # RecursionError: too many brackets
             return f"is no JSON ({error}): correct it"
+        if file.name.endswith(".safetensors.index.json"):
+            return _judge_index(file, content)
+    return None
+
+
+def _judge_index(file: Path, content: Any) -> str | None:
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not shards:
+        return "has no `weight_map`: save the weights with `save_pretrained`"
+    for shard in sorted(set(map(str, shards.values()))):
+        if Path(shard).name != shard or Path(shard).suffix != ".safetensors" or not (file.parent / shard).is_file():
+            return (
+                f"names the weights {ascii(shard[:100])}, which the folder does not have: add them, or save them again"
+            )
     return None
 
 

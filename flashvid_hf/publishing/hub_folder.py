@@ -18,6 +18,7 @@ from . import clean_probe
 from .clean_process import COMMIT, workplace
 from .code_audit import Fault, find_faults
 from .published_code import published_files
+from .remote_code import find_trusted_names
 
 RECIPE, WEIGHTLESS, FULL = "recipe", "weightless", "full"
 PROBE_HUB_ID, PROBE_REVISION = "check/flashvid-folder-0.1B", "v1"  # dot and hyphens: the loader must replace them
@@ -142,6 +143,11 @@ class HubFolder:
         blocks = re.finditer(r"^```(?:python|py)[ \t]*\r?\n(.*?)^```", self.card, re.MULTILINE | re.DOTALL)
         lines = [(self.card.count("\n", 0, block.start(1)) + 1, block[1]) for block in blocks]
         return tuple(Snippet(number, line, code) for number, (line, code) in enumerate(lines, 1))
+
+    @property
+    def trusted_names(self) -> list[str]:
+        """The names of models that the card's python blocks load with `trust_remote_code`."""
+        return sorted({name for snippet in self.snippets for name in find_trusted_names(snippet.program)})
 
     @cached_property
     def faults(self) -> list[Fault]:

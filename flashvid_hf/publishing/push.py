@@ -90,6 +90,11 @@ def plan_upload(folder: str | os.PathLike, repository: str, *, copy_weights: boo
             f"`README.md` of {str(folder)!r} does not speak of {repository!r}: its snippets would load something else. "
             f"Build the folder with `flashvid-hf export --repository {repository}`."
         )
+    if others := set(HubFolder(folder).trusted_names) - {repository}:
+        raise ValueError(
+            f"`README.md` of {str(folder)!r} loads {min(others)!r} with `trust_remote_code=True`: that is for "
+            f"{repository!r} alone. Build the folder with `flashvid-hf export --repository {repository}`."
+        )
     _check_without_running(folder)
     if not copy_weights:
         yield UploadPlan(repository, tuple(_list_files(folder)))

@@ -19,7 +19,12 @@ _PART_OF_FLAG = re.compile(r"trust_?|_?remote_code|trust_remote\w*|\w*_remote_co
 # The arguments of `pipeline` and `from_pretrained` that say what is loaded.
 MODEL_ARGUMENTS = ("model", "pretrained_model_name_or_path")
 # The others that a card may give beside the flag. None of them makes a call read another folder.
-_HARMLESS = {_FLAG, "task", "revision", "dtype", "torch_dtype", "device", "device_map", "attn_implementation"}
+_HARMLESS = {
+    *(_FLAG, "task", "revision", "code_revision", "dtype", "torch_dtype", "device", "device_map", "max_memory"),
+    *("attn_implementation", "low_cpu_mem_usage", "use_safetensors", "local_files_only", "force_download", "token"),
+}
+# Fields of a configuration that name code.
+_NAMES_OF_CODE = ("auto_map", "custom_pipelines")
 
 
 def find_remote_code(tree: ast.Module, is_card: bool) -> Iterator[tuple[ast.AST, str]]:
@@ -29,7 +34,7 @@ def find_remote_code(tree: ast.Module, is_card: bool) -> Iterator[tuple[ast.AST,
         tree: the module.
         is_card: whether it is a block of a card.
     """
-    allowed = {id(keyword) for keyword in _own_flags(tree)} if is_card else set()
+    allowed = {id(keyword) for _, keyword in _own_flags(tree)} if is_card else set()
     for node in ast.walk(tree):
         if isinstance(node, ast.keyword) and node.arg == _FLAG and not _is_constant(node.value, False):
             if id(node) in allowed:
@@ -38,7 +43,8 @@ def find_remote_code(tree: ast.Module, is_card: bool) -> Iterator[tuple[ast.AST,
                 yield (
                     node.value,
                     f"`{_FLAG}` may run the code of another folder: write `{_FLAG}=True` in `pipeline(...)` or "
-                    "`from_pretrained(...)`, beside one constant name of this model and no further names",
+                    "`from_pretrained(...)`, beside one constant name of this model, settings of FlashVID, and none "
+                    f"but {', '.join(sorted(_HARMLESS - {_FLAG}))}",
                 )
             else:
                 yield node.value, f"`{_FLAG}` runs the code of another folder: leave it out"
@@ -46,12 +52,26 @@ def find_remote_code(tree: ast.Module, is_card: bool) -> Iterator[tuple[ast.AST,
             yield node, f"`.{_FLAG}` hides whether the code of another folder runs: do without it"
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _PART_OF_FLAG.fullmatch(node.value):
             yield node, f"the text {node.value!r} can turn on `{_FLAG}` unseen: pass it by its name only"
+        elif is_card and isinstance(node, ast.Attribute) and node.attr in _NAMES_OF_CODE:
+            yield node, f"`.{node.attr}` names code that a later call may run: do without it"
+        elif not is_card and isinstance(node, ast.Call) and _loads(node):
+            if any(_is_text(given) for given in _models_of(node)):
+                yield node, "loads a model of a fixed name, with the caller's arguments: let the caller name it"
         elif is_card and isinstance(node, ast.Call) and _loads(node):
             if any(keyword.arg is None for keyword in node.keywords):
                 yield node, "a call that loads a model has `**`, which hides what it loads: name its arguments"
             most = 2 if _name(node) == "pipeline" else 1  # the task and the model, or the model
             if len(node.args) > most or any(isinstance(argument, ast.Starred) for argument in node.args):
                 yield node, f"a call that loads a model has more than {most} arguments by place: name the others"
+
+
+def find_trusted_names(code: str) -> set[str]:
+    """The names of models that a block of a card loads with `trust_remote_code`."""
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()  # it does not run
+    return {name for name, _ in _own_flags(tree)}
 
 
 def find_constants(tree: ast.AST) -> dict[str, ast.expr]:
@@ -77,27 +97,41 @@ def find_constants(tree: ast.AST) -> dict[str, ast.expr]:
     }
 
 
-def names_the_folder(name: object) -> bool:
+def names_the_folder(name: str) -> bool:
     """Whether `check` lets a name in a card stand for the folder: a Hub id, or a relative path that stays inside."""
-    if not isinstance(name, str) or not name or name.startswith(("/", "~", ".")) or "\\" in name or ":" in name:
+    if not name or name.startswith(("/", "~", ".")) or "\\" in name or ":" in name:
         return False
     return ".." not in PurePosixPath(name).parts
 
 
-def _own_flags(tree: ast.Module) -> Iterator[ast.keyword]:
-    """The flags of calls that load nothing but the folder."""
+def _own_flags(tree: ast.Module) -> Iterator[tuple[str, ast.keyword]]:
+    """The flags of calls that load nothing but the folder, each with the name that it has there."""
     constants = find_constants(tree)
     harmless = _HARMLESS | CALL_FIELDS
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not _loads(node):
             continue
-        given = node.args[1:2] if _name(node) == "pipeline" else node.args[:1]
-        given += [keyword.value for keyword in node.keywords if keyword.arg in MODEL_ARGUMENTS]
-        values = [constants.get(value.id) if isinstance(value, ast.Name) else value for value in given]
-        is_own = len(values) == 1 and isinstance(values[0], ast.Constant) and names_the_folder(values[0].value)
+        values = [constants.get(value.id) if isinstance(value, ast.Name) else value for value in _models_of(node)]
         others = {keyword.arg for keyword in node.keywords} - {*MODEL_ARGUMENTS, *harmless}
-        if is_own and not others:
-            yield from (k for k in node.keywords if k.arg == _FLAG and _is_constant(k.value, True))
+        if len(values) != 1 or others:
+            continue
+        name = values[0].value if isinstance(values[0], ast.Constant) else None
+        if isinstance(name, str) and names_the_folder(name):
+            yield from ((name, k) for k in node.keywords if k.arg == _FLAG and _is_constant(k.value, True))
+
+
+def _models_of(call: ast.Call) -> list[ast.expr]:
+    """The arguments of a call that loads a model which say what is loaded."""
+    given = call.args[1:2] if _name(call) == "pipeline" else call.args[:1]
+    return given + [keyword.value for keyword in call.keywords if keyword.arg in MODEL_ARGUMENTS]
+
+
+def _is_text(node: ast.expr) -> bool:
+    """Whether an expression is a text, or is put together from texts."""
+    return any(
+        isinstance(part, ast.JoinedStr) or (isinstance(part, ast.Constant) and isinstance(part.value, str))
+        for part in ast.walk(node)
+    )
 
 
 def _loads(call: ast.Call) -> bool:

@@ -32,11 +32,11 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from itertools import groupby
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import distributed, nn
-from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedConfig
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedConfig, modeling_outputs
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
@@ -371,15 +371,13 @@ class CacheAlias:
 
 
 def output_class(model_class: type) -> Any:
-    """The class of the outputs of an upstream model's `forward`.
+    """The class of the outputs of an upstream model's `forward`, read from its return annotation.
 
-    It is read from the code of `forward`, which makes an output by the name of its class. The return annotation of some
-    models names a class with fewer fields.
+    In 5.24 the annotation of Qwen2-VL's base model is too general: it names the class that a language model returns.
     """
-    forward = inspect.unwrap(model_class.forward)  # type: ignore[attr-defined]  # without its decorators
-    named = (forward.__globals__.get(name) for name in forward.__code__.co_names)
-    (found,) = (part for part in named if isinstance(part, type) and issubclass(part, ModelOutput))
-    return found
+    annotation = inspect.signature(model_class.forward).return_annotation  # type: ignore[attr-defined]
+    (found,) = (part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, ModelOutput))
+    return modeling_outputs.MultimodalBaseModelOutputWithPast if found is BaseModelOutputWithPast else found
 
 
 def complete_outputs(model: Any, outputs: ModelOutput, encoded: dict[str, Any]) -> Any:

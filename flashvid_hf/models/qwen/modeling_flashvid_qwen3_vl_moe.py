@@ -45,6 +45,8 @@ class FlashVIDQwen3VLMoeModelOutput(FlashVIDModelOutput, output_class(Qwen3VLMoe
             (B * L,). `None` if `last_hidden_state` has all columns.
     """
 
+    # Upstream's class of outputs, as the annotation of `forward` names it, lacks this field.
+    router_logits: tuple[torch.Tensor, ...] | None = None
     router_masks: tuple[torch.Tensor, ...] | None = None
 
 
