@@ -115,7 +115,8 @@ def main(arguments: list[str]) -> None:
         points = []
         for clients in tqdm([0, *given.clients], desc="numbers of clients"):  # the first is a warm-up
             number = max(given.requests, clients) if clients else 2
-            options = {"video": given.video, "generation_config": lengths, "stream": True}
+            stream = {"stream": True, "stream_options": {"include_usage": True}}
+            options = {"video": given.video, "generation_config": lengths, **stream}
             bodies = [question(given.model, QUESTIONS[i % len(QUESTIONS)], **options) for i in range(number)]
             point = {mode: measure(port, bodies, clients or 2) for mode, port in ports.items()}
             if clients:
