@@ -156,6 +156,8 @@ def test_blocks_that_load_the_code_of_another_folder(block):
         "AutoTokenizer.from_pretrained('/a/path')",
         "AutoModel.from_pretrained('a/b', trust_remote_code=True, low_cpu_mem_usage=True, local_files_only=True)",
         "AutoTokenizer.from_pretrained('a/b', trust_remote_code=False)",
+        "import torch\ndevice = 'cuda' if torch.cuda.is_available() else 'cpu'\n"
+        "AutoModel.from_pretrained('a/b', trust_remote_code=True).to(device)",
     ],
 )
 def test_blocks_that_load_the_folder(block):

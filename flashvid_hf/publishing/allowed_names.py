@@ -48,6 +48,7 @@ _CARD_PATTERNS = (
     "flashvid_hf.[a-zA-Z]*",
     "transformers.pipeline",
     "transformers.set_seed",
+    "torch.cuda.is_available",
     "av.open",
     "PIL.Image.open",
 )
