@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from flashvid_hf import FAMILIES, FlashVIDQwen2_5_VLForConditionalGeneration
 from flashvid_hf.publishing import check_card, check_config, check_model
-from flashvid_hf.publishing.check_card import find_model_names
 from flashvid_hf.publishing.check_code import check_generated_code, check_isolation
 from flashvid_hf.publishing.checking import CHECKS, CheckResult, check_folder, run_check
 from flashvid_hf.publishing.clean_probe import load_reference
 from flashvid_hf.publishing.code_audit import EXECUTION, IMPORTS, NETWORK, RELATIVE, WRITING, find_faults
 from flashvid_hf.publishing.hub_folder import FULL, RECIPE, WEIGHTLESS, HubFolder
 from flashvid_hf.publishing.published_code import published_files
+from flashvid_hf.publishing.remote_code import find_model_names
 from flashvid_hf.publishing.versions import INSTALLATION, TESTED_SENTENCE, TESTED_TRANSFORMERS, check_versions
 
 VERSIONS, EVALUATION, ISOLATION = (

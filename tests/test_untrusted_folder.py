@@ -219,6 +219,14 @@ FAULTS = {
 }
 
 
+# What `check` says of those faults that `check_classes` finds.
+NAMED = {
+    "code of another repository": "`a/b--c.D` is named",
+    "code of another repository, inside": "`/a/path--b.C` is named",
+    "code of another repository, to generate": "generation_config.json: `custom_generate` is 'a/b'",
+}
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_nothing_runs_after_a_fault(tmp_path, monkeypatch, name):
     path, text = FAULTS[name]
@@ -228,7 +236,7 @@ def test_nothing_runs_after_a_fault(tmp_path, monkeypatch, name):
     # All other guards pass, so that this fault alone stops the run.
     find = checking.check_classes
     guards = [check for check in checking.CHECKS if check.is_guard or check.runs_code]
-    if not name.startswith("code of another repository"):
+    if name not in NAMED:
         guards = [check for check in guards if check.find_faults is not find]
     monkeypatch.setattr(checking, "CHECKS", guards)
     (tmp_path / path).parent.mkdir(exist_ok=True)
@@ -236,6 +244,8 @@ def test_nothing_runs_after_a_fault(tmp_path, monkeypatch, name):
         text = json.dumps({"model_type": "flashvid_qwen2_5_vl"} | json.loads(text))
     (tmp_path / path).write_text(text)
     results = checking.check_folder(tmp_path)
+    if name in NAMED:  # other faults of `check_classes` stop this folder too
+        assert NAMED[name] in "".join(result.message for result in results)
     assert "failed" in {result.status for result in results}
     assert {result.status for result in results if result.title in {c.title for c in guards if c.runs_code}} == {
         "skipped"

@@ -146,7 +146,9 @@ def output_class(model_class: type) -> Any:
     """
     annotation = inspect.signature(model_class.forward).return_annotation  # type: ignore[attr-defined]
     (found,) = (part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, ModelOutput))
-    return modeling_outputs.MultimodalBaseModelOutputWithPast if found is BaseModelOutputWithPast else found
+    # 5.23 lacks the right class: there, the outputs have no fields of the vision tower.
+    right = getattr(modeling_outputs, "MultimodalBaseModelOutputWithPast", found)
+    return right if found is BaseModelOutputWithPast else found
 
 
 def complete_outputs(model: Any, outputs: ModelOutput, encoded: dict[str, Any]) -> Any:

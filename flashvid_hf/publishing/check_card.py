@@ -12,7 +12,7 @@ from huggingface_hub import parse_eval_result_entries
 from .clean_probe import make_scenes
 from .clean_process import workplace
 from .hub_folder import FULL, RECIPE, CheckSkipped, HubFolder, Snippet, last_lines, read_yaml
-from .remote_code import MODEL_ARGUMENTS, find_constants, names_the_folder
+from .remote_code import find_model_names, names_the_folder
 
 _REQUIRED = {"library_name": "transformers", "pipeline_tag": "video-text-to-text"}
 VIDEO_NAMES = ("video.mp4", "clip.mp4")  # videos that a snippet may open
@@ -94,19 +94,6 @@ def check_eval_results(folder: HubFolder) -> Iterator[str]:
                     raise ValueError(f"`value` is {entry['value']!r}, write a number")
         except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
             yield f"{name}: cannot be read as evaluation results ({type(error).__name__}: {error}), correct it"
-
-
-def find_model_names(tree: ast.Module) -> set[str]:
-    """The models that a snippet loads: constants given to `pipeline` or `from_pretrained`, also by a variable."""
-    constants = find_constants(tree)
-    given: list[Any] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            given += [keyword.value for keyword in node.keywords if keyword.arg in MODEL_ARGUMENTS]
-            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            given += node.args[1:2] if name == "pipeline" else node.args[:1] if name == "from_pretrained" else []
-    values = [constants.get(value.id) if isinstance(value, ast.Name) else value for value in given]
-    return {value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)}
 
 
 def write_video(path: Path) -> None:

@@ -63,10 +63,11 @@ def check_generated_code(folder: HubFolder) -> Iterator[str]:
         )
     generated = published_files(folder.family)
     for name in origins:
-        for module in re.findall(r"^from \.(\w+) import ", texts[name], re.MULTILINE):
-            if f"{module}.py" not in texts:
-                yield f"{name}: imports `.{module}`, and the folder has no `{module}.py`: export the folder again"
-        if texts[name] != generated.get(name):
+        if texts[name] == generated.get(name):  # `code_audit` judges the imports of all other files
+            for module in re.findall(r"^from \.(\w+) import ", texts[name], re.MULTILINE):
+                if f"{module}.py" not in texts:
+                    yield f"{name}: imports `.{module}`, and the folder has no `{module}.py`: export the folder again"
+        else:
             yield (
                 f"{name}: is not what {origins[name]} generates: export the folder again, or take the line with "
                 f"`{origins[name]}` out of the file if you changed its code on purpose"

@@ -91,7 +91,7 @@ def check_classes(folder: HubFolder) -> Iterator[str]:
         if path.name.endswith(("config.json", "chat_template.json")):
             for field, value in _fields_below(folder.read_json(path.name)):
                 if field in ("auto_map", "custom_pipelines"):
-                    references += _texts_below(value)
+                    references += _references_in(value)
                 elif field in ("custom_generate", "trust_remote_code") and value:
                     yield f"{path.name}: `{field}` is {value!r}: it can run code from elsewhere, remove it"
     place = "the package" if folder.kind == RECIPE else "the folder"
@@ -101,8 +101,7 @@ def check_classes(folder: HubFolder) -> Iterator[str]:
 
 
 def _fields_below(content: Any) -> Iterator[tuple[str, Any]]:
-    """All fields of a JSON value, at any depth, with their values. What `auto_map` and `custom_pipelines` hold counts
-    as their value alone."""
+    """All fields of a JSON value, at any depth, with their values; but none inside `auto_map` or `custom_pipelines`."""
     if isinstance(content, dict):
         for field, value in content.items():
             yield field, value
@@ -113,8 +112,8 @@ def _fields_below(content: Any) -> Iterator[tuple[str, Any]]:
             yield from _fields_below(value)
 
 
-def _texts_below(mapping: Any) -> Iterator[Any]:
-    """The references in an `auto_map`, and those of `custom_pipelines`, which stand in its fields `impl`."""
+def _references_in(mapping: Any) -> Iterator[Any]:
+    """The classes that an `auto_map` names, or `custom_pipelines` in its fields `impl`."""
     for value in mapping.values() if isinstance(mapping, dict) else [mapping]:
         if isinstance(value, dict):
             yield value.get("impl", "")

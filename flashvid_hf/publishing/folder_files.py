@@ -103,9 +103,8 @@ def _entries(folder: Path, inside: Path = Path()) -> Iterator[tuple[Path, os.Dir
 def _judge_file(path: Path, entry: os.DirEntry) -> Iterator[str]:
     name, parent, size = path.as_posix(), path.parent.as_posix(), entry.stat().st_size
     kinds = ALLOWED["" if parent == "." else parent]
-    if path.name.startswith(".") and path.name not in kinds:
-        kinds = {}
-    limits = [limit for pattern, limit in kinds.items() if fnmatchcase(path.name, pattern)]
+    hidden = path.name.startswith(".")  # `*` stands for no dot at the beginning, as in a shell
+    limits = [limit for kind, limit in kinds.items() if fnmatchcase(path.name, kind) and kind.startswith(".") == hidden]
     if not limits or (path.suffix == ".py" and (not path.stem.isidentifier() or path.stem.startswith("__"))):
         reasons = (reason for reason, suffixes in _REASONS.items() if path.suffix.lower() in suffixes)
         yield f"{name}: {next(reasons, _OTHER)}"

@@ -17,7 +17,7 @@ _FLAG = "trust_remote_code"
 # A part of the flag's name, from which code could put it together.
 _PART_OF_FLAG = re.compile(r"trust_?|_?remote_code|trust_remote\w*|\w*_remote_code")
 # The arguments of `pipeline` and `from_pretrained` that say what is loaded.
-MODEL_ARGUMENTS = ("model", "pretrained_model_name_or_path")
+_MODEL = ("model", "pretrained_model_name_or_path")
 # The others that a card may give beside the flag. None of them makes a call read another folder.
 _HARMLESS = {
     *(_FLAG, "task", "revision", "code_revision", "dtype", "torch_dtype", "device", "device_map", "max_memory"),
@@ -63,6 +63,13 @@ def find_remote_code(tree: ast.Module, is_card: bool) -> Iterator[tuple[ast.AST,
             most = 2 if _name(node) == "pipeline" else 1  # the task and the model, or the model
             if len(node.args) > most or any(isinstance(argument, ast.Starred) for argument in node.args):
                 yield node, f"a call that loads a model has more than {most} arguments by place: name the others"
+
+
+def find_model_names(tree: ast.AST) -> set[str]:
+    """The models that a block loads: constants given to `pipeline` or `from_pretrained`, also by a variable."""
+    constants = find_constants(tree)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return {name for call in calls for name in _names_in(call, constants) if name is not None}
 
 
 def find_trusted_names(code: str) -> set[str]:
@@ -111,19 +118,23 @@ def _own_flags(tree: ast.Module) -> Iterator[tuple[str, ast.keyword]]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not _loads(node):
             continue
-        values = [constants.get(value.id) if isinstance(value, ast.Name) else value for value in _models_of(node)]
-        others = {keyword.arg for keyword in node.keywords} - {*MODEL_ARGUMENTS, *harmless}
-        if len(values) != 1 or others:
-            continue
-        name = values[0].value if isinstance(values[0], ast.Constant) else None
-        if isinstance(name, str) and names_the_folder(name):
-            yield from ((name, k) for k in node.keywords if k.arg == _FLAG and _is_constant(k.value, True))
+        names = _names_in(node, constants)
+        others = {keyword.arg for keyword in node.keywords} - {*_MODEL, *harmless}
+        if len(names) == 1 and names[0] is not None and names_the_folder(names[0]) and not others:
+            yield from ((names[0], k) for k in node.keywords if k.arg == _FLAG and _is_constant(k.value, True))
 
 
 def _models_of(call: ast.Call) -> list[ast.expr]:
-    """The arguments of a call that loads a model which say what is loaded."""
-    given = call.args[1:2] if _name(call) == "pipeline" else call.args[:1]
-    return given + [keyword.value for keyword in call.keywords if keyword.arg in MODEL_ARGUMENTS]
+    """The arguments of a call that say which model it loads."""
+    place = {"pipeline": 1, "from_pretrained": 0}.get(_name(call), len(call.args))
+    return call.args[place : place + 1] + [keyword.value for keyword in call.keywords if keyword.arg in _MODEL]
+
+
+def _names_in(call: ast.Call, constants: dict[str, ast.expr]) -> list[str | None]:
+    """The models that a call loads, by `_models_of`; `None` for what is no constant text."""
+    values = [constants.get(value.id) if isinstance(value, ast.Name) else value for value in _models_of(call)]
+    texts = (value.value if isinstance(value, ast.Constant) else None for value in values)
+    return [text if isinstance(text, str) else None for text in texts]
 
 
 def _is_text(node: ast.expr) -> bool:

@@ -184,8 +184,11 @@ class ChatHandler(_VideoHandler, ChatCompletionHandler):
         return fields
 
     def _build_chunk_sse(self, request_id: str = "", *args: Any, **kwargs: Any) -> str:
-        """A chunk of a stream. The last one, which gets the usage, is followed by a chunk with the usage, if the
-        request asks for one, and by the end mark."""
+        """A chunk of a stream.
+
+        transformers gives the usage to the last chunk. Behind that come a chunk of the usage alone, if the request asks
+        for it, and the end mark.
+        """
         usage = kwargs.pop("usage", None)
         event = super()._build_chunk_sse(request_id, *args, **kwargs)
         if usage is None:

@@ -74,7 +74,7 @@ class Row:
         self._text: AnswerText | None = None
         if config.stop_strings:
             # transformers' criterion compares every stop string with every token of the vocabulary before it begins.
-            self._text = AnswerText(tokenizer._tokenizer, config.stop_strings, skip_special_tokens)
+            self._text = AnswerText(tokenizer.backend_tokenizer, config.stop_strings, skip_special_tokens)
             config = copy.copy(config)
             config.stop_strings = None
         with torch.no_grad():
